@@ -1,0 +1,227 @@
+"""Typed options of methods and tasks: ``kivi@bits=2,group_size=64`` to a dataclass and back to a stable id.
+
+A *spec string* is ``name`` or ``name@key=value,key=value`` (``:`` works like ``@``). Methods and tasks are frozen
+dataclasses whose fields, made with `param`, are their options; `build` fills one from text with full checking,
+`identifier` writes the canonical id (name plus the options that differ from their defaults, in field order).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from lcbench.config.budget import Budget
+from lcbench.errors import BadValue, UnknownName, UsageError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One parsed spec string: a name and its options, still text."""
+
+    name: str
+    options: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        return self.name + ("@" + ",".join(f"{k}={v}" for k, v in self.options) if self.options else "")
+
+
+def param(
+    default: Any,
+    doc: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[Any, ...] | None = None,
+) -> Any:
+    """A dataclass field that is a user option.
+
+    Args:
+        default: its default; None means "not set" for fields typed ``X | None``.
+        doc: one line for `lcbench list`, with the unit.
+        minimum, maximum: inclusive bounds for numbers (of every element, for tuples).
+        choices: the only values allowed.
+    """
+    return dataclasses.field(
+        default=default, metadata={"doc": doc, "minimum": minimum, "maximum": maximum, "choices": choices}
+    )
+
+
+def split_items(text: str) -> list[str]:
+    """Split ``a,b@k=v,l=w,c`` at the commas between items: a piece holding ``=`` but no ``@`` continues the last."""
+    items: list[str] = []
+    for piece in (p.strip() for p in text.split(",")):
+        if not piece:
+            continue
+        starts_option = "=" in piece and "@" not in piece.split("=", 1)[0] and ":" not in piece.split("=", 1)[0]
+        if starts_option and items:
+            items[-1] += "," + piece
+        else:
+            items.append(piece)
+    return items
+
+
+def parse_item(text: str, kind: str) -> Item:
+    """Parse one spec string. Raises UsageError naming ``kind`` when an option is not ``key=value``."""
+    name, sep, rest = _cut_name(text.strip())
+    if not name:
+        raise UsageError(f"Empty {kind} name in '{text}'.", f"Write the {kind} name first, e.g. name@key=value.")
+    options: list[tuple[str, str]] = []
+    for piece in rest.split(",") if sep else []:
+        key, eq, value = piece.partition("=")
+        if not eq or not key.strip() or not value.strip():
+            raise UsageError(
+                f"Option '{piece}' of {kind} '{name}' is not key=value.", f"Write {name}@key=value,key=value."
+            )
+        if key.strip() in dict(options):
+            raise UsageError(f"Option '{key.strip()}' of {kind} '{name}' is given twice.", "Give it once.")
+        options.append((key.strip(), value.strip()))
+    return Item(name, tuple(options))
+
+
+def _cut_name(text: str) -> tuple[str, str, str]:
+    cuts = [i for i in (text.find("@"), text.find(":")) if i >= 0]
+    if not cuts:
+        return text, "", ""
+    return text[: min(cuts)], text[min(cuts)], text[min(cuts) + 1 :]
+
+
+def build(cls: type[T], item: Item, kind: str) -> T:
+    """Make ``cls`` (a dataclass whose fields are `param`) from an item's text options.
+
+    Raises:
+        UnknownName: an option that ``cls`` does not have.
+        BadValue: a value of the wrong type, out of range, or refused by ``cls.__post_init__``.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls)
+    values: dict[str, Any] = {}
+    for key, text in item.options:
+        if key not in fields:
+            raise UnknownName("parameter", key, fields, where=f" of {kind} '{item.name}'")
+        where = f"{item.name}@{key}"
+        value = _convert(text, hints[key], where)
+        _check(value, fields[key].metadata, where)
+        values[key] = value
+    return cls(**values)
+
+
+def _convert(text: str, hint: Any, where: str) -> Any:
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        arms = typing.get_args(hint)
+        if type(None) in arms and text.lower() in ("none", "null"):
+            return None
+        return _convert(text, next(a for a in arms if a is not type(None)), where)
+    if typing.get_origin(hint) is tuple:
+        element = typing.get_args(hint)[0]
+        return tuple(_convert(part, element, where) for part in text.replace(" ", "/").split("/") if part)
+    if typing.get_origin(hint) is typing.Literal:
+        allowed = {str(c): c for c in typing.get_args(hint)}
+        if text not in allowed:
+            raise UnknownName("value", text, allowed, where=f" for {where}")
+        return allowed[text]
+    if hint is bool:
+        if text.lower() in ("true", "yes", "on", "1"):
+            return True
+        if text.lower() in ("false", "no", "off", "0"):
+            return False
+        raise BadValue(f"{where}={text} is not true or false.", f"Write {where}=true or {where}=false.")
+    try:
+        if hint is int:
+            return int(text)
+        if hint is float:
+            number = float(text)
+            if not math.isfinite(number):
+                raise ValueError
+            return number
+        if hint is Budget:
+            return Budget.parse(text)
+    except (ValueError, OverflowError):
+        noun = {int: "a whole number", float: "a number"}.get(hint, "a budget such as 0.25 or 512")
+        raise BadValue(f"{where}={text} is not {noun}.", f"Give {noun}.") from None
+    return text
+
+
+def _check(value: Any, metadata: Mapping[str, Any], where: str) -> None:
+    low, high, choices = metadata.get("minimum"), metadata.get("maximum"), metadata.get("choices")
+    for element in value if isinstance(value, tuple) else (value,):
+        if element is None:
+            continue
+        if choices is not None and element not in choices:
+            allowed = ", ".join(str(c) for c in choices)
+            raise BadValue(f"{where}={format_value(element)} is not one of {allowed}.", f"Choose {allowed}.")
+        if isinstance(element, int | float) and not isinstance(element, bool):
+            if low is not None and element < low:
+                raise BadValue(
+                    f"{where}={format_value(element)} is below the least value {low:g}.",
+                    f"Use {low:g} or more.",
+                )
+            if high is not None and element > high:
+                raise BadValue(
+                    f"{where}={format_value(element)} is above the greatest value {high:g}.",
+                    f"Use {high:g} or less.",
+                )
+
+
+def format_value(value: Any) -> str:
+    """Canonical text of an option value; `build` reads it back to an equal value."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:.12g}"
+    if isinstance(value, tuple):
+        return "/".join(format_value(v) for v in value)
+    return str(value)
+
+
+def options_of(instance: Any, *, only_changed: bool = False) -> dict[str, str]:
+    """Option name to canonical text, in field order; ``only_changed`` leaves defaults out."""
+    result = {}
+    for field in dataclasses.fields(instance):
+        value = getattr(instance, field.name)
+        if only_changed and value == field.default:
+            continue
+        result[field.name] = format_value(value)
+    return result
+
+
+def identifier(name: str, instance: Any) -> str:
+    """``name`` or ``name@k=v,k=v`` with the options that differ from their defaults; safe as a file name."""
+    changed = options_of(instance, only_changed=True)
+    return str(Item(name, tuple(changed.items())))
+
+
+def apply_settings(items: Iterable[Item], settings: Mapping[str, str], fields_of: Mapping[str, set[str]]) -> list[Item]:
+    """Add ``--set key=value`` to every item that has the option and does not set it itself.
+
+    Args:
+        fields_of: item name to the set of its option names.
+
+    Raises:
+        UnknownName: a setting that no item has.
+    """
+    items = list(items)
+    known = {key for item in items for key in fields_of.get(item.name, set())}
+    for key in settings:
+        if key not in known:
+            raise UnknownName("parameter", key, known, where=" (no chosen method has it)")
+    return [
+        Item(
+            item.name,
+            item.options
+            + tuple(
+                (k, v)
+                for k, v in settings.items()
+                if k in fields_of.get(item.name, set()) and k not in dict(item.options)
+            ),
+        )
+        for item in items
+    ]

@@ -1,0 +1,335 @@
+"""The cache of one layer of one sequence: what is stored, what a query sees, how many bytes that is.
+
+Every way of storing keys and values is a `LayerKV`. `DenseLayer` keeps all tokens (or a chosen subset of them),
+`RingLayer` keeps sinks and a rolling window; quantized and other stores live with their methods. Keys are stored after
+RoPE, at the angle of their own position in the text.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lcbench.kv import attention
+
+
+class LayerKV(ABC):
+    """Cache of one layer of one sequence.
+
+    Attributes:
+        seen: tokens that went through this layer, dropped ones included; the next token's position.
+    """
+
+    seen: int
+
+    @abstractmethod
+    def append(self, key: Tensor, value: Tensor) -> None:
+        """Take the keys and values ``[Hk, q, d]`` of q new tokens (after RoPE). Adds q to ``seen``."""
+
+    @abstractmethod
+    def attend(self, query: Tensor, *, scaling: float, window: int | None = None) -> Tensor:
+        """Attention output ``[H, q, d]`` of the q newest tokens' queries ``[H, q, d]``; called right after `append`.
+
+        A store that changes what it keeps (evicts, quantizes its residual) does so at the end of this call, so that
+        the step itself still sees what the method says it sees.
+        """
+
+    @abstractmethod
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor held between steps: keys, values, codes, scales, indices, statistics."""
+
+    @abstractmethod
+    def fork(self) -> LayerKV:
+        """An independent copy: appending to one never shows in the other. Frozen tensors may be shared."""
+
+    @abstractmethod
+    def positions(self) -> Tensor:
+        """Text positions of the held entries, ``[n]`` (same for all KV heads) or ``[Hk, n]``, int64, any order;
+        in a ragged store -1 fills unused places."""
+
+    @property
+    def entries(self) -> float:
+        """Held entries, mean over KV heads."""
+        held = self.positions()
+        return float((held >= 0).sum().item()) / (held.shape[0] if held.ndim == 2 else 1)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all held tensors by element count."""
+        return sum(t.numel() * t.element_size() for t in self.tensors())
+
+    @property
+    def storage_nbytes(self) -> int:
+        """Bytes of the memory behind the held tensors, each storage once; equals `nbytes` when nothing is wasted."""
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self.tensors() if t.numel()}
+        return sum(storages.values())
+
+
+class DecodePolicy(Protocol):
+    """Acts on a `DenseLayer` after each decoding step (H2O, TOVA, …). One instance a layer and fork."""
+
+    needs_weights: bool
+
+    def after_attend(self, layer: DenseLayer, weights: Tensor | None) -> None:
+        """Called after a step with the fp32 weights ``[H, q, n]`` over the layer's entries, or None.
+        May call ``layer.keep``."""
+
+    def tensors(self) -> Iterator[Tensor]: ...
+
+    def fork(self) -> DecodePolicy: ...
+
+
+class Tail:
+    """Keys and values of newly generated tokens, in a buffer that grows by blocks; order = arrival."""
+
+    BLOCK = 64
+
+    def __init__(self, like_key: Tensor, like_value: Tensor) -> None:
+        self.length = 0
+        self._key = like_key.new_empty(like_key.shape[0], 0, like_key.shape[2])
+        self._value = like_value.new_empty(like_value.shape[0], 0, like_value.shape[2])
+
+    def append(self, key: Tensor, value: Tensor) -> None:
+        need = self.length + key.shape[1]
+        if need > self._key.shape[1]:
+            size = -(-need // self.BLOCK) * self.BLOCK
+            self._key = _grown(self._key, self.length, size)
+            self._value = _grown(self._value, self.length, size)
+        self._key[:, self.length : need] = key
+        self._value[:, self.length : need] = value
+        self.length = need
+
+    @property
+    def key(self) -> Tensor:
+        return self._key[:, : self.length]
+
+    @property
+    def value(self) -> Tensor:
+        return self._value[:, : self.length]
+
+    def fork(self) -> Tail:
+        new = Tail(self._key, self._value)
+        if self.length:
+            new.append(self.key, self.value)
+        return new
+
+
+def _grown(buffer: Tensor, used: int, size: int) -> Tensor:
+    new = buffer.new_empty(buffer.shape[0], size, buffer.shape[2])
+    new[:, :used] = buffer[:, :used]
+    return new
+
+
+class DenseLayer(LayerKV):
+    """Uncompressed keys and values: a frozen part (the prompt, or the kept subset of it) and a growing tail.
+
+    The frozen part is never written to, so forks share it. During prefill it is filled in place once, through
+    ``expected`` places reserved up front, so a prompt fed in chunks is not copied.
+
+    Args:
+        key, value: ``[Hk, n, d]`` of the kept tokens; None for an empty layer.
+        kept: their text positions ``[n]`` or, head by head, ``[Hk, n]``, int64, ascending; None means 0..n-1.
+        seen: tokens that went through so far; default n.
+        expected: tokens that prefill will bring, for an empty layer.
+        policy: acts after every step.
+    """
+
+    def __init__(
+        self,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        *,
+        kept: Tensor | None = None,
+        seen: int | None = None,
+        expected: int = 0,
+        policy: DecodePolicy | None = None,
+    ) -> None:
+        self.key, self.value, self.kept = key, value, kept
+        self.filled = 0 if key is None else key.shape[1]
+        self.seen = self.filled if seen is None else seen
+        self.expected = expected
+        self.policy = policy
+        self.tail: Tail | None = None
+        self._tail_start = self.seen
+
+    def append(self, key: Tensor, value: Tensor) -> None:
+        q = key.shape[1]
+        if self.key is None:
+            if q >= self.expected:  # whole prompt at once: take the tensors as they are
+                self.key, self.value = key.contiguous(), value.contiguous()
+            else:
+                self.key = key.new_empty(key.shape[0], self.expected, key.shape[2])
+                self.value = value.new_empty(value.shape[0], self.expected, value.shape[2])
+                self.key[:, :q], self.value[:, :q] = key, value
+            self.filled = q
+        elif self.tail is None and self.filled < self.key.shape[1]:
+            assert self.value is not None
+            self.key[:, self.filled : self.filled + q] = key
+            self.value[:, self.filled : self.filled + q] = value
+            self.filled += q
+        else:
+            if self.tail is None:
+                assert self.value is not None
+                self.tail, self._tail_start = Tail(self.key, self.value), self.seen
+            self.tail.append(key, value)
+        self.seen += q
+        if self.tail is None:
+            self._tail_start = self.seen
+
+    def parts(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Key pieces and value pieces ``[Hk, n_i, d]`` that together hold every entry, oldest first."""
+        assert self.key is not None and self.value is not None
+        keys, values = [self.key[:, : self.filled]], [self.value[:, : self.filled]]
+        if self.tail is not None:
+            keys.append(self.tail.key)
+            values.append(self.tail.value)
+        return keys, values
+
+    def attend(self, query: Tensor, *, scaling: float, window: int | None = None) -> Tensor:
+        keys, values = self.parts()
+        weights: Tensor | None = None
+        if self.tail is None and self.kept is None and query.shape[1] > 1:
+            out = attention.causal(query, keys[0], values[0], scaling=scaling, window=window)
+        else:
+            hidden = None if window is None else outside_window(self.positions(), self.seen, query.shape[1], window)
+            wants = self.policy is not None and self.policy.needs_weights
+            out, weights = attention.over_parts(
+                query, keys, values, scaling=scaling, hidden=hidden, return_weights=wants
+            )
+        if self.policy is not None and self.tail is not None:
+            self.policy.after_attend(self, weights)
+        return out
+
+    def keep(self, index: Tensor) -> None:
+        """Keep only the entries at ``index``; frees the rest.
+
+        Args:
+            index: int64, ascending: ``[n']`` for all KV heads alike, or ``[Hk, n']`` head by head.
+        """
+        keys, values = self.parts()
+        held = self.positions()
+        key, value = torch.cat(keys, dim=1), torch.cat(values, dim=1)
+        rows = index.expand(key.shape[0], -1)
+        if index.ndim == 2 and held.ndim == 1:
+            held = held.expand(key.shape[0], -1)
+        self.key = torch.gather(key, 1, rows[..., None].expand(-1, -1, key.shape[2]))
+        self.value = torch.gather(value, 1, rows[..., None].expand(-1, -1, value.shape[2]))
+        self.kept = torch.gather(held, -1, rows if held.ndim == 2 else index)
+        self.filled, self.tail = int(index.shape[-1]), None
+
+    def positions(self) -> Tensor:
+        device = None if self.key is None else self.key.device
+        base = torch.arange(self.filled, device=device) if self.kept is None else self.kept
+        if self.tail is None:
+            return base
+        new = torch.arange(self._tail_start, self.seen, device=device)
+        return torch.cat([base, new.expand(*base.shape[:-1], -1)], dim=-1)
+
+    def tensors(self) -> Iterator[Tensor]:
+        if self.key is not None and self.value is not None:
+            yield from (self.key, self.value)
+        if self.tail is not None:
+            yield from (self.tail.key, self.tail.value)
+        if self.policy is not None:
+            yield from self.policy.tensors()
+
+    def fork(self) -> DenseLayer:
+        new = DenseLayer(
+            self.key,
+            self.value,
+            kept=self.kept,
+            seen=self.seen,
+            expected=self.expected,
+            policy=None if self.policy is None else self.policy.fork(),
+        )
+        new.filled = self.filled
+        new._tail_start = self._tail_start
+        if self.tail is not None:
+            new.tail = self.tail.fork()
+        return new
+
+
+def outside_window(positions: Tensor, seen: int, q: int, window: int) -> Tensor:
+    """Which entries the q newest queries may not see under a sliding window: bool ``[1, q, n]`` or ``[Hk, q, n]``."""
+    rows = torch.arange(seen - q, seen, device=positions.device)[:, None]
+    return (
+        (positions[..., None, :] <= rows - window) if positions.ndim == 2 else (positions[None] <= rows - window)[None]
+    )
+
+
+class RingLayer(LayerKV):
+    """Attention sinks and a rolling window of recent tokens, in fixed memory.
+
+    Sinks are the first tokens of the text; the window is a ring that overwrites its oldest entry, so nothing is moved
+    or copied while decoding. Keys keep the angle of their own position, hence their order in memory is free.
+
+    Args:
+        key, value: ``[Hk, n, d]``, the kept prompt tokens: ``sinks`` first ones, then recent ones, ascending.
+        sinks: how many of them are never overwritten.
+        capacity: most entries ever held (>= n, > sinks).
+        kept: their positions ``[n]`` int64. seen: tokens gone through so far.
+    """
+
+    def __init__(self, key: Tensor, value: Tensor, *, sinks: int, capacity: int, kept: Tensor, seen: int) -> None:
+        n = key.shape[1]
+        self.sinks, self.capacity, self.seen, self.length = sinks, capacity, seen, n
+        self._key, self._value = key.contiguous(), value.contiguous()
+        self._kept = kept.to("cpu", torch.int64).clone()
+        self._pending: tuple[Tensor, Tensor] | None = None
+        self._next = sinks  # where the ring is overwritten next, once full
+
+    def append(self, key: Tensor, value: Tensor) -> None:
+        self._pending = (key, value)
+
+    def _push(self, key: Tensor, value: Tensor) -> None:
+        if self.length < self.capacity:
+            if self.length == self._key.shape[1]:
+                size = min(self.capacity, self.length + Tail.BLOCK)
+                self._key = _grown(self._key, self.length, size)
+                self._value = _grown(self._value, self.length, size)
+                self._kept = torch.cat([self._kept, self._kept.new_zeros(size - self.length)])
+            at = self.length
+            self.length += 1
+        else:
+            at = self._next
+            self._next = at + 1 if at + 1 < self.capacity else self.sinks
+        self._key[:, at], self._value[:, at] = key[:, 0], value[:, 0]
+        self._kept[at] = self.seen
+        self.seen += 1
+
+    def attend(self, query: Tensor, *, scaling: float, window: int | None = None) -> Tensor:
+        assert self._pending is not None
+        new_key, new_value = self._pending
+        self._pending = None
+        outputs = []
+        for i in range(query.shape[1]):  # one by one: a later token may overwrite what an earlier one still sees
+            self._push(new_key[:, i : i + 1], new_value[:, i : i + 1])
+            key, value = self._key[:, : self.length], self._value[:, : self.length]
+            hidden = None
+            if window is not None:
+                hidden = outside_window(self._kept[: self.length].to(query.device), self.seen, 1, window)
+            out, _ = attention.over_parts(query[:, i : i + 1], [key], [value], scaling=scaling, hidden=hidden)
+            outputs.append(out)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
+    def positions(self) -> Tensor:
+        return self._kept[: self.length].clone()
+
+    def tensors(self) -> Iterator[Tensor]:
+        yield from (self._key[:, : self.length], self._value[:, : self.length])
+
+    def fork(self) -> RingLayer:
+        new = RingLayer(
+            self._key[:, : self.length].clone(),
+            self._value[:, : self.length].clone(),
+            sinks=self.sinks,
+            capacity=self.capacity,
+            kept=self._kept[: self.length],
+            seen=self.seen,
+        )
+        new._next = self._next
+        return new

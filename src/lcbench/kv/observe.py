@@ -1,0 +1,85 @@
+"""Observers: what methods want recorded while the shared prefill runs.
+
+An `Observation` is a hashable wish (``LastQueries(32)``); the engine collects the wishes of all methods of a group,
+merges those that one observer can serve, and runs the pass once. What an observer keeps is small: never L x L.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lcbench.models.adapter import LayerStore
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Base of all wishes; equal wishes are served once."""
+
+    def observer(self, layers: int, prompt_tokens: int) -> PrefillObserver:
+        """A fresh observer for one prompt."""
+        raise TypeError(f"{type(self).__name__} has no observer")
+
+
+class PrefillObserver:
+    """Collects one result a layer during a prefill (possibly in several chunks)."""
+
+    def __init__(self, layers: int, prompt_tokens: int) -> None:
+        self.results: list[Any] = [None] * layers
+        self.prompt_tokens = prompt_tokens
+
+    def observe(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        start: int,
+        store: LayerStore,
+        scaling: float,
+    ) -> None:
+        """See `models.adapter.Observer`. Must be overridden."""
+        raise TypeError(f"{type(self).__name__} does not observe")
+
+
+@dataclass(frozen=True)
+class LastQueries(Observation):
+    """The queries of the last ``window`` prompt tokens: ``[H, min(window, L), d]`` a layer, after RoPE."""
+
+    window: int
+
+    def observer(self, layers: int, prompt_tokens: int) -> PrefillObserver:
+        return _LastQueriesObserver(layers, prompt_tokens, self.window)
+
+
+class _LastQueriesObserver(PrefillObserver):
+    def __init__(self, layers: int, prompt_tokens: int, window: int) -> None:
+        super().__init__(layers, prompt_tokens)
+        self.first = max(0, prompt_tokens - window)
+        self.pieces: list[list[Tensor]] = [[] for _ in range(layers)]
+
+    def observe(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        start: int,
+        store: LayerStore,
+        scaling: float,
+    ) -> None:
+        stop = start + query.shape[1]
+        if stop > self.first:
+            self.pieces[layer].append(query[:, max(0, self.first - start) :].clone())
+        if stop == self.prompt_tokens:
+            self.results[layer] = torch.cat(self.pieces[layer], dim=1)
+            self.pieces[layer] = []
+
+
+def union(wishes: Iterable[Observation]) -> set[Observation]:
+    """The distinct wishes of a group of methods."""
+    return set(wishes)

@@ -1,0 +1,1 @@
+"""Models that are methods: linear-time and hybrid architectures."""

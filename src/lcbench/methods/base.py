@@ -1,0 +1,165 @@
+"""What a method is: a frozen dataclass of parameters, traits that say what the engine may do, and a few hooks.
+
+The engine calls the same hooks for every method, in this order; each has a do-nothing default:
+
+    transform_model(model)     context in which the model runs (RoPE edits, load-time changes)
+    transform_prompt(prompt)   the prompt as text, before it is tokenized (prompt compression)
+    prefill_cache(shape, L)    the cache that the prompt is read into (methods that change prefill attention)
+    observes()                 what must be recorded while the shared prefill runs
+    compress(record)           the cache that decoding goes on with
+
+The classes below name the usual kinds and leave one hook to write: `Scorer` (importance of each token),
+`CacheTransform` (a record to a cache), `AttentionMethod` (own attention in both phases), `PromptTransform`,
+`ModelTransform`. Methods that act while decoding return stores that do (`kv.layer.DecodePolicy`, `RingLayer`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from lcbench.config.budget import Budget
+from lcbench.config.options import identifier, options_of, param
+from lcbench.kv.cache import CacheShape, KVCache
+from lcbench.kv.layer import DenseLayer, LayerKV
+from lcbench.kv.observe import Observation
+from lcbench.kv.record import LayerRecord, PrefillRecord, take
+
+Family = Literal["baseline", "quantize", "evict", "merge", "retrieve", "prompt", "extend", "architecture"]
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What the engine may assume of a method; tests hold methods to it.
+
+    Attributes:
+        family: room of the method.
+        prefill: "shared" when the prompt's forward pass is the unmodified dense one, else "own".
+        memory: "real" when dropped bytes are freed, "simulated" when they only count as dropped.
+        stackable: whether forks may decode together in one batch.
+        training: what must be trained or calibrated first, "" for nothing.
+    """
+
+    family: Family
+    prefill: Literal["shared", "own"] = "shared"
+    memory: Literal["real", "simulated"] = "real"
+    stackable: bool = True
+    training: str = ""
+
+
+@dataclass(frozen=True)
+class Method:
+    """Base of all methods. Subclasses are frozen dataclasses whose fields, made with `param`, are the user's
+    parameters; `lcbench.methods.registry.method` gives them a name, a paper and traits."""
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    traits: ClassVar[Traits]
+
+    @property
+    def id(self) -> str:
+        """Name plus non-default parameters, e.g. ``kivi@bits=2``; the folder name of its predictions."""
+        return identifier(self.name, self)
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """All parameters as canonical text."""
+        return options_of(self)
+
+    def check(self, shape: CacheShape) -> None:
+        """Refuse a model this method cannot serve. Raises ModelError saying why; called before any work."""
+
+    def transform_model(self, model: Any) -> AbstractContextManager[Any]:
+        """Context in which the model runs with this method. Must restore the model on exit."""
+        return nullcontext()
+
+    def transform_prompt(self, text: str, question_start: int | None) -> str:
+        """The prompt's text as this method wants it read."""
+        return text
+
+    def prefill_cache(self, shape: CacheShape, prompt_tokens: int) -> KVCache:
+        """The empty cache that the prompt of ``prompt_tokens`` tokens is read into."""
+        return KVCache.dense(shape.layers, expected=prompt_tokens)
+
+    def observes(self) -> frozenset[Observation]:
+        """What must be recorded during the prefill."""
+        return frozenset()
+
+    def compress(self, record: PrefillRecord) -> KVCache:
+        """The cache decoding goes on with. Never modifies the record."""
+        return record.cache.fork()
+
+
+class CacheTransform(Method, ABC):
+    """Turns a prefill record into a cache layer by layer (quantizing, merging, dropping)."""
+
+    @abstractmethod
+    def layer(self, record: LayerRecord, shape: CacheShape) -> LayerKV:
+        """The store that replaces one dense layer. Must not keep views of the record's tensors."""
+
+    def compress(self, record: PrefillRecord) -> KVCache:
+        return KVCache([self.layer(record.layer(i), record.shape) for i in range(record.shape.layers)])
+
+
+@dataclass(frozen=True)
+class Scorer(Method, ABC):
+    """Keeps the tokens with the highest scores, per KV head, within a budget.
+
+    A subclass only says how important each token is; budgets, ties, forks and layers are done here. A prompt that
+    fits its budget is left alone.
+    """
+
+    budget: Budget = param(Budget(ratio=0.25), "tokens kept of the prompt: a ratio (0.25) or a number (512)")
+
+    @abstractmethod
+    def score(self, record: LayerRecord) -> Tensor:
+        """Importance ``[Hk, L]``, higher is kept; ``+inf`` for tokens that must stay. fp32."""
+
+    def compress(self, record: PrefillRecord) -> KVCache:
+        keep = self.budget.resolve(record.length)
+        if keep >= record.length:
+            return record.cache.fork()
+        layers: list[LayerKV] = []
+        for i in range(record.shape.layers):
+            layer = record.layer(i)
+            index = top_positions(self.score(layer), keep)
+            key, value = take(layer, index)
+            layers.append(DenseLayer(key, value, kept=index, seen=record.length))
+        return KVCache(layers)
+
+
+class AttentionMethod(Method, ABC):
+    """Attends in its own way while reading the prompt and while decoding; its prefill cannot be shared."""
+
+    @abstractmethod
+    def prefill_cache(self, shape: CacheShape, prompt_tokens: int) -> KVCache:
+        """A cache of stores whose ``attend`` is the method."""
+
+
+class PromptTransform(Method, ABC):
+    """Rewrites the prompt before the model reads it; its prefill is over another text and cannot be shared."""
+
+    @abstractmethod
+    def transform_prompt(self, text: str, question_start: int | None) -> str: ...
+
+
+class ModelTransform(Method, ABC):
+    """Changes the model or its RoPE while it runs; its prefill cannot be shared."""
+
+    @abstractmethod
+    def transform_model(self, model: Any) -> AbstractContextManager[Any]: ...
+
+
+def top_positions(scores: Tensor, keep: int) -> Tensor:
+    """Positions of the ``keep`` highest scores of each row ``[Hk, L]``, ascending; ties keep the lower position.
+
+    Returns:
+        ``[Hk, keep]`` int64.
+    """
+    order = torch.sort(scores.float(), dim=-1, descending=True, stable=True).indices[:, :keep]
+    return torch.sort(order, dim=-1).values

@@ -1,0 +1,1 @@
+"""Methods that widen the context window."""

@@ -1,0 +1,1 @@
+"""Methods that merge tokens of the cache."""

@@ -1,0 +1,1 @@
+"""Methods that shorten the prompt itself."""

@@ -1,0 +1,1 @@
+"""Methods that store keys and values in fewer bits."""

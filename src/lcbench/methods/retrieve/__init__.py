@@ -1,0 +1,1 @@
+"""Methods that keep everything and look at a part of it."""

@@ -1,0 +1,1 @@
+"""Models: loading, chat formats, and the one file that touches private names of transformers (`adapter`)."""

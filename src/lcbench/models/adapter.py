@@ -1,0 +1,224 @@
+"""The only file that touches how transformers is built inside: attention dispatch and the cache shim.
+
+transformers calls the attention function named in the config with already rotated queries, keys and values
+(specs: "Register a custom attention function"). Ours is ``lcb_attention``: it hands the new keys and values of each
+row to that row's own layer store and lets the store attend, so that a method decides what is kept and what is seen.
+No mask function is registered under the name, therefore transformers builds no mask: causality, sliding windows and
+ragged lengths are the store's business.
+"""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+from transformers.cache_utils import Cache
+
+from lcbench.errors import ModelError
+
+ATTENTION_NAME = "lcb_attention"
+
+
+class LayerStore(Protocol):
+    """What the adapter needs of one layer's cache of one sequence (`kv.layer.LayerKV`)."""
+
+    @property
+    def seen(self) -> int: ...
+
+    def append(self, key: Tensor, value: Tensor) -> None: ...
+
+    def attend(self, query: Tensor, *, scaling: float, window: int | None) -> Tensor: ...
+
+
+class CacheStore(Protocol):
+    """What the adapter needs of the cache of one sequence (`kv.cache.KVCache`)."""
+
+    @property
+    def layers(self) -> Sequence[LayerStore]: ...
+
+    @property
+    def seen(self) -> int: ...
+
+
+class Observer(Protocol):
+    """Watches the attention of a forward pass; must not change what it is given.
+
+    ``observe`` gets, for one sequence and one layer: query ``[H, q, d]`` of the new tokens and key ``[Hk, q, d]``,
+    value ``[Hk, q, d]`` of the same tokens (all after RoPE), the position of the first of them, and the layer's
+    store *after* they were appended.
+    """
+
+    def observe(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        start: int,
+        store: LayerStore,
+        scaling: float,
+    ) -> None: ...
+
+
+@dataclass
+class _Session:
+    rows: Sequence[CacheStore]
+    observers: Sequence[Observer] = ()
+    layers_seen: set[int] = field(default_factory=set)
+
+
+_session: contextvars.ContextVar[_Session | None] = contextvars.ContextVar("lcbench_session", default=None)
+
+
+class _PassThrough(Cache):
+    """A transformers cache that stores nothing: new keys and values go straight to the attention function."""
+
+    def __init__(self, seen: int) -> None:
+        super().__init__(layers=[])
+        self._seen = seen
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        return key_states, value_states
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self._seen
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self._seen + query_length, 0
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention function registered as ``lcb_attention``.
+
+    Args:
+        query: ``[B, H, q, d]`` after RoPE. key, value: ``[B, Hk, q, d]``, the new tokens only.
+        scaling: factor on the logits (``d ** -0.5`` unless the model says otherwise).
+        sliding_window: keys further than this many positions back are not visible, where the layer has a window.
+
+    Returns:
+        Output ``[B, q, H, d]`` and no weights.
+    """
+    session = _session.get()
+    if session is None:
+        raise ModelError(
+            "A model prepared by lcbench was called directly.",
+            "Use lcbench.models.adapter.forward, or load it again.",
+        )
+    if softcap is not None or s_aux is not None:
+        kind = "logit soft-capping" if softcap is not None else "attention sinks"
+        raise ModelError(
+            f"{type(module).__name__} uses {kind}, which lcbench's attention does not compute yet.",
+            "Choose a Llama, Mistral, Qwen, Phi-3, SmolLM or OLMo model.",
+        )
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    session.layers_seen.add(layer)
+    scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    window = int(sliding_window) if sliding_window else None
+    outputs = []
+    for row, cache in enumerate(session.rows):
+        store = cache.layers[layer]
+        start = store.seen
+        store.append(key[row], value[row])
+        for observer in session.observers:
+            observer.observe(layer, query[row], key[row], value[row], start, store, scale)
+        outputs.append(store.attend(query[row], scaling=scale, window=window))
+    out = outputs[0].unsqueeze(0) if len(outputs) == 1 else torch.stack(outputs)
+    return out.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(ATTENTION_NAME, _attention)
+
+
+def check_supported(model: Any) -> None:
+    """Refuse, before any work, models whose attention cannot be routed through ours.
+
+    Raises:
+        ModelError: the class does not take a custom attention function, or is not a plain decoder.
+    """
+    name = type(model).__name__
+    config = model.config
+    if not model._can_set_attn_implementation():
+        raise ModelError(
+            f"{name} does not let its attention be replaced, so no cache method can run on it.",
+            "Choose a Llama, Mistral, Qwen, Phi-3, SmolLM or OLMo model.",
+        )
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{name} is an encoder-decoder model; lcbench evaluates decoder-only models.", "")
+    if getattr(config, "final_logit_softcapping", None) or getattr(config, "attn_logit_softcapping", None):
+        raise ModelError(
+            f"{name} uses logit soft-capping, which lcbench's attention does not compute yet.",
+            "Choose a Llama, Mistral, Qwen, Phi-3, SmolLM or OLMo model.",
+        )
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if kinds - {"full_attention", "sliding_attention"}:
+        raise ModelError(
+            f"{name} has layers without a KV cache ({', '.join(sorted(kinds))}); cache methods cannot run on it.",
+            "Choose a model whose layers are all attention.",
+        )
+
+
+def install(model: Any) -> None:
+    """Route the attention of ``model`` through ours, for good. Raises ModelError as `check_supported`."""
+    check_supported(model)
+    model.set_attn_implementation(ATTENTION_NAME)
+
+
+@torch.inference_mode()
+def forward(
+    model: Any,
+    input_ids: Tensor,
+    positions: Tensor,
+    rows: Sequence[CacheStore],
+    observers: Sequence[Observer] = (),
+    *,
+    all_logits: bool = False,
+) -> Tensor:
+    """One forward pass over new tokens of one or more sequences, through their own caches.
+
+    Args:
+        model: prepared by `install`.
+        input_ids: ``[R, q]`` int64, the new tokens of each row.
+        positions: ``[R, q]`` int64, their positions in the text (never derived from the cache's length).
+        rows: R caches; each gets its row's keys and values appended.
+        observers: watch every layer of the pass.
+        all_logits: logits of all q tokens instead of the last alone.
+
+    Returns:
+        Logits ``[R, q or 1, vocab]`` in the model's dtype.
+    """
+    session = _Session(rows, observers)
+    token = _session.set(session)
+    try:
+        output = model(
+            input_ids=input_ids,
+            position_ids=positions,
+            past_key_values=_PassThrough(rows[0].seen),
+            use_cache=True,
+            logits_to_keep=0 if all_logits else 1,
+        )
+    finally:
+        _session.reset(token)
+    if len(session.layers_seen) != len(rows[0].layers):
+        raise ModelError(
+            f"{type(model).__name__} ran {len(session.layers_seen)} of {len(rows[0].layers)} layers through lcbench's attention.",
+            "This model class is not supported; please report it.",
+        )
+    return output.logits  # type: ignore[no-any-return]

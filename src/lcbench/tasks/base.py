@@ -1,0 +1,123 @@
+"""What a task is: rows, prompts, answer length, stop rule, metric. Text only; tokenizers belong to models/."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from lcbench.config.options import identifier, options_of
+
+Stop = Literal["eos", "newline"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question with everything needed to ask and to score it.
+
+    Attributes:
+        id: unique within the task, stable across machines.
+        fields: what the prompt template is filled with (LongBench: the official row).
+        answers: accepted answers; scoring takes the maximum over them.
+        all_classes: class labels, for classification tasks.
+        length: published length of the row (LongBench: words or characters).
+        meta: copied into the record (passkey: length in words, depth, repeat, key).
+    """
+
+    id: str
+    fields: Mapping[str, Any]
+    answers: tuple[str, ...]
+    all_classes: tuple[str, ...] | None = None
+    length: int | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A rendered prompt, before truncation and chat template.
+
+    Attributes:
+        text: the whole prompt.
+        question_start: index in ``text`` where context ends and the question begins; None when they interleave.
+    """
+
+    text: str
+    question_start: int | None = None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Rows of a task and where they came from.
+
+    Attributes:
+        rows: in dataset order.
+        sha256: hex digest over the data files the rows and prompts came from ("" for generated tasks).
+        note: said to the user when not empty, e.g. "subset: first 18 of 200 rows".
+    """
+
+    rows: Sequence[Row]
+    sha256: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """Base of all tasks. Subclasses are frozen dataclasses; their fields, made with `config.options.param`, are the
+    user's options (``passkey@digits=64``).
+
+    Class attributes:
+        name: the id on the command line.
+        version: raised whenever a change moves a score; written into every record.
+        changelog: version to one line saying what changed.
+        benchmark: the suite it belongs to, e.g. "longbench".
+        category: e.g. "single-doc-qa".
+        language: "en", "zh" or "code".
+        metric: name of the metric in `lcbench.scoring.metrics`.
+        chat: whether the prompt is wrapped in the model's chat template.
+        truncate: what to do with a prompt longer than the window: "middle" as LongBench, or "error".
+        stop: "eos", or "newline" when generation also ends at a line break.
+        min_new_tokens: tokens generated at least, whatever the model says.
+        datasets: data sets it reads, by manifest name.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    changelog: ClassVar[Mapping[int, str]] = {1: "first version"}
+    benchmark: ClassVar[str]
+    category: ClassVar[str]
+    language: ClassVar[str] = "en"
+    metric: ClassVar[str]
+    chat: ClassVar[bool] = True
+    truncate: ClassVar[Literal["middle", "error"]] = "middle"
+    stop: ClassVar[Stop] = "eos"
+    min_new_tokens: ClassVar[int] = 0
+    datasets: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def id(self) -> str:
+        """Name plus non-default options; the file name of the task's predictions."""
+        return identifier(self.name, self)
+
+    @property
+    def options(self) -> dict[str, str]:
+        """All options as canonical text."""
+        return options_of(self)
+
+    @abstractmethod
+    def load(self, home: Path, limit: int | None = None) -> Loaded:
+        """Read the rows from the data folder of ``home`` (the LCBENCH_HOME), at most ``limit`` of them.
+
+        Raises:
+            DataMissing: not downloaded; the next step names the download command.
+            CorruptFile: a data file cannot be read (file and line named).
+        """
+
+    @abstractmethod
+    def answer_tokens(self, home: Path) -> int:
+        """Most new tokens an answer may take (LongBench: from the official config file)."""
+
+    @abstractmethod
+    def prompt(self, row: Row, home: Path) -> Prompt:
+        """Render one row. Prompts are data: templates come from files or the official configuration."""
