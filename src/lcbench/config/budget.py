@@ -46,3 +46,10 @@ class Budget:
         never over L. At L the caller keeps everything."""
         wanted = self.tokens if self.tokens is not None else math.floor((self.ratio or 0.0) * prompt_tokens + 1e-9)
         return min(max(wanted, at_least), prompt_tokens)
+
+    def capacity(self, prompt_tokens: int, *, at_least: int = 1) -> int | None:
+        """Most entries of a cache that evicts while decoding, too: floor(ratio x L) or the number, which may exceed
+        the prompt and then bounds what follows it. Never under ``at_least``; None, no bound, for a ratio of 1."""
+        if self.tokens is not None:
+            return max(self.tokens, at_least)
+        return None if self.ratio == 1.0 else max(self.resolve(prompt_tokens), at_least)

@@ -2,7 +2,8 @@
 
 A *spec string* is ``name`` or ``name@key=value,key=value`` (``:`` works like ``@``). Methods and tasks are frozen
 dataclasses whose fields, made with `param`, are their options; `build` fills one from text with full checking,
-`identifier` writes the canonical id (name plus the options that differ from their defaults, in field order).
+`identifier` writes the id: the name and the options that were written or differ from their defaults, in field order
+and canonical form. A default that the user wrote stays in the id, so that tables show what was asked for.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from lcbench.config.budget import Budget
 from lcbench.errors import BadValue, UnknownName, UsageError
 
 T = TypeVar("T")
+_GIVEN = "_given_options"  # not a field: two instances with equal options stay equal
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,9 @@ def build(cls: type[T], item: Item, kind: str) -> T:
         value = _convert(text, hints[key], where)
         _check(value, fields[key].metadata, where)
         values[key] = value
-    return cls(**values)
+    instance = cls(**values)
+    object.__setattr__(instance, _GIVEN, frozenset(values))
+    return instance
 
 
 def _convert(text: str, hint: Any, where: str) -> Any:
@@ -183,18 +187,19 @@ def format_value(value: Any) -> str:
 
 
 def options_of(instance: Any, *, only_changed: bool = False) -> dict[str, str]:
-    """Option name to canonical text, in field order; ``only_changed`` leaves defaults out."""
+    """Option name to canonical text, in field order; ``only_changed`` leaves out defaults that nobody wrote."""
     result = {}
+    given: frozenset[str] = getattr(instance, _GIVEN, frozenset())
     for field in dataclasses.fields(instance):
         value = getattr(instance, field.name)
-        if only_changed and value == field.default:
+        if only_changed and value == field.default and field.name not in given:
             continue
         result[field.name] = format_value(value)
     return result
 
 
 def identifier(name: str, instance: Any) -> str:
-    """``name`` or ``name@k=v,k=v`` with the options that differ from their defaults; safe as a file name."""
+    """``name`` or ``name@k=v,k=v`` with the options that were written or differ from their defaults."""
     changed = options_of(instance, only_changed=True)
     return str(Item(name, tuple(changed.items())))
 

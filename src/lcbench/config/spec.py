@@ -19,6 +19,8 @@ Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 AttentionBackend = Literal["auto", "sdpa", "flash_attention_2"]
 LoadIn = Literal["8bit", "4bit"]
 OverLength = Literal["error", "skip"]
+Truncation = Literal["middle", "exact-ids"]
+Context = Literal["full", "none"]
 
 
 def default_model() -> str:
@@ -38,7 +40,8 @@ class ModelSpec:
         attn: attention of the prompt pass; "auto" is flash-attention where it is installed and there is a GPU.
         load_in: weights in "8bit" or "4bit" through bitsandbytes.
         trust_remote_code: run Python that the model's repository ships.
-        chat: "auto" (the tokenizer's template), "none", or a Jinja file.
+        chat: "auto" (the tokenizer's template), "official" (LongBench's hand-written format of the model's family),
+            "none", or a Jinja file.
     """
 
     name: str = field(default_factory=default_model)
@@ -64,6 +67,9 @@ class RunSpec:
         max_input_tokens: a window smaller than the model's.
         prefill_chunk: tokens a forward pass while reading the prompt; None reads it at once.
         over_length: a prompt longer than the window that its task may not cut: "error" row, or "skip" it.
+        truncation: how a long prompt loses its middle: "middle" decodes and joins both ends as LongBench's script
+            does, "exact-ids" drops ids and never tokenizes twice.
+        context: "full", or "none" to ask without the context (what the model knew before; contamination).
         seed: for everything random.
     """
 
@@ -75,6 +81,8 @@ class RunSpec:
     max_input_tokens: int | None = None
     prefill_chunk: int | None = None
     over_length: OverLength = "error"
+    truncation: Truncation = "middle"
+    context: Context = "full"
     seed: int = 42
 
     def __post_init__(self) -> None:

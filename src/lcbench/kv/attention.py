@@ -6,11 +6,15 @@ queries never copy keys: the g = H / Hk query heads of a KV head are rows of one
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from lcbench.models import flash
 
 _BLOCK = 512  # query rows per step where logits or masks are materialised
 
@@ -39,6 +43,8 @@ def causal(query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window:
 def _sdpa(
     query: Tensor, key: Tensor, value: Tensor, scaling: float, *, is_causal: bool, mask: Tensor | None = None
 ) -> Tensor:
+    if is_causal and flash.wanted():
+        return flash.causal(query, key, value, scaling)
     out = F.scaled_dot_product_attention(
         query[None],
         key[None],
@@ -70,10 +76,21 @@ def _blockwise(query: Tensor, key: Tensor, value: Tensor, scaling: float, window
     return out
 
 
+class Stored(Protocol):
+    """Keys or values kept in another form (quantized, low rank) that can be multiplied as they are."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """Logical shape of the matrix: keys ``[Hk, d, n]`` (one column a token), values ``[Hk, n, d]``."""
+
+    def product(self, left: Tensor) -> Tensor:
+        """``left @ self``, batched over KV heads, fp32."""
+
+
 def over_parts(
     query: Tensor,
-    keys: Sequence[Tensor],
-    values: Sequence[Tensor],
+    keys: Sequence[Tensor | Stored],
+    values: Sequence[Tensor | Stored],
     *,
     scaling: float,
     hidden: Tensor | None = None,
@@ -86,8 +103,9 @@ def over_parts(
 
     Args:
         query: ``[H, q, d]``. keys: pieces ``[Hk, n_i, d]``; values: pieces ``[Hk, m_j, d]`` with the same total n;
-            the two may be cut at different places (KIVI's residuals differ).
-        hidden: bool ``[Hk or 1, q or 1, n]``, True where a query must not look (sliding windows, ragged heads).
+            the two may be cut at different places (KIVI's residuals differ). A piece may be `Stored`.
+        hidden: bool ``[Hk or 1, q or 1, n]``, True where a query must not look (sliding windows, ragged heads); or
+            ``[H, q or 1, n]`` where the query heads of a group look at different keys.
         return_weights: also return the softmax weights.
 
     Returns:
@@ -95,9 +113,15 @@ def over_parts(
     """
     heads, q, d = query.shape
     kv_heads = keys[0].shape[0]
-    grouped = query.reshape(kv_heads, heads // kv_heads * q, d)
-    pieces = [torch.matmul(grouped, k.transpose(1, 2)) for k in keys if k.shape[1]]
-    logits = (pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)).float() * scaling
+    shrink = 2.0 ** math.floor(math.log2(scaling))
+    # A power of two rounds nothing, and applied before the product it keeps fp16 logits from overflowing.
+    grouped = query.reshape(kv_heads, heads // kv_heads * q, d) * shrink
+    pieces = [
+        (torch.matmul(grouped, k.transpose(1, 2)) if isinstance(k, Tensor) else k.product(grouped)).float()
+        for k in keys
+        if (k.shape[1] if isinstance(k, Tensor) else k.shape[2])
+    ]
+    logits = (pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)) * (scaling / shrink)
     n = logits.shape[-1]
     shaped = logits.view(kv_heads, heads // kv_heads, q, n)
     lowest = torch.finfo(torch.float32).min
@@ -106,16 +130,23 @@ def over_parts(
         future = torch.arange(n, device=query.device)[None] > age[:, None]
         shaped.masked_fill_(future, lowest)
     if hidden is not None:
-        shaped.masked_fill_(hidden[:, None] if hidden.ndim == 3 else hidden, lowest)
+        per_head = hidden.shape[0] == heads
+        shaped.masked_fill_(hidden.view(kv_heads, -1, *hidden.shape[1:]) if per_head else hidden[:, None], lowest)
     weights = torch.softmax(logits, dim=-1)
     cast = weights.to(query.dtype)
     out: Tensor | None = None
     at = 0
     for v in values:
-        if v.shape[1]:
-            part = torch.matmul(cast[..., at : at + v.shape[1]], v)
+        m = v.shape[1]
+        if m:
+            part = (
+                torch.matmul(cast[..., at : at + m], v)
+                if isinstance(v, Tensor)
+                else v.product(weights[..., at : at + m])
+            )
             out = part if out is None else out + part
-            at += v.shape[1]
-    assert out is not None and at == n
+            at += m
+    assert out is not None
+    assert at == n
     full = weights.view(heads, q, n) if return_weights else None
-    return out.view(heads, q, -1), full
+    return out.view(heads, q, -1).to(query.dtype), full

@@ -3,37 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-import torch
 
 from lcbench.kv.layer import DenseLayer, LayerKV
+from lcbench.models.shape import CacheShape
 
-
-@dataclass(frozen=True)
-class CacheShape:
-    """Everything about a model that decides the size of its cache.
-
-    Attributes:
-        layers, heads, kv_heads, head_dim: N, H, Hk, d.
-        dtype: of keys and values. device: where they live.
-    """
-
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    dtype: torch.dtype
-    device: torch.device
-
-    @property
-    def groups(self) -> int:
-        """Query heads a KV head, g = H / Hk."""
-        return self.heads // self.kv_heads
-
-    def full_bytes(self, tokens: int) -> int:
-        """Bytes of an uncompressed cache of ``tokens``: 2 N Hk d e T."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize * tokens
+__all__ = ["CacheShape", "KVCache"]
 
 
 class KVCache:

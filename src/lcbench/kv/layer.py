@@ -8,13 +8,14 @@ RoPE, at the angle of their own position in the text.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from lcbench.kv import attention
+from lcbench.kv.buffer import Buffer
 
 
 class LayerKV(ABC):
@@ -40,7 +41,11 @@ class LayerKV(ABC):
 
     @abstractmethod
     def tensors(self) -> Iterator[Tensor]:
-        """Every tensor held between steps: keys, values, codes, scales, indices, statistics."""
+        """Every tensor the method needs between steps: keys, values, codes, scales, indices, statistics.
+
+        Buffers that grow list the part in use. The text positions behind `positions` are not listed: they serve
+        inspection and sliding windows, and no published byte count has them.
+        """
 
     @abstractmethod
     def fork(self) -> LayerKV:
@@ -75,8 +80,8 @@ class DecodePolicy(Protocol):
     needs_weights: bool
 
     def after_attend(self, layer: DenseLayer, weights: Tensor | None) -> None:
-        """Called after a step with the fp32 weights ``[H, q, n]`` over the layer's entries, or None.
-        May call ``layer.keep``."""
+        """Called after each new token, also when several came in one forward, with the fp32 weights ``[H, 1, n]`` of
+        that token's query over the layer's entries (oldest first, its own last), or None. May call ``layer.keep``."""
 
     def tensors(self) -> Iterator[Tensor]: ...
 
@@ -84,44 +89,38 @@ class DecodePolicy(Protocol):
 
 
 class Tail:
-    """Keys and values of newly generated tokens, in a buffer that grows by blocks; order = arrival."""
+    """Keys and values of newly generated tokens, in buffers that grow by blocks; order = arrival.
 
-    BLOCK = 64
+    Args:
+        keys, values: ``[Hk, n, d]`` buffers of the same length.
+    """
 
-    def __init__(self, like_key: Tensor, like_value: Tensor) -> None:
-        self.length = 0
-        self._key = like_key.new_empty(like_key.shape[0], 0, like_key.shape[2])
-        self._value = like_value.new_empty(like_value.shape[0], 0, like_value.shape[2])
+    def __init__(self, keys: Buffer, values: Buffer) -> None:
+        self._keys, self._values = keys, values
+
+    @classmethod
+    def like(cls, key: Tensor, value: Tensor) -> Tail:
+        """An empty tail for keys and values shaped and typed like these ``[Hk, n, d]``."""
+        return cls(Buffer(key[:, :0].clone()), Buffer(value[:, :0].clone()))
 
     def append(self, key: Tensor, value: Tensor) -> None:
-        need = self.length + key.shape[1]
-        if need > self._key.shape[1]:
-            size = -(-need // self.BLOCK) * self.BLOCK
-            self._key = _grown(self._key, self.length, size)
-            self._value = _grown(self._value, self.length, size)
-        self._key[:, self.length : need] = key
-        self._value[:, self.length : need] = value
-        self.length = need
+        self._keys.append(key)
+        self._values.append(value)
+
+    @property
+    def length(self) -> int:
+        return len(self._keys)
 
     @property
     def key(self) -> Tensor:
-        return self._key[:, : self.length]
+        return self._keys.used
 
     @property
     def value(self) -> Tensor:
-        return self._value[:, : self.length]
+        return self._values.used
 
     def fork(self) -> Tail:
-        new = Tail(self._key, self._value)
-        if self.length:
-            new.append(self.key, self.value)
-        return new
-
-
-def _grown(buffer: Tensor, used: int, size: int) -> Tensor:
-    new = buffer.new_empty(buffer.shape[0], size, buffer.shape[2])
-    new[:, :used] = buffer[:, :used]
-    return new
+        return Tail(self._keys.fork(), self._values.fork())
 
 
 class DenseLayer(LayerKV):
@@ -135,7 +134,7 @@ class DenseLayer(LayerKV):
         kept: their text positions ``[n]`` or, head by head, ``[Hk, n]``, int64, ascending; None means 0..n-1.
         seen: tokens that went through so far; default n.
         expected: tokens that prefill will bring, for an empty layer.
-        policy: acts after every step.
+        policy: acts after every new token.
     """
 
     def __init__(
@@ -154,13 +153,31 @@ class DenseLayer(LayerKV):
         self.expected = expected
         self.policy = policy
         self.tail: Tail | None = None
+        self.window: int | None = None  # sliding window of the model's layer, known once it attended
         self._tail_start = self.seen
+        self._waiting: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def acts(self) -> bool:
+        """Whether something happens between one new token and the next, so that several must go one by one."""
+        return self.policy is not None
 
     def append(self, key: Tensor, value: Tensor) -> None:
+        past_prompt = self.key is not None and self.filled == self.key.shape[1]
+        if self.acts and past_prompt and key.shape[1] > 1:  # on each of them: see `attend`
+            assert self._waiting is None, "attend must follow append"
+            self._waiting = (key, value)
+            return
+        self._append(key, value)
+
+    def _append(self, key: Tensor, value: Tensor) -> None:
         q = key.shape[1]
+        if self.key is not None and key.shape[0] != self.key.shape[0]:  # every query head has keys of its own
+            copies = self.key.shape[0] // key.shape[0]
+            key, value = key.repeat_interleave(copies, dim=0), value.repeat_interleave(copies, dim=0)
         if self.key is None:
             if q >= self.expected:  # whole prompt at once: take the tensors as they are
-                self.key, self.value = key.contiguous(), value.contiguous()
+                self.key, self.value = owned(key), owned(value)
             else:
                 self.key = key.new_empty(key.shape[0], self.expected, key.shape[2])
                 self.value = value.new_empty(value.shape[0], self.expected, value.shape[2])
@@ -168,13 +185,15 @@ class DenseLayer(LayerKV):
             self.filled = q
         elif self.tail is None and self.filled < self.key.shape[1]:
             assert self.value is not None
+            if self.filled + q > self.expected:
+                raise ValueError(f"{self.filled + q} tokens for a layer that expected {self.expected}")
             self.key[:, self.filled : self.filled + q] = key
             self.value[:, self.filled : self.filled + q] = value
             self.filled += q
         else:
             if self.tail is None:
                 assert self.value is not None
-                self.tail, self._tail_start = Tail(self.key, self.value), self.seen
+                self.tail, self._tail_start = Tail.like(self.key, self.value), self.seen
             self.tail.append(key, value)
         self.seen += q
         if self.tail is None:
@@ -182,7 +201,8 @@ class DenseLayer(LayerKV):
 
     def parts(self) -> tuple[list[Tensor], list[Tensor]]:
         """Key pieces and value pieces ``[Hk, n_i, d]`` that together hold every entry, oldest first."""
-        assert self.key is not None and self.value is not None
+        assert self.key is not None, "nothing was appended yet"
+        assert self.value is not None
         keys, values = [self.key[:, : self.filled]], [self.value[:, : self.filled]]
         if self.tail is not None:
             keys.append(self.tail.key)
@@ -190,12 +210,24 @@ class DenseLayer(LayerKV):
         return keys, values
 
     def attend(self, query: Tensor, *, scaling: float, window: int | None = None) -> Tensor:
+        self.window = window
+        if self._waiting is None:
+            return self._attend(query, scaling, window)
+        key, value = self._waiting
+        self._waiting = None
+        outputs = []
+        for i in range(query.shape[1]):  # one by one: what a token's step evicts, the next token does not see
+            self._append(key[:, i : i + 1], value[:, i : i + 1])
+            outputs.append(self._attend(query[:, i : i + 1], scaling, window))
+        return torch.cat(outputs, dim=1)
+
+    def _attend(self, query: Tensor, scaling: float, window: int | None) -> Tensor:
         keys, values = self.parts()
         weights: Tensor | None = None
         if self.tail is None and self.kept is None and query.shape[1] > 1:
             out = attention.causal(query, keys[0], values[0], scaling=scaling, window=window)
         else:
-            hidden = None if window is None else outside_window(self.positions(), self.seen, query.shape[1], window)
+            hidden = outside_window(self.positions, self.seen, query.shape[1], window)
             wants = self.policy is not None and self.policy.needs_weights
             out, weights = attention.over_parts(
                 query, keys, values, scaling=scaling, hidden=hidden, return_weights=wants
@@ -231,34 +263,60 @@ class DenseLayer(LayerKV):
 
     def tensors(self) -> Iterator[Tensor]:
         if self.key is not None and self.value is not None:
-            yield from (self.key, self.value)
+            yield from (self.key[:, : self.filled], self.value[:, : self.filled])
         if self.tail is not None:
             yield from (self.tail.key, self.tail.value)
         if self.policy is not None:
             yield from self.policy.tensors()
 
     def fork(self) -> DenseLayer:
+        key, value = self.key, self.value
+        if key is not None and value is not None and self.filled < key.shape[1]:  # still being filled in place
+            key, value = key.clone(), value.clone()
         new = DenseLayer(
-            self.key,
-            self.value,
+            key,
+            value,
             kept=self.kept,
             seen=self.seen,
             expected=self.expected,
             policy=None if self.policy is None else self.policy.fork(),
         )
-        new.filled = self.filled
+        new.filled, new.window = self.filled, self.window
         new._tail_start = self._tail_start
         if self.tail is not None:
             new.tail = self.tail.fork()
         return new
 
 
-def outside_window(positions: Tensor, seen: int, q: int, window: int) -> Tensor:
-    """Which entries the q newest queries may not see under a sliding window: bool ``[1, q, n]`` or ``[Hk, q, n]``."""
-    rows = torch.arange(seen - q, seen, device=positions.device)[:, None]
-    return (
-        (positions[..., None, :] <= rows - window) if positions.ndim == 2 else (positions[None] <= rows - window)[None]
-    )
+def owned(tensor: Tensor) -> Tensor:
+    """The tensor in memory of its own: contiguous, and no view that keeps a larger storage alive."""
+    tensor = tensor.contiguous()
+    whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    return tensor if whole else tensor.clone()
+
+
+def outside_window(positions: Callable[[], Tensor], seen: int, q: int, window: int | None) -> Tensor | None:
+    """Which entries the q newest queries may not see under a sliding window.
+
+    Args:
+        positions: gives the entries' text positions ``[n]`` or ``[Hk, n]``; asked only when the window bites.
+        seen: tokens gone through, the q newest included. window: tokens a query sees, itself included; None for all.
+
+    Returns:
+        bool ``[1, q, n]`` or ``[Hk, q, n]``; None when every query sees everything.
+    """
+    if window is None or seen <= window:
+        return None
+    held = positions()
+    rows = torch.arange(seen - q, seen, device=held.device)[:, None]
+    hidden = held[..., None, :] <= rows - window
+    return hidden if held.ndim == 2 else hidden[None]
+
+
+def _grown(buffer: Tensor, used: int, size: int) -> Tensor:
+    new = buffer.new_empty(buffer.shape[0], size, buffer.shape[2])
+    new[:, :used] = buffer[:, :used]
+    return new
 
 
 class RingLayer(LayerKV):
@@ -283,12 +341,14 @@ class RingLayer(LayerKV):
         self._next = sinks  # where the ring is overwritten next, once full
 
     def append(self, key: Tensor, value: Tensor) -> None:
+        assert self._pending is None, "attend must follow append"
         self._pending = (key, value)
+        self.seen += key.shape[1]
 
-    def _push(self, key: Tensor, value: Tensor) -> None:
+    def _push(self, key: Tensor, value: Tensor, position: int) -> None:
         if self.length < self.capacity:
             if self.length == self._key.shape[1]:
-                size = min(self.capacity, self.length + Tail.BLOCK)
+                size = min(self.capacity, self.length + Buffer.BLOCK)
                 self._key = _grown(self._key, self.length, size)
                 self._value = _grown(self._value, self.length, size)
                 self._kept = torch.cat([self._kept, self._kept.new_zeros(size - self.length)])
@@ -297,24 +357,23 @@ class RingLayer(LayerKV):
         else:
             at = self._next
             self._next = at + 1 if at + 1 < self.capacity else self.sinks
-        self._key[:, at], self._value[:, at] = key[:, 0], value[:, 0]
-        self._kept[at] = self.seen
-        self.seen += 1
+        self._key[:, at], self._value[:, at] = key, value
+        self._kept[at] = position
 
     def attend(self, query: Tensor, *, scaling: float, window: int | None = None) -> Tensor:
-        assert self._pending is not None
+        assert self._pending is not None, "attend must follow append"
         new_key, new_value = self._pending
         self._pending = None
+        q = query.shape[1]
         outputs = []
-        for i in range(query.shape[1]):  # one by one: a later token may overwrite what an earlier one still sees
-            self._push(new_key[:, i : i + 1], new_value[:, i : i + 1])
+        for i in range(q):  # one by one: a later token may overwrite what an earlier one still sees
+            position = self.seen - q + i
+            self._push(new_key[:, i], new_value[:, i], position)
             key, value = self._key[:, : self.length], self._value[:, : self.length]
-            hidden = None
-            if window is not None:
-                hidden = outside_window(self._kept[: self.length].to(query.device), self.seen, 1, window)
+            hidden = outside_window(lambda: self.positions().to(query.device), position + 1, 1, window)
             out, _ = attention.over_parts(query[:, i : i + 1], [key], [value], scaling=scaling, hidden=hidden)
             outputs.append(out)
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+        return outputs[0] if q == 1 else torch.cat(outputs, dim=1)
 
     def positions(self) -> Tensor:
         return self._kept[: self.length].clone()
@@ -323,6 +382,7 @@ class RingLayer(LayerKV):
         yield from (self._key[:, : self.length], self._value[:, : self.length])
 
     def fork(self) -> RingLayer:
+        assert self._pending is None, "attend must follow append"
         new = RingLayer(
             self._key[:, : self.length].clone(),
             self._value[:, : self.length].clone(),

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lcbench.kv.layer import DenseLayer
+from lcbench.kv.weights import weight_sums
 from lcbench.models.adapter import LayerStore
 
 
@@ -78,6 +80,38 @@ class _LastQueriesObserver(PrefillObserver):
         if stop == self.prompt_tokens:
             self.results[layer] = torch.cat(self.pieces[layer], dim=1)
             self.pieces[layer] = []
+
+
+@dataclass(frozen=True)
+class ColumnSums(Observation):
+    """Attention that each prompt token receives from the whole prompt: ``A[h, j] = sum_i a[h, i, j]``, fp32
+    ``[H, L]`` a layer.
+
+    A second pass over queries and keys, in blocks (`kv.weights`): never L x L. Keys beyond the model's sliding window
+    get nothing.
+    """
+
+    def observer(self, layers: int, prompt_tokens: int) -> PrefillObserver:
+        return _ColumnSumsObserver(layers, prompt_tokens)
+
+
+class _ColumnSumsObserver(PrefillObserver):
+    def observe(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        start: int,
+        store: LayerStore,
+        scaling: float,
+    ) -> None:
+        assert isinstance(store, DenseLayer), "column sums are observed on a dense prompt"
+        keys, _ = store.parts()
+        if start == 0:
+            self.results[layer] = torch.zeros(query.shape[0], self.prompt_tokens, device=query.device)
+        sums = weight_sums(query, keys[0], scaling=scaling, window=store.window)
+        self.results[layer][:, : sums.shape[1]] += sums
 
 
 def union(wishes: Iterable[Observation]) -> set[Observation]:

@@ -22,6 +22,7 @@ class LayerRecord:
         key, value: ``[Hk, L, d]`` after RoPE, model dtype.
         scaling: factor the model puts on q.k.
         observed: observation to what its observer kept for this layer (see `kv.observe`).
+        window: tokens a query of this layer sees, itself included; None for all.
     """
 
     index: int
@@ -30,6 +31,7 @@ class LayerRecord:
     value: Tensor
     scaling: float
     observed: Mapping[Any, Any] = field(default_factory=dict)
+    window: int | None = None
 
     @property
     def length(self) -> int:
@@ -63,23 +65,34 @@ class PrefillRecord:
     def layer(self, index: int) -> LayerRecord:
         """Layer ``index`` as scorers and transforms see it."""
         store = self.cache.layers[index]
-        assert isinstance(store, DenseLayer) and store.key is not None and store.value is not None
+        assert isinstance(store, DenseLayer), "a record holds a dense prompt"
+        assert store.tail is None, "a record holds a prompt and nothing after it"
+        (key,), (value,) = store.parts()
         return LayerRecord(
             index,
             len(self.cache.layers),
-            store.key,
-            store.value,
+            key,
+            value,
             self.scaling,
             {what: per_layer[index] for what, per_layer in self.observed.items()},
+            store.window,
         )
 
 
 def take(record: LayerRecord, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Copies of the keys and values at ``index``: ``[n]`` for all KV heads alike, or ``[Hk, n]`` head by head."""
+    """Copies of the keys and values at ``index``.
+
+    Args:
+        index: ``[n]`` for all KV heads alike, ``[Hk, n]`` head by head, or ``[H, n]`` query head by query head: each
+            of these then gets its own copy ``[H, n, d]`` of what its KV head holds.
+    """
     if index.ndim == 1:
         return record.key.index_select(1, index), record.value.index_select(1, index)
-    wide = index[..., None]
-    return (
-        torch.gather(record.key, 1, wide.expand(-1, -1, record.key.shape[2])),
-        torch.gather(record.value, 1, wide.expand(-1, -1, record.value.shape[2])),
-    )
+    return _gather(record.key, index), _gather(record.value, index)
+
+
+def _gather(stored: Tensor, index: Tensor) -> Tensor:
+    kv_heads, _, d = stored.shape
+    heads, n = index.shape
+    wide = index.view(kv_heads, heads // kv_heads, n, 1).expand(-1, -1, -1, d)
+    return torch.gather(stored[:, None].expand(-1, wide.shape[1], -1, -1), 2, wide).view(heads, n, d)

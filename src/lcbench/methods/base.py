@@ -2,6 +2,7 @@
 
 The engine calls the same hooks for every method, in this order; each has a do-nothing default:
 
+    bind(info, home)           the method with what was calibrated for this model (see `methods.calibration`)
     transform_model(model)     context in which the model runs (RoPE edits, load-time changes)
     transform_prompt(prompt)   the prompt as text, before it is tokenized (prompt compression)
     prefill_cache(shape, L)    the cache that the prompt is read into (methods that change prefill attention)
@@ -18,7 +19,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +32,10 @@ from lcbench.kv.layer import DenseLayer, LayerKV
 from lcbench.kv.observe import Observation
 from lcbench.kv.record import LayerRecord, PrefillRecord, take
 
+if TYPE_CHECKING:
+    from lcbench.models.info import ModelInfo
+
+QUARTER = Budget(ratio=0.25)
 Family = Literal["baseline", "quantize", "evict", "merge", "retrieve", "prompt", "extend", "architecture"]
 
 
@@ -55,21 +61,37 @@ class Traits:
 @dataclass(frozen=True)
 class Method:
     """Base of all methods. Subclasses are frozen dataclasses whose fields, made with `param`, are the user's
-    parameters; `lcbench.methods.registry.method` gives them a name, a paper and traits."""
+    parameters; `lcbench.methods.registry.method` gives them a name, a paper and traits. ``proof`` says in a sentence
+    or two what the method's own tests compare it with; the class docstring and it make its section of the manual."""
 
     name: ClassVar[str]
     paper: ClassVar[str]
     traits: ClassVar[Traits]
+    proof: ClassVar[str] = ""
 
     @property
     def id(self) -> str:
-        """Name plus non-default parameters, e.g. ``kivi@bits=2``; the folder name of its predictions."""
+        """Name and the parameters that were written or are not the default, e.g. ``kivi@bits=2``; the folder name of
+        its predictions."""
         return identifier(self.name, self)
 
     @property
     def parameters(self) -> dict[str, str]:
         """All parameters as canonical text."""
         return options_of(self)
+
+    @property
+    def calibration(self) -> str:
+        """sha256 of the calibration file in use, for run.json; "" for a method that needs none or is not bound."""
+        return ""
+
+    def bind(self, info: ModelInfo, home: Path) -> Method:
+        """The method with what was calibrated for this model below ``home``; itself where it needs nothing.
+
+        Called once, as soon as the model is known and before `check`. Raises ModelError naming the command that makes
+        the calibration where it is absent.
+        """
+        return self
 
     def check(self, shape: CacheShape) -> None:
         """Refuse a model this method cannot serve. Raises ModelError saying why; called before any work."""
@@ -114,14 +136,21 @@ class Scorer(Method, ABC):
     fits its budget is left alone.
     """
 
-    budget: Budget = param(Budget(ratio=0.25), "tokens kept of the prompt: a ratio (0.25) or a number (512)")
+    budget: Budget = param(QUARTER, "tokens kept of the prompt: a ratio (0.25) or a number (512)")
 
     @abstractmethod
     def score(self, record: LayerRecord) -> Tensor:
-        """Importance ``[Hk, L]``, higher is kept; ``+inf`` for tokens that must stay. fp32."""
+        """Importance ``[Hk, L]``, higher is kept; ``+inf`` for tokens that must stay. fp32.
+
+        With ``[H, L]`` every query head gets a copy of its own of the tokens it chooses, and is charged for it.
+        """
+
+    def kept_tokens(self, prompt_tokens: int) -> int:
+        """Tokens kept of a prompt, per head; override it where a window must fit: ``resolve(L, at_least=w + 1)``."""
+        return self.budget.resolve(prompt_tokens)
 
     def compress(self, record: PrefillRecord) -> KVCache:
-        keep = self.budget.resolve(record.length)
+        keep = self.kept_tokens(record.length)
         if keep >= record.length:
             return record.cache.fork()
         layers: list[LayerKV] = []

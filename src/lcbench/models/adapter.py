@@ -50,7 +50,7 @@ class Observer(Protocol):
 
     ``observe`` gets, for one sequence and one layer: query ``[H, q, d]`` of the new tokens and key ``[Hk, q, d]``,
     value ``[Hk, q, d]`` of the same tokens (all after RoPE), the position of the first of them, and the layer's
-    store *after* they were appended.
+    store *after* they were appended and attended.
     """
 
     def observe(
@@ -70,6 +70,8 @@ class _Session:
     rows: Sequence[CacheStore]
     observers: Sequence[Observer] = ()
     layers_seen: set[int] = field(default_factory=set)
+    model: Any = None
+    attention: torch.nn.Module | None = None
 
 
 _session: contextvars.ContextVar[_Session | None] = contextvars.ContextVar("lcbench_session", default=None)
@@ -130,6 +132,7 @@ def _attention(
         )
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     session.layers_seen.add(layer)
+    session.attention = module
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     window = int(sliding_window) if sliding_window else None
     outputs = []
@@ -137,14 +140,60 @@ def _attention(
         store = cache.layers[layer]
         start = store.seen
         store.append(key[row], value[row])
+        outputs.append(store.attend(query[row], scaling=scale, window=window))
         for observer in session.observers:
             observer.observe(layer, query[row], key[row], value[row], start, store, scale)
-        outputs.append(store.attend(query[row], scaling=scale, window=window))
     out = outputs[0].unsqueeze(0) if len(outputs) == 1 else torch.stack(outputs)
     return out.transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(ATTENTION_NAME, _attention)
+
+
+def observed() -> tuple[Any, torch.nn.Module]:
+    """The model that is running and the attention module whose queries are being observed; for observers only."""
+    session = _session.get()
+    assert session is not None, "no forward pass is under way"
+    assert session.attention is not None, "no layer has attended yet"
+    return session.model, session.attention
+
+
+class _Catch:
+    """A cache that keeps nothing but the queries it is asked with."""
+
+    seen = 0
+
+    def __init__(self) -> None:
+        self.queries: list[Tensor] = []
+
+    @property
+    def layers(self) -> _Catch:
+        return self
+
+    def __getitem__(self, layer: int) -> _Catch:
+        return self
+
+    def append(self, key: Tensor, value: Tensor) -> None:
+        pass
+
+    def attend(self, query: Tensor, *, scaling: float, window: int | None) -> Tensor:
+        self.queries.append(query)
+        return torch.zeros_like(query)
+
+
+def query_of(attention: torch.nn.Module, hidden: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> Tensor:
+    """The queries ``[H, n, d]`` that an attention module makes of hidden states ``[1, n, hidden]``.
+
+    Args:
+        position_embeddings: the cosines and sines ``[1, n, …]`` its layer would hand to it.
+    """
+    catch = _Catch()
+    token = _session.set(_Session([catch]))  # type: ignore[list-item]
+    try:
+        attention(hidden_states=hidden, position_embeddings=position_embeddings, attention_mask=None)
+    finally:
+        _session.reset(token)
+    return catch.queries[0]
 
 
 def check_supported(model: Any) -> None:
@@ -204,7 +253,7 @@ def forward(
     Returns:
         Logits ``[R, q or 1, vocab]`` in the model's dtype.
     """
-    session = _Session(rows, observers)
+    session = _Session(rows, observers, model=model)
     token = _session.set(session)
     try:
         output = model(
@@ -218,7 +267,8 @@ def forward(
         _session.reset(token)
     if len(session.layers_seen) != len(rows[0].layers):
         raise ModelError(
-            f"{type(model).__name__} ran {len(session.layers_seen)} of {len(rows[0].layers)} layers through lcbench's attention.",
+            f"{type(model).__name__} ran {len(session.layers_seen)} of {len(rows[0].layers)} layers "
+            "through lcbench's attention.",
             "This model class is not supported; please report it.",
         )
     return output.logits  # type: ignore[no-any-return]

@@ -1,1 +1,1 @@
-"""The run directory: append-only records, resume, locks. See docs/run-directory.md."""
+"""The run directory: what a run writes, and how it survives being killed. See docs/run-directory.md."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -65,18 +66,28 @@ class PredictionRecord:
     def to_line(self) -> str:
         """One JSON line without its newline; keys in field order, ``id`` written as ``_id``."""
         data = {("_id" if f.name == "id" else f.name): getattr(self, f.name) for f in fields(self)}
-        return json.dumps(data, ensure_ascii=False)
+        line = json.dumps(data, ensure_ascii=False)
+        try:
+            line.encode("utf-8")
+        except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write and UTF-8 cannot
+            line = json.dumps(data, ensure_ascii=True)
+        return line
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PredictionRecord:
         """Read a parsed line. Official LongBench lines (no ``_id``, no status) are accepted with defaults.
 
         Raises:
-            KeyError, TypeError: a required official field is missing or of the wrong type.
+            KeyError: a required official field is missing. TypeError: a field of the wrong type (named in it).
         """
         pred, answers = data["pred"], data["answers"]
-        if not isinstance(pred, str) or not isinstance(answers, list):
-            raise TypeError("pred must be text and answers a list")
+        if not isinstance(pred, str):
+            raise TypeError("pred is not text")
+        if not isinstance(answers, list):
+            raise TypeError("answers is not a list")
+        for name, (accepts, noun) in _CHECKS.items():
+            if name in data and not accepts(data[name]):
+                raise TypeError(f"{name} is not {noun}")
         known = {f.name for f in fields(cls)} - {"pred", "answers", "all_classes", "length", "id"}
         return cls(
             pred=pred,
@@ -86,3 +97,35 @@ class PredictionRecord:
             id=str(data.get("_id", "")),
             **{k: v for k, v in data.items() if k in known},
         )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _is_amount(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+_COUNT = (_is_count, "a whole number")
+_COUNT_OR_NULL = (lambda value: value is None or _is_count(value), "a whole number or null")
+_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "all_classes": (lambda value: value is None or _is_texts(value), "a list of texts or null"),
+    "length": _COUNT_OR_NULL,
+    "status": (lambda value: value in (STATUS_OK, STATUS_ERROR), "ok or error"),
+    "error": (lambda value: value is None or isinstance(value, str), "text or null"),
+    "prompt_tokens": _COUNT,
+    "kept_tokens": (_is_amount, "a number"),
+    "new_tokens": _COUNT,
+    "kv_bytes": _COUNT,
+    "kv_bytes_full": _COUNT,
+    "memory": (lambda value: value in ("real", "simulated"), "real or simulated"),
+    "shared_prefill": (lambda value: isinstance(value, bool), "true or false"),
+    "truncated_from": _COUNT_OR_NULL,
+    "task_version": _COUNT,
+    "meta": (lambda value: isinstance(value, dict), "an object"),
+}

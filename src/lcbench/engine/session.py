@@ -1,0 +1,207 @@
+"""From a RunSpec to a finished run directory, in the order in which mistakes are cheapest to find.
+
+Names and parameters first, then data, then the model's configuration and tokenizer, then the prompts, then the run
+directory; the weights are loaded last, when nothing else can be wrong.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lcbench.config.options import apply_settings, parse_item
+from lcbench.config.spec import RunSpec
+from lcbench.engine.estimate import Estimate, estimate, measure_rates
+from lcbench.engine.plan import PromptSet
+from lcbench.engine.prepare import prepare
+from lcbench.engine.run import Listener, Outcome, cost_of, execute
+from lcbench.errors import UsageError
+from lcbench.methods.base import Method
+from lcbench.methods.registry import all_methods, resolve
+from lcbench.models.info import ModelInfo
+from lcbench.models.load import describe, load
+from lcbench.store.locate import default_run_path, remember_run
+from lcbench.store.provenance import software
+from lcbench.store.rundir import RunDirectory
+from lcbench.tasks.base import Loaded, Task
+from lcbench.tasks.registry import resolve as resolve_tasks
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `lcbench run --dry-run` shows."""
+
+    spec: RunSpec
+    info: ModelInfo
+    sets: tuple[PromptSet, ...]
+    estimate: Estimate
+
+
+def resolve_methods(spec: RunSpec) -> list[Method]:
+    """The methods of a spec with ``--set`` applied, each once. Raises UnknownName, BadValue, UsageError."""
+    known = all_methods()
+    fields = {name: {f.name for f in dataclasses.fields(cls)} for name, cls in known.items()}
+    items = [parse_item(text, "method") for text in spec.methods]
+    for item in items:
+        resolve(item)  # an unknown name is reported before a setting that no method has
+    methods = [resolve(item) for item in apply_settings(items, spec.settings, fields)]
+    for i, one in enumerate(methods):
+        for other in methods[:i]:
+            if (one.name, one.parameters) == (other.name, other.parameters):
+                same = "" if one.id == other.id else f" (as {other.id} and {one.id})"
+                raise UsageError(
+                    f"The method {one.name} is given twice with the same parameters{same}.", "Give it once."
+                )
+    if spec.context == "none" and [m.name for m in methods] != ["full"]:
+        raise UsageError(
+            "Without its context a prompt is short and every method answers alike.",
+            "Run --context none once per model, with --method full.",
+        )
+    return methods
+
+
+def open_session(spec: RunSpec, home: Path, *, say: Say) -> Session:
+    """Resolve everything but the weights. Raises LcbenchError of many kinds, each with its next step."""
+    methods = resolve_methods(spec)
+    tasks: list[Task] = []
+    for text in spec.tasks:
+        tasks += [task for task in resolve_tasks(text) if task.id not in {t.id for t in tasks}]
+    loaded = [(task, task.load(home, spec.limit)) for task in tasks]
+    for task, rows in loaded:
+        if rows.note:
+            say(rows.note if rows.note.startswith(task.name) else f"{task.id}: {rows.note}")
+    info, tokenizer = describe(spec.model, home, say=say)
+    for method in methods:
+        method.check(info.shape())
+    resolved = replace(spec, methods=tuple(m.id for m in methods), tasks=tuple(t.id for t in tasks), settings={})
+    return Session(resolved, home, methods, loaded, info, tokenizer, say)
+
+
+@dataclass
+class Session:
+    """A resolved run, before the weights are loaded.
+
+    Attributes:
+        spec: with method and task ids in canonical form.
+    """
+
+    spec: RunSpec
+    home: Path
+    methods: list[Method]
+    tasks: list[tuple[Task, Loaded]]
+    info: ModelInfo
+    tokenizer: Any
+    say: Say
+
+    @cached_property
+    def sets(self) -> list[PromptSet]:
+        """Every prompt as token ids."""
+        sets = prepare(self.spec, self.info, self.tokenizer, self.methods, self.tasks, self.home)
+        for prompts in sets:
+            for note in prompts.notes:
+                if note != {t.id: rows.note for t, rows in self.tasks}[prompts.task.id]:
+                    self.say(f"{prompts.task.id}: {note}")
+        return sets
+
+    def default_path(self) -> Path:
+        """Where the run goes when the user names no folder; the same spec always goes to the same one."""
+        return default_run_path(self.spec)
+
+    def plan(self) -> Plan:
+        """Jobs, lengths and the estimate, from rates measured now."""
+        rates = measure_rates(torch.device(self.info.device), getattr(torch, self.info.dtype))
+        return Plan(self.spec, self.info, tuple(self.sets), estimate(self.info, self.sets, rates))
+
+    @contextmanager
+    def open_run(self, path: Path) -> Iterator[Running]:
+        """Lock and open (or continue) the run directory, then load the weights."""
+        sets = self.sets
+        with RunDirectory.create_or_continue(path, self.spec.to_dict(), self.provenance()) as run:
+            remember_run(path)
+            yield Running(self, run, sets)
+
+    def provenance(self) -> dict[str, Any]:
+        """What the run stands on, for run.json. No token, no absolute path of data."""
+        tasks = {}
+        for task, rows in self.tasks:
+            own = [s for s in self.sets if s.task.id == task.id]
+            tasks[task.id] = {
+                "task_version": task.version,
+                "options": task.options,
+                "rows": len(rows.rows),
+                "note": rows.note,
+                "data_sha256": rows.sha256,
+                "prompts_sha256": {("shared" if s.shared else s.methods[0].id): s.sha256 for s in own},
+                "max_new_tokens": own[0].max_new_tokens,
+                "prompt_begins": own[0].sample[0],
+                "prompt_ends": own[0].sample[1],
+                "notes": list(own[0].notes),
+            }
+        methods = {
+            m.id: {"name": m.name, "paper": m.paper, "parameters": m.parameters, **dataclasses.asdict(m.traits)}
+            for m in self.methods
+        }
+        return {
+            **software(),
+            "model": {k: v for k, v in self.info.to_dict().items() if k != "versions"} | {"identity": self.info.identity},
+            "tasks": tasks,
+            "methods": methods,
+            "seed": self.spec.seed,
+        }
+
+
+@dataclass
+class Running:
+    """An open run directory with its plan; `execute` loads the weights and answers what is missing."""
+
+    session: Session
+    run: RunDirectory
+    sets: list[PromptSet]
+
+    @property
+    def messages(self) -> list[str]:
+        """What happened on opening, for the user."""
+        found = list(self.run.repaired) + [f"Changed since the run began: {text}" for text in self.run.warnings]
+        if self.run.continued:
+            _, samples = self.remaining_cost
+            total = sum(len(s.prompts) * len(s.methods) for s in self.sets)
+            found.insert(0, f"Continuing: {total - samples} of {total} samples are there, {samples} to do.")
+        return found
+
+    @cached_property
+    def remaining_cost(self) -> tuple[float, int]:
+        """Work still to do, in the units of `Event.cost`, and the samples it makes."""
+        work, samples = 0.0, 0
+        for prompts in self.sets:
+            done = {m.id: self.run.done(m.id, prompts.task.id) for m in prompts.methods}
+            for prompt in prompts.prompts:
+                pending = sum(prompt.row.id not in done[m.id] for m in prompts.methods)
+                if pending:
+                    work += cost_of(prompts, prompt, pending)
+                    samples += pending
+        return work, samples
+
+    def execute(self, *, listener: Listener | None = None, should_stop: Callable[[], bool] | None = None) -> Outcome:
+        """Answer every sample without a good record. The weights are loaded only when there is one."""
+        spec = self.session.spec
+        if not self.remaining_cost[1]:
+            return Outcome(reused=sum(len(s.prompts) * len(s.methods) for s in self.sets))
+        loaded = load(spec.model, self.session.home, say=self.session.say)
+        return execute(
+            loaded,
+            self.sets,
+            self.run,
+            seed=spec.seed,
+            prefill_chunk=spec.prefill_chunk,
+            listener=listener,
+            should_stop=should_stop,
+        )

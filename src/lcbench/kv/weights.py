@@ -1,0 +1,68 @@
+"""Softmax attention weights of some queries on a prompt's keys, block by block: what scores are made of.
+
+Everything is computed in fp32 whatever the model's dtype, and never more than `ELEMENTS` weights at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+ELEMENTS = 2**24  # weights of a block: 64 MiB
+_ROWS = 512  # most query rows of a block
+
+
+class Block(NamedTuple):
+    """Weights of a few queries of the query heads that share a KV head.
+
+    Attributes:
+        heads: the query heads. rows: which of the queries, 0 the first. cols: the keys that they can see.
+        weights: ``[g, rows, cols]`` fp32; zero where a row does not see a key.
+    """
+
+    heads: slice
+    rows: slice
+    cols: slice
+    weights: Tensor
+
+
+def weight_blocks(query: Tensor, key: Tensor, *, scaling: float, window: int | None = None) -> Iterator[Block]:
+    """Causal attention weights of the last q positions on all n keys.
+
+    Args:
+        query: ``[H, q, d]``; row i sits at position n - q + i. key: ``[Hk, n, d]``; both after RoPE, any dtype.
+        scaling: factor on the logits.
+        window: a query sees only the ``window`` newest positions up to its own, where set.
+
+    Yields:
+        KV head by KV head, blocks of rows in ascending order that together cover all q rows once.
+    """
+    (heads, q, _), (kv_heads, n, _) = query.shape, key.shape
+    g = heads // kv_heads
+    step = max(1, min(_ROWS, ELEMENTS // (g * n)))
+    for kv in range(kv_heads):
+        group = slice(kv * g, kv * g + g)
+        columns = key[kv].float().t()
+        for start in range(0, q, step):
+            stop = min(start + step, q)
+            first, last = n - q + start, n - q + stop  # positions of the block's rows
+            low = 0 if window is None else max(0, first - window + 1)
+            row = torch.arange(first, last, device=key.device)[:, None]
+            col = torch.arange(low, last, device=key.device)[None]
+            unseen = col > row
+            if window is not None:
+                unseen |= col <= row - window
+            logits = torch.matmul(query[group, start:stop].float() * scaling, columns[:, low:last])
+            weights = torch.softmax(logits.masked_fill_(unseen, -torch.inf), dim=-1)
+            yield Block(group, slice(start, stop), slice(low, last), weights)
+
+
+def weight_sums(query: Tensor, key: Tensor, *, scaling: float, window: int | None = None) -> Tensor:
+    """Attention that each key gets from the last q positions together: fp32 ``[H, n]``; arguments as above."""
+    sums = torch.zeros(query.shape[0], key.shape[1], device=key.device)
+    for heads, _, cols, weights in weight_blocks(query, key, scaling=scaling, window=window):
+        sums[heads, cols] += weights.sum(dim=1)
+    return sums

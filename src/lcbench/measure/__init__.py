@@ -1,0 +1,1 @@
+"""Clocks and memory readings that wait for the device before they read."""

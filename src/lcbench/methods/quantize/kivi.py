@@ -1,0 +1,169 @@
+"""KIVI: keys quantized per channel, values per token, the newest tokens left exact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lcbench.config.options import param
+from lcbench.errors import BadValue, ModelError
+from lcbench.kv import attention
+from lcbench.kv.buffer import Buffer
+from lcbench.kv.cache import CacheShape
+from lcbench.kv.layer import LayerKV, outside_window
+from lcbench.kv.packing import BITS, WORD, Packed, quantize
+from lcbench.kv.record import LayerRecord
+from lcbench.methods.base import CacheTransform, Traits
+from lcbench.methods.registry import method
+
+
+@method("kivi", paper="arXiv:2402.02750", traits=Traits(family="quantize"))
+@dataclass(frozen=True)
+class Kivi(CacheTransform):
+    """Asymmetric 2- or 4-bit KV cache (arXiv:2402.02750, algorithm 1; rules as in jy-yuan/KIVI
+    models/llama_kivi.py). 8 bits are not in the paper.
+
+    The prompt is read with exact attention. Then groups of `group_size` consecutive tokens of each key channel, and
+    of consecutive channels of each value token, share an fp16 scale and minimum. The newest ``L mod R`` keys and
+    ``min(L, R)`` values stay exact, R = `residual_length`. While decoding, the exact keys are quantized together when
+    there are R of them, values one by one as they become older than R; nothing is quantized twice.
+
+    With e bytes an uncompressed element, n quantized and r exact tokens (of keys or of values), one layer holds
+    ``Hk d (n bits/8 + 4 n/G + e r)`` bytes of keys and as many of values. Scales are fp16 whatever the model's dtype.
+    Codes are computed against the stored fp16 numbers in fp32, so that the error of an element is at most half a step
+    and one fp16 ulp; where the authors' fp16 arithmetic ties, a code may differ by one.
+    """
+
+    proof: ClassVar[str] = (
+        "Teacher-forced logits of tiny Llama, Mistral (sliding window) and Qwen2 models over 200 tokens, across "
+        "flushes, against a reference written from the formulas with Python loops; the same reference with its key "
+        "groups along the wrong axis, or with values quantized one token late, is told apart. Every stored element "
+        "against the slow quantizer, bit for bit, in fp32, fp16 and bf16. Bytes equal the formula to the byte, in "
+        "elements and in memory. Within the residual: dense attention bit for bit. Error bound and packing by "
+        "property tests."
+    )
+
+    bits: int = param(2, "bits of a quantized key or value", choices=BITS)
+    group_size: int = param(32, "elements that share a scale and a minimum (G)", minimum=4)
+    residual_length: int = param(128, "newest tokens kept exact (R); a multiple of group_size", minimum=4)
+
+    def __post_init__(self) -> None:
+        bits, group, residual = self.bits, self.group_size, self.residual_length
+        if bits not in BITS:
+            raise BadValue(f"kivi@bits={bits} is not one of 2, 4, 8.", "Choose 2, 4 or 8.")
+        if group < 1 or group * bits % WORD:
+            raise BadValue(
+                f"kivi@group_size={group} does not fill whole 32-bit words with {bits}-bit codes.",
+                f"Use a multiple of {WORD // bits}.",
+            )
+        if residual < group or residual % group:
+            raise BadValue(
+                f"kivi@residual_length={residual} is not a multiple of group_size={group}.",
+                f"Use {group}, {2 * group}, {4 * group} …",
+            )
+
+    def check(self, shape: CacheShape) -> None:
+        if shape.head_dim % self.group_size:
+            raise ModelError(
+                f"kivi@group_size={self.group_size} does not divide this model's head dimension {shape.head_dim}.",
+                "Use a smaller group_size that does, e.g. kivi@group_size=16.",
+            )
+
+    def layer(self, record: LayerRecord, shape: CacheShape) -> LayerKV:
+        return KiviLayer(record.key, record.value, bits=self.bits, group=self.group_size, residual=self.residual_length)
+
+
+class KiviLayer(LayerKV):
+    """Keys packed along tokens ``[Hk, d, n_k]``, values along channels ``[Hk, n_v, d]``, and the exact rest of both.
+
+    After a prompt the memory held is exact to the byte. Exact rows and packed values lie in growing `Buffer`s, whose
+    slack `tensors` does not list.
+
+    Args:
+        key, value: ``[Hk, L, d]`` of the prompt; copied.
+        bits, group, residual: see `Kivi`.
+    """
+
+    def __init__(self, key: Tensor, value: Tensor, *, bits: int, group: int, residual: int) -> None:
+        length = key.shape[1]
+        self.seen, self.residual = length, residual
+        self._pending: tuple[Tensor, Tensor] | None = None
+        flushed, aged = length - length % residual, max(0, length - residual)
+        self._keys = quantize(key[:, :flushed].transpose(1, 2), bits, group)
+        self._exact_keys = Buffer(key[:, flushed:].clone(memory_format=torch.contiguous_format))
+        values = quantize(value[:, :aged], bits, group)
+        self._values = [Buffer(values.words), Buffer(values.scale), Buffer(values.minimum)]
+        self._exact_values = Buffer(value[:, aged:].clone(memory_format=torch.contiguous_format))
+
+    @property
+    def keys(self) -> Packed:
+        """Quantized keys, logical shape ``[Hk, d, n_k]``, groups along tokens."""
+        return self._keys
+
+    @property
+    def values(self) -> Packed:
+        """Quantized values, logical shape ``[Hk, n_v, d]``, groups along channels."""
+        words, scale, minimum = (buffer.used for buffer in self._values)
+        return Packed(words, scale, minimum, self._keys.bits, self._keys.group)
+
+    @property
+    def exact(self) -> tuple[Tensor, Tensor]:
+        """Keys ``[Hk, r_k, d]`` and values ``[Hk, r_v, d]`` that are not quantized (yet), oldest first."""
+        return self._exact_keys.used, self._exact_values.used
+
+    def append(self, key: Tensor, value: Tensor) -> None:
+        assert self._pending is None, "attend must follow append"
+        self._pending = (key, value)
+        self.seen += key.shape[1]
+
+    def attend(self, query: Tensor, *, scaling: float, window: int | None = None) -> Tensor:
+        assert self._pending is not None, "attend must follow append"
+        key, value = self._pending
+        self._pending = None
+        q = query.shape[1]
+        outputs = []
+        for i in range(q):  # one by one: what a token's step quantizes, the next token sees quantized
+            new = slice(i, i + 1)
+            self._exact_keys.append(key[:, new])
+            self._exact_values.append(value[:, new])
+            seen = self.seen - q + i + 1
+            hidden = outside_window(partial(torch.arange, seen, device=query.device), seen, 1, window)
+            exact_keys, exact_values = self.exact
+            out, _ = attention.over_parts(
+                query[:, new], [self.keys, exact_keys], [self.values, exact_values], scaling=scaling, hidden=hidden
+            )
+            outputs.append(out)
+            self._settle()
+        return outputs[0] if q == 1 else torch.cat(outputs, dim=1)
+
+    def _settle(self) -> None:
+        """What follows a step: all exact keys are quantized when there are R, the oldest value when there are more."""
+        bits, group = self._keys.bits, self._keys.group
+        if len(self._exact_keys) == self.residual:
+            full = self._exact_keys.drop(self.residual)
+            self._keys = self._keys.joined(quantize(full.transpose(1, 2), bits, group))
+        if len(self._exact_values) > self.residual:
+            oldest = quantize(self._exact_values.drop(1), bits, group)
+            for buffer, rows in zip(self._values, oldest.tensors(), strict=True):
+                buffer.append(rows)
+
+    def positions(self) -> Tensor:
+        return torch.arange(self.seen, device=self._keys.words.device)
+
+    def tensors(self) -> Iterator[Tensor]:
+        yield from self.keys.tensors()
+        yield from self.values.tensors()
+        yield from self.exact
+
+    def fork(self) -> KiviLayer:
+        assert self._pending is None, "attend must follow append"
+        new = KiviLayer.__new__(KiviLayer)
+        new.seen, new.residual, new._pending, new._keys = self.seen, self.residual, None, self._keys
+        new._exact_keys, new._exact_values = self._exact_keys.fork(), self._exact_values.fork()
+        new._values = [buffer.fork() for buffer in self._values]
+        return new

@@ -1,0 +1,170 @@
+"""What lcbench knows of a model: the facts that go into run.json, and the loaded model itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from lcbench.models.shape import CacheShape
+
+Source = Literal["hub", "folder", "gguf", "demo", "memory"]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Everything about a model that decides predictions, or that a table wants to name. JSON types only.
+
+    Attributes:
+        name: what the user asked for: "demo", a hub id, a folder or a GGUF file.
+        source: where the weights came from; "memory" for a model that was handed over.
+        architecture: class name, e.g. "LlamaForCausalLM".
+        revision: commit of a hub model. weights_sha256: hex digest of local weights. One of them is set, except
+            for models in memory.
+        layers, heads, kv_heads, head_dim: N, H, Hk, d.
+        scaling: factor on the attention logits.
+        window: positions the model was trained for, RoPE scaling of its config included.
+        vocab: width of the logits. parameters: their number, tied ones counted once.
+        weight_bytes: bytes of the parameters as they lie in memory.
+        dtype: of activations, keys and values. device: "cpu" or "cuda:N".
+        attn: what really computes the attention of prompts, "sdpa" or "flash_attention_2".
+        load_in: "8bit", "4bit" or None.
+        eos_ids: every token that ends an answer, of generation config, config and tokenizer; ascending.
+        bos_id: the tokenizer's, or None.
+        chat_template_sha256: hex digest of the template that prompts are wrapped in, None without one.
+        versions: library to version.
+    """
+
+    name: str
+    source: Source
+    architecture: str
+    revision: str | None
+    weights_sha256: str | None
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scaling: float
+    window: int
+    vocab: int
+    parameters: int
+    weight_bytes: int
+    dtype: str
+    device: str
+    attn: str
+    load_in: str | None
+    eos_ids: tuple[int, ...]
+    bos_id: int | None
+    chat_template_sha256: str | None
+    versions: Mapping[str, str]
+
+    @property
+    def identity(self) -> str:
+        """Commit or weight hash: the same for two runs exactly when the weights are the same."""
+        return self.revision or self.weights_sha256 or ""
+
+    def shape(self) -> CacheShape:
+        """The numbers that decide the size of the cache."""
+        return CacheShape(
+            self.layers,
+            self.heads,
+            self.kv_heads,
+            self.head_dim,
+            getattr(torch, self.dtype),
+            torch.device(self.device),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, keys in field order."""
+        data = dataclasses.asdict(self)
+        data["eos_ids"], data["versions"] = list(self.eos_ids), dict(self.versions)
+        return data
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model whose attention runs through `models.adapter`, with its tokenizer and facts.
+
+    Attributes:
+        model: a transformers decoder in eval mode. tokenizer: a transformers tokenizer.
+    """
+
+    model: Any
+    tokenizer: Any
+    info: ModelInfo
+
+    def shape(self) -> CacheShape:
+        """The numbers that decide the size of the cache."""
+        return self.info.shape()
+
+
+def model_facts(model: Any, tokenizer: Any) -> dict[str, Any]:
+    """The fields of `ModelInfo` that can be read off a model, on the meta device too, and its tokenizer."""
+    config = model.config.get_text_config(decoder=True)
+    attention = next((m for m in model.modules() if hasattr(m, "layer_idx") and hasattr(m, "head_dim")), None)
+    heads = int(config.num_attention_heads)
+    head_dim = int(
+        getattr(attention, "head_dim", None) or getattr(config, "head_dim", None) or config.hidden_size // heads
+    )
+    return {
+        "architecture": type(model).__name__,
+        "layers": int(config.num_hidden_layers),
+        "heads": heads,
+        "kv_heads": int(getattr(config, "num_key_value_heads", None) or heads),
+        "head_dim": head_dim,
+        "scaling": float(getattr(attention, "scaling", None) or head_dim**-0.5),
+        "window": trained_window(config),
+        "vocab": int(config.vocab_size),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "weight_bytes": weight_bytes(model),
+        "eos_ids": eos_ids(model, tokenizer),
+        "bos_id": None if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id),
+    }
+
+
+def weight_bytes(model: Any) -> int:
+    """Bytes of all parameters, tied ones once."""
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def trained_window(config: Any) -> int:
+    """Positions a model was trained for, from a transformers text config.
+
+    ``max_position_embeddings`` is the stretched window for llama3 and longrope scaling; for yarn it may be either, so
+    the original window times the factor counts where it is larger; for linear and dynamic scaling it is the original
+    window, as in LongChat and Vicuna checkpoints.
+    """
+    window = int(config.max_position_embeddings)
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if "rope_type" not in rope and "type" not in rope:  # one dict a layer type
+        rope = rope.get("full_attention") or {}
+    kind, factor = rope.get("rope_type") or rope.get("type") or "default", float(rope.get("factor") or 1.0)
+    if kind in ("linear", "dynamic"):
+        return int(window * factor)
+    if kind == "yarn":
+        return max(window, int((rope.get("original_max_position_embeddings") or window) * factor))
+    return window
+
+
+def eos_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Every end token that generation config, config or tokenizer names, ascending."""
+    found: set[int] = set()
+    for source in (
+        getattr(model, "generation_config", None),
+        model.config,
+        model.config.get_text_config(decoder=True),
+        tokenizer,
+    ):
+        value = getattr(source, "eos_token_id", None)
+        if value is not None:
+            found.update(int(v) for v in (value if isinstance(value, list | tuple) else [value]))
+    return tuple(sorted(found))
+
+
+def library_versions(extra: Iterable[str] = ()) -> dict[str, str]:
+    """Versions of the libraries that compute: torch, transformers, tokenizers, and ``extra`` ones."""
+    return {name: importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers", *extra)}

@@ -1,0 +1,114 @@
+"""A layer's rotary position embedding as numbers, for methods that rotate queries or keys themselves.
+
+Where the frequencies lie differs between model families, and so does which channels form a pair. What is read off a
+model is therefore checked against the attention module itself: it must rotate random states as the numbers say.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lcbench.errors import ModelError
+from lcbench.models import adapter
+
+_PROBED = (1, 2, 5)  # positions; the fastest pair turns by a radian from one to the next
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotation of pairs of channels by position times frequency.
+
+    Attributes:
+        frequencies: radians a position, fp32 ``[r / 2]``; the first r of the d channels are rotated.
+        scaling: factor on rotated channels (yarn, longrope), else 1.
+        interleaved: channels 2i and 2i + 1 are a pair; else i and i + r / 2.
+    """
+
+    frequencies: Tensor
+    scaling: float
+    interleaved: bool
+
+    def apply(self, x: Tensor, positions: Tensor) -> Tensor:
+        """What the model makes of ``x [..., n, d]`` at ``positions [n]``, in fp32."""
+        angles = positions[:, None].float() * self.frequencies
+        return self.turn(x, angles.cos() * self.scaling, angles.sin() * self.scaling)
+
+    def undo(self, x: Tensor, positions: Tensor) -> Tensor:
+        """What the model had before it rotated ``x [..., n, d]`` at ``positions [n]``, in fp32."""
+        angles = positions[:, None].float() * self.frequencies
+        return self.turn(x, angles.cos() / self.scaling, -angles.sin() / self.scaling)
+
+    def turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """``x [..., d]`` with each pair (a, b) made (a cos - b sin, b cos + a sin), fp32; cos, sin ``[…, r / 2]``."""
+        first, second = self._pairs
+        x = x.float()
+        out = x.clone()
+        a, b = x[..., first], x[..., second]
+        out[..., first], out[..., second] = a * cos - b * sin, b * cos + a * sin
+        return out
+
+    @property
+    def _pairs(self) -> tuple[slice, slice]:
+        r = 2 * self.frequencies.numel()
+        return (slice(0, r, 2), slice(1, r, 2)) if self.interleaved else (slice(0, r // 2), slice(r // 2, r))
+
+
+def observed_rope() -> Rope | None:
+    """The embedding in force in the layer that is being observed; None where the layer has none (NoPE).
+
+    For observers of a forward pass (`models.adapter.Observer`). Frequencies that depend on the prompt's length are
+    those of this pass.
+
+    Raises:
+        ModelError: the model rotates in a way that is not understood.
+    """
+    model, attention = adapter.observed()
+    rotary = next((m for m in model.modules() if type(m).__name__.endswith("RotaryEmbedding")), None)
+    if rotary is None:
+        raise _unknown(model)
+    config = model.config.get_text_config(decoder=True)
+    kinds = getattr(config, "layer_types", None)
+    kind = kinds[attention.layer_idx] if kinds else None
+    kind = kind if kind is not None and hasattr(rotary, f"{kind}_inv_freq") else None
+    interleaved = _convention(model, attention, rotary, kind, config.hidden_size)
+    return None if interleaved is None else _read(rotary, kind, interleaved)
+
+
+def _read(rotary: Any, kind: str | None, interleaved: bool) -> Rope:
+    prefix = "" if kind is None else f"{kind}_"
+    scaling = getattr(rotary, f"{prefix}attention_scaling", 1.0)
+    return Rope(getattr(rotary, f"{prefix}inv_freq").float().clone(), float(scaling), interleaved)
+
+
+def _convention(model: Any, attention: Any, rotary: Any, kind: str | None, width: int) -> bool | None:
+    """How the module pairs channels: True for interleaved, False for halves, None when it does not rotate."""
+    parameter = next(p for p in attention.parameters() if p.is_floating_point())
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(1, len(_PROBED), width, generator=generator).to(parameter.device, parameter.dtype)
+    positions = torch.tensor(_PROBED, device=hidden.device)
+    rotary = copy.deepcopy(rotary)  # some adapt their frequencies to the positions they are asked for
+    try:
+        cos, sin = rotary(hidden, positions[None], **({} if kind is None else {"layer_type": kind}))
+        plain = adapter.query_of(attention, hidden, (torch.ones_like(cos), torch.zeros_like(sin))).float()
+        rotated = adapter.query_of(attention, hidden, (cos, sin)).float()
+        if torch.equal(plain, rotated):
+            return None
+        for interleaved in (False, True):
+            guess = _read(rotary, kind, interleaved).apply(plain, positions)
+            if (guess - rotated).abs().max() < 0.02 * plain.abs().max():
+                return interleaved
+    except (TypeError, ValueError, AttributeError, RuntimeError, IndexError):
+        raise _unknown(model) from None
+    raise _unknown(model)
+
+
+def _unknown(model: Any) -> ModelError:
+    return ModelError(
+        f"{type(model).__name__} has a position embedding that lcbench cannot take off its queries.",
+        "Choose a Llama, Mistral, Qwen, Phi-3, SmolLM or OLMo model, or another method.",
+    )

@@ -1,0 +1,222 @@
+"""From run directories to a `Report`: scores where they are up to date, else computed now."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lcbench import __version__
+from lcbench.errors import CorruptFile, LcbenchError
+from lcbench.reporting.notes import notes_of, overall_notes
+from lcbench.reporting.table import Cell, Column, Line, Report
+from lcbench.store.rundir import RunDirectory
+from lcbench.store.schema import PredictionRecord
+
+
+def build(runs: Sequence[RunDirectory]) -> Report:
+    """One table of all ``runs``, merged by model and method.
+
+    Runs of the same model and method with different tasks share a column. Where two of them hold the same task, or
+    weights differ under one name, each run has a column of its own, marked with its folder.
+
+    Raises:
+        NotARun: a run without any prediction. CorruptFile: a predictions file with a bad line.
+    """
+    parts = [_part(run) for run in _distinct(runs)]
+    columns = _columns(parts)
+    cells: dict[tuple[Line, Column], Cell] = {}
+    for part in parts:
+        for method, found in part.cells.items():
+            column = columns[part.path, method]
+            merged = sum(1 for (_, m), c in columns.items() if c == column and m == method) > 1
+            for line, cell in found.items():
+                if line.kind != "mean" or not merged:
+                    cells[line, column] = cell
+    lines = list(dict.fromkeys(line for line, _ in cells))
+    names = list(dict.fromkeys(line.name for line in lines))
+    lines.sort(key=lambda line: (line.kind == "mean", names.index(line.name)))
+    notes = [note for part in parts for note in _marked(part, len(parts))]
+    whole = [cell for (line, _), cell in cells.items() if line.kind == "task"]
+    notes += overall_notes(lines, whole, {k: v for part in parts for k, v in part.labels.items()})
+    return Report(
+        tuple(lines),
+        tuple(dict.fromkeys(columns.values())),
+        cells,
+        tuple(dict.fromkeys(notes)),
+        tuple(part.path for part in parts),
+    )
+
+
+@dataclass
+class _Part:
+    """What one run gives to the report. ``labels``: name of a mean to what it is, in words."""
+
+    path: str
+    model: str
+    identity: str
+    cells: dict[str, dict[Line, Cell]] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def _distinct(runs: Sequence[RunDirectory]) -> list[RunDirectory]:
+    return list({run.path.resolve(): run for run in runs}.values())
+
+
+def _part(run: RunDirectory) -> _Part:
+    records = {(m, t): run.records(m, t) for m in run.methods for t in run.tasks}
+    scores = scores_of(run, records)
+    model = _mapping(run.provenance.get("model"))
+    name = str(model.get("name") or _mapping(run.spec.get("model")).get("name") or "unknown model")
+    identity = "/".join(str(model.get(key)) for key in ("identity", "dtype", "load_in"))
+    part = _Part(str(run.path), name, identity)
+    for method in run.methods:
+        found = scores["methods"].get(method)
+        if found is None:
+            continue
+        lines: dict[Line, Cell] = {}
+        for task in run.tasks:
+            score = found["tasks"].get(task)
+            if score is not None:
+                lines[Line(task, score["metric"])] = _cell(score, records[method, task], part.path)
+                lines.update(_lengths(task, score, part.path))
+        for line, cell, label in _means(found):
+            lines[line] = replace(cell, run=part.path)
+            if not label.startswith("mean of "):  # a category's mean is its own explanation
+                part.labels[line.name] = label
+        part.cells[method] = lines
+    part.notes = [*notes_of(run, records), *scores["notes"]]
+    return part
+
+
+# -- scores ----------------------------------------------------------------------------------------------------------
+
+
+def scores_of(run: RunDirectory, records: Mapping[tuple[str, str], Sequence[PredictionRecord]]) -> dict[str, Any]:
+    """The run's scores.json when it fits its predictions, else the scores computed now (and not written).
+
+    Options that scores.json was made with (`lcbench score --code-sim …`) are kept.
+    """
+    from lcbench.scoring.run import DEFAULTS, ScoreOptions, score_run
+
+    try:
+        stored = run.scores()
+    except CorruptFile:
+        stored = None
+    options = DEFAULTS
+    if stored is not None:
+        if _fits(run, stored, records):
+            return stored
+        try:
+            names = ("code_sim", "strict_recursion", "rouge_score", "seed", "resamples")
+            options = ScoreOptions(**{name: stored["options"][name] for name in names})
+        except (LcbenchError, KeyError, TypeError):
+            options = DEFAULTS
+    return score_run(run, options)
+
+
+def _fits(
+    run: RunDirectory, stored: Mapping[str, Any], records: Mapping[tuple[str, str], Sequence[PredictionRecord]]
+) -> bool:
+    """Whether stored scores are those of the predictions: same lcbench, not older, and as many good and bad rows."""
+    try:
+        when = (run.path / "scores.json").stat().st_mtime_ns
+        files = [run.predictions_path(*key) for key, found in records.items() if found]
+        if stored["lcbench"] != __version__ or any(file.stat().st_mtime_ns > when for file in files):
+            return False
+        counted = {
+            (method, task): (score["n"], score["n_error"])
+            for method, scores in stored["methods"].items()
+            for task, score in scores["tasks"].items()
+        }
+    except (OSError, KeyError, TypeError, AttributeError):
+        return False
+    good = {key: sum(record.ok for record in found) for key, found in records.items() if found}
+    return counted == {key: (n, len(records[key]) - n) for key, n in good.items()}
+
+
+def _cell(score: Mapping[str, Any], records: Sequence[PredictionRecord], path: str) -> Cell:
+    good = [record for record in records if record.ok]
+    low, high = score["interval"] or (None, None)
+    return Cell(
+        score=score["score"],
+        low=low,
+        high=high,
+        n=score["n"],
+        errors=score["n_error"],
+        kv_bytes=statistics.fmean(r.kv_bytes for r in good) if good else None,
+        kv_bytes_full=statistics.fmean(r.kv_bytes_full for r in good) if good else None,
+        memory="simulated" if any(r.memory == "simulated" for r in records) else "real",
+        run=path,
+    )
+
+
+def _lengths(task: str, score: Mapping[str, Any], path: str) -> dict[Line, Cell]:
+    """The task's score by length, where there are several lengths."""
+    buckets = score.get("by_length", {})
+    if len(buckets) < 2:
+        return {}
+    lines = {}
+    for length, one in buckets.items():
+        low, high = one["interval"] or (None, None)
+        line = Line(task, score["metric"], "length", length)
+        lines[line] = Cell(one["score"], low, high, one["n"], one["n_error"], run=path)
+    return lines
+
+
+def _means(scores: Mapping[str, Any]) -> list[tuple[Line, Cell, str]]:
+    """Means over at least two tasks, with what they are in words; a part of a mean says so in its name.
+
+    Parts that say the same (the mean of 15 and of 16 tasks, when only five were run) are listed once.
+    """
+    found = []
+    seen: set[tuple[tuple[str, ...], float]] = set()
+    categories = scores.get("categories", {})
+    for key, group in [*categories.items(), *scores.get("overall", {}).items()]:
+        tasks = tuple(
+            dict.fromkeys(t for m in group["members"] for t in _mapping(categories.get(m)).get("members", [m]))
+        )
+        if len(tasks) < 2 or (not group["complete"] and (tasks, group["score"]) in seen):
+            continue
+        seen.add((tasks, group["score"]))
+        low, high = group["interval"] or (None, None)
+        name = key if group["complete"] else f"{key}, part: {len(tasks)} tasks"
+        found.append((Line(name, kind="mean"), Cell(group["score"], low, high), group["label"]))
+    return found
+
+
+# -- columns ---------------------------------------------------------------------------------------------------------
+
+
+def _columns(parts: Sequence[_Part]) -> dict[tuple[str, str], Column]:
+    """(run, method) to its column."""
+    holders: dict[tuple[str, str], list[_Part]] = {}
+    for part in parts:
+        for method in part.cells:
+            holders.setdefault((part.model, method), []).append(part)
+    names = _folder_names([part.path for part in parts])
+    columns = {}
+    for part in parts:
+        for method in part.cells:
+            sharing = holders[part.model, method]
+            tasks = [line.name for one in sharing for line in one.cells[method] if line.kind == "task"]
+            mergeable = len({one.identity for one in sharing}) == 1 and len(set(tasks)) == len(tasks)
+            columns[part.path, method] = Column(part.model, method, "" if mergeable else names[part.path])
+    return columns
+
+
+def _folder_names(paths: Sequence[str]) -> dict[str, str]:
+    """Each path by its last part, or whole where last parts are the same."""
+    last = [Path(path).resolve().name for path in paths]
+    return {path: name if last.count(name) == 1 else path for path, name in zip(paths, last, strict=True)}
+
+
+def _marked(part: _Part, runs: int) -> Iterable[str]:
+    return part.notes if runs == 1 else [f"{part.path}: {note}" for note in part.notes]
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

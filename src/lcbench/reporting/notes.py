@@ -1,0 +1,90 @@
+"""What a reader of a table must be told: what was left out, cut, unfinished, failed or only simulated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from lcbench.reporting.table import Cell, Line
+from lcbench.store.rundir import RunDirectory
+from lcbench.store.schema import PredictionRecord
+
+Records = Mapping[tuple[str, str], Sequence[PredictionRecord]]
+
+
+def notes_of(run: RunDirectory, records: Records) -> list[str]:
+    """Notes about one run."""
+    return [*_asked(run.spec), *_data(run), *_unfinished(run, records)]
+
+
+def overall_notes(lines: Sequence[Line], cells: Iterable[Cell], labels: Mapping[str, str]) -> list[str]:
+    """Notes about the table: simulated memory, failures, and what its means are.
+
+    Args:
+        labels: name of a mean to what it is, in words.
+    """
+    cells = list(cells)
+    notes = []
+    if any(cell.memory == "simulated" for cell in cells):
+        notes.append("* simulated memory: these bytes only count as dropped, they were not freed")
+    failed = sum(cell.errors for cell in cells)
+    if failed:
+        were = "sample failed and is" if failed == 1 else "samples failed and are"
+        notes.append(f"{failed} {were} not in the scores; the same `lcbench run` command tries again")
+    notes += [f"{line.name}: {labels[line.name]}" for line in lines if line.name in labels]
+    return notes
+
+
+def _asked(spec: Mapping[str, Any]) -> list[str]:
+    """Options that make results differ from those of a full run."""
+    notes = []
+    if spec.get("limit") is not None:
+        notes.append(f"only the first rows of each task were asked for (--limit {spec['limit']})")
+    if spec.get("max_input_tokens") is not None:
+        notes.append(
+            f"prompts had to fit {spec['max_input_tokens']} tokens, not the model's window "
+            f"(--max-input-tokens {spec['max_input_tokens']})"
+        )
+    if spec.get("over_length") == "skip":
+        notes.append("prompts longer than the window were left out (--over-length skip)")
+    if spec.get("truncation") not in (None, "middle"):
+        notes.append(f"long prompts were not cut as the official script does (--truncation {spec['truncation']})")
+    if spec.get("context") not in (None, "full"):
+        notes.append(f"questions were asked without their whole context (--context {spec['context']})")
+    model = spec.get("model")
+    if isinstance(model, Mapping) and model.get("load_in"):
+        notes.append(f"the model's weights were loaded in {model['load_in']}")
+    if isinstance(model, Mapping) and model.get("chat") not in (None, "auto"):
+        notes.append(f"prompts were not wrapped in the tokenizer's chat template (--chat {model['chat']})")
+    return notes
+
+
+def _data(run: RunDirectory) -> list[str]:
+    """What the run noted about its rows and prompts: subsets, cut prompts."""
+    tasks = run.provenance.get("tasks")
+    notes = []
+    for task in run.tasks:
+        facts = tasks.get(task) if isinstance(tasks, Mapping) else None
+        if not isinstance(facts, Mapping):
+            continue
+        said = facts.get("notes") or [facts.get("note")]
+        for note in said if isinstance(said, list) else [said]:
+            if isinstance(note, str) and note:
+                notes.append(note if note.startswith(task.partition("@")[0]) else f"{task}: {note}")
+    return notes
+
+
+def _unfinished(run: RunDirectory, records: Records) -> list[str]:
+    """Methods that have some, but not all rows of a task."""
+    tasks = run.provenance.get("tasks")
+    notes = []
+    for task in run.tasks:
+        counts = {method: len(records[method, task]) for method in run.methods}
+        facts = tasks.get(task) if isinstance(tasks, Mapping) else None
+        rows = facts.get("rows") if isinstance(facts, Mapping) else None
+        # Skipped prompts leave no record: then the method with the most rows tells how many there are.
+        wanted = rows if isinstance(rows, int) and run.spec.get("over_length") != "skip" else max(counts.values())
+        for method, count in counts.items():
+            if 0 < count < wanted:
+                notes.append(f"unfinished: {method} has {count} of {wanted} rows of {task}")
+    return notes

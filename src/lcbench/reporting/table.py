@@ -1,0 +1,113 @@
+"""The report as plain data: tasks down, methods across, and in each cell the score and what was saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Column:
+    """One method on one model.
+
+    Attributes:
+        model: name as the user gave it. method: id.
+        run: folder of the run when several runs hold the same model, method and task, else "".
+    """
+
+    model: str
+    method: str
+    run: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One task, the part of a task with prompts of one length, or a mean over tasks.
+
+    Attributes:
+        name: task id; for a mean its key. metric: of the task, "" of a mean.
+        length: of the prompts, in the task's own unit ("384", "4-8k"); "" for anything but a length.
+    """
+
+    name: str
+    metric: str = ""
+    kind: Literal["task", "length", "mean"] = "task"
+    length: str = ""
+
+    @property
+    def title(self) -> str:
+        """``qasper``, or ``qasper, length 4-8k``."""
+        return f"{self.name}, length {self.length}" if self.kind == "length" else self.name
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one task.
+
+    Attributes:
+        score: 0 to 100 over the samples without an error; None when there is none.
+        low, high: 95 % interval of it, None where it is not known.
+        n: samples in the score. errors: samples that failed, not in the score.
+        kv_bytes, kv_bytes_full: mean bytes a sample of the cache as kept, and uncompressed; None without samples, and
+            for everything but whole tasks.
+        memory: "real" when the dropped bytes were freed, "simulated" when they only count as dropped.
+        run: folder it comes from.
+    """
+
+    score: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    errors: int = 0
+    kv_bytes: float | None = None
+    kv_bytes_full: float | None = None
+    memory: Literal["real", "simulated"] = "real"
+    run: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times the full cache is larger than the kept one."""
+        return self.kv_bytes_full / self.kv_bytes if self.kv_bytes and self.kv_bytes_full is not None else None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What every renderer draws.
+
+    Attributes:
+        lines: tasks in spec order, each followed by its lengths, then means. columns: in the order of runs and specs.
+        cells: by (line, column); absent where a method did not run a task.
+        notes: what a reader must know: subsets, limits, windows, unfinished tasks, simulated memory.
+        runs: folders of the runs.
+    """
+
+    lines: tuple[Line, ...]
+    columns: tuple[Column, ...]
+    cells: Mapping[tuple[Line, Column], Cell]
+    notes: tuple[str, ...] = ()
+    runs: tuple[str, ...] = ()
+
+    @property
+    def several_models(self) -> bool:
+        return len({column.model for column in self.columns}) > 1
+
+    def label(self, column: Column) -> str:
+        """Heading of a column: the method, and the model and run where they tell columns apart."""
+        parts = [column.method]
+        if self.several_models:
+            parts.append(column.model)
+        if column.run:
+            parts.append(column.run)
+        return parts[0] if len(parts) == 1 else f"{parts[0]} ({', '.join(parts[1:])})"
+
+    def samples(self, line: Line) -> str:
+        """``20`` when every method scored as many samples, else ``18–20``; "" for a mean."""
+        counts = [cell.n for (at, _), cell in self.cells.items() if at == line]
+        if line.kind == "mean" or not counts:
+            return ""
+        return str(counts[0]) if min(counts) == max(counts) else f"{min(counts)}–{max(counts)}"
+
+    def failures(self, line: Line) -> int:
+        """Samples that failed, over all methods; those of a length are among those of its task."""
+        return sum(cell.errors for (at, _), cell in self.cells.items() if at == line)

@@ -1,0 +1,213 @@
+"""Scoring a run directory, a predictions file or a folder of them, into one `ScoreTable`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lcbench import __version__
+from lcbench.errors import BadValue, CorruptFile, NotARun, UnknownName, UsageError
+from lcbench.scoring.aggregate import task_score
+from lcbench.scoring.benchmark import assign
+from lcbench.scoring.bootstrap import Bootstrap, Replicates
+from lcbench.scoring.files import SUFFIXES, find_files, read_file
+from lcbench.scoring.groups import Groups
+from lcbench.scoring.metrics import CODE_SIM, METRICS, CodeSim
+from lcbench.scoring.parallel import Item, Refused, Rule, Values, score_items
+from lcbench.scoring.rows import scored_text, task_facts
+from lcbench.scoring.samples import LONGBENCH, LONGBENCH_E, TaskSamples, from_record, task_versions
+from lcbench.scoring.table import MethodScores, ScoreTable, TaskScore
+from lcbench.store.rundir import RUN_FILE, RunDirectory
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """How to score.
+
+    Attributes:
+        code_sim: definition of code similarity: "difflib" (official requirements) or "levenshtein".
+        strict_recursion: rouge gives 0.0 where the official script overflows its stack.
+        rouge_score: add Google's ROUGE columns to the rouge tasks.
+        jobs: processes at most; None: all cores.
+        seed, resamples: of the bootstrap.
+
+    Raises:
+        BadValue, UnknownName: a value it cannot take.
+    """
+
+    code_sim: CodeSim = "difflib"
+    strict_recursion: bool = False
+    rouge_score: bool = False
+    jobs: int | None = None
+    seed: int = 0
+    resamples: int = 2000
+
+    def __post_init__(self) -> None:
+        if self.code_sim not in CODE_SIM:
+            raise UnknownName("code_sim definition", self.code_sim, CODE_SIM)
+        for name, least in (("jobs", 1), ("seed", 0), ("resamples", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise BadValue(f"{name}={value} is below the least value {least}.", f"Use {least} or more.")
+
+    def record(self) -> dict[str, Any]:
+        """What scores.json keeps of them; the number of processes changes nothing."""
+        return {
+            "code_sim": self.code_sim,
+            "strict_recursion": self.strict_recursion,
+            "rouge_score": self.rouge_score,
+            "seed": self.seed,
+            "resamples": self.resamples,
+            "confidence": Bootstrap.confidence,
+        }
+
+
+DEFAULTS = ScoreOptions()
+
+
+def score_run(run: RunDirectory, options: ScoreOptions = DEFAULTS) -> dict[str, Any]:
+    """Scores of a run directory as they go into its scores.json. Raises as `score_path`."""
+    return score_directory(run, options).to_dict()
+
+
+def score_path(path: Path | str, options: ScoreOptions = DEFAULTS, benchmark: str | None = None) -> ScoreTable:
+    """Score whatever ``path`` is: a run directory, a predictions file, a folder of them, a folder of such folders.
+
+    Args:
+        benchmark: "longbench" or "longbench-e" for prediction files; None guesses. A run knows its own.
+
+    Raises:
+        UsageError: nothing there, two files of one dataset, or ``benchmark`` given for a run.
+        UnknownName: a file that is not named after a task. NotARun: a folder without anything to score.
+        CorruptFile: a file that cannot be read or scored (file and line named).
+    """
+    path = Path(path)
+    if path.is_dir() and (path / RUN_FILE).exists():
+        if benchmark is not None:
+            raise BadValue(f"{path} is a run directory, which knows its benchmarks.", "Leave --benchmark out.")
+        return score_directory(RunDirectory.open(path), options)
+    notes: list[str] = []
+    if path.is_file():
+        inputs = {_shown(path.resolve().parent): assign([read_file(path)], benchmark, path.parent, notes)}
+        return _table("file", _shown(path), inputs, options, notes)
+    if not path.exists():
+        raise UsageError(f"{path} does not exist.", "Give a run directory, a predictions file or a folder of them.")
+    folders = _folders(path)
+    inputs = {}
+    for name, folder in folders.items():
+        own: list[str] = []
+        inputs[name] = assign([read_file(file) for file in find_files(folder).values()], benchmark, folder, own)
+        notes += [f"{name}: {note}" if len(folders) > 1 else note for note in own]
+    return _table("folder", _shown(path), inputs, options, notes)
+
+
+def score_directory(run: RunDirectory, options: ScoreOptions = DEFAULTS) -> ScoreTable:
+    """Score every method and task of a run that has records. Raises CorruptFile, UnknownName."""
+    inputs: dict[str, list[TaskSamples]] = {}
+    notes = []
+    for method in run.methods:
+        for task in run.tasks:
+            samples = _of_run(run, method, task)
+            if samples.samples:
+                inputs.setdefault(method, []).append(samples)
+            else:
+                notes.append(f"{method} has no predictions for {task} yet.")
+    if not inputs:
+        raise NotARun(f"{run.path} has no predictions yet.", "Start or continue the run first: lcbench run")
+    return _table("run", _shown(run.path), inputs, options, notes)
+
+
+def _of_run(run: RunDirectory, method: str, task: str) -> TaskSamples:
+    facts = task_facts(task)
+    records = run.records(method, task)
+    source = str(run.predictions_path(method, task))
+    samples = tuple(from_record(record, f"sample {record.id}") for record in records)
+    extended = facts.benchmark == LONGBENCH and task.partition("@")[0].endswith("_e")
+    benchmark = LONGBENCH_E if extended else facts.benchmark
+    return TaskSamples(task, facts, benchmark, samples, source, task_versions(records))
+
+
+def _folders(path: Path) -> dict[str, Path]:
+    """The folder itself when it holds prediction files, else its sub-folders that do; name to folder."""
+    if find_files(path):
+        return {_shown(path): path}
+    runs = sorted(p.parent for p in path.glob(f"*/{RUN_FILE}"))
+    if runs:
+        raise NotARun(f"{path} holds run directories, but is none itself.", f"Score one: lcbench score {runs[-1]}")
+    below = {_shown(p): p for p in sorted(path.iterdir()) if p.is_dir() and find_files(p)}
+    if not below:
+        raise NotARun(
+            f"{path} is neither a run directory (no {RUN_FILE}) nor a folder of predictions (no {SUFFIXES[0]} files).",
+            "Give a run directory, a predictions file or a folder of them.",
+        )
+    return below
+
+
+def _shown(path: Path) -> str:
+    """The last part of a path, in characters that can be printed and written; "." has the name of its folder."""
+    return path.resolve().name.encode("utf-8", "replace").decode() or str(path)
+
+
+def _table(
+    source: str, name: str, inputs: Mapping[str, Sequence[TaskSamples]], options: ScoreOptions, notes: Sequence[str]
+) -> ScoreTable:
+    values = _all_values([task for tasks in inputs.values() for task in tasks], options)
+    bootstrap = Bootstrap(options.seed, options.resamples)
+    methods = {}
+    more = list(notes)
+    for method, tasks in inputs.items():
+        scores: dict[str, TaskScore] = {}
+        replicates: dict[str, Replicates | None] = {}
+        for task in tasks:
+            scores[task.task], replicates[task.task] = task_score(task, next(values), options.code_sim, bootstrap)
+            more += _remarks(method if len(inputs) > 1 else "", task)
+        groups = Groups(scores, replicates, bootstrap)
+        methods[method] = MethodScores(scores, groups.categories, groups.overall)
+    return ScoreTable(source, name, methods, options.record(), tuple(more), __version__)
+
+
+def _remarks(method: str, task: TaskSamples) -> list[str]:
+    """What looks odd about a set of predictions, said, not repaired."""
+    where = f"{method}, {task.task}" if method else task.task
+    full = task.facts.e_rows if task.benchmark == LONGBENCH_E else task.facts.rows
+    remarks = []
+    if task.benchmark in (LONGBENCH, LONGBENCH_E) and len(task.samples) > full:
+        remarks.append(
+            f"{where}: {len(task.samples)} rows, but the test set has {full}; the official script appends to old files."
+        )
+    if len(task.versions) > 1:
+        listed = ", ".join(map(str, task.versions))
+        remarks.append(f"{where}: predictions of several task versions ({listed}); their scores may not be comparable.")
+    return remarks
+
+
+def _all_values(tasks: Sequence[TaskSamples], options: ScoreOptions) -> Iterator[list[Values | None]]:
+    """For each task in turn the values of its samples, None for failed ones."""
+    items: list[Item] = []
+    for task in tasks:
+        rule = _rule(task, options)
+        items += [(rule, scored_text(task.facts, s.prediction), s.answers) for s in task.samples if s.ok]
+    results = iter(score_items(items, options.jobs))
+    for task in tasks:
+        values: list[Values | None] = []
+        for sample in task.samples:
+            value = next(results) if sample.ok else None
+            if isinstance(value, Refused):
+                raise CorruptFile(f"{task.source}, {sample.where}: {value.message}", value.next_step)
+            values.append(value)
+        yield values
+
+
+def _rule(task: TaskSamples, options: ScoreOptions) -> Rule:
+    metric = task.facts.metric
+    if metric not in METRICS:
+        raise UnknownName("metric", metric, METRICS, where=f" of task {task.task}")
+    return Rule(
+        metric,
+        task.all_classes if metric == "classification" else None,
+        options.code_sim if metric == "code_sim" else "difflib",
+        options.strict_recursion,
+        options.rouge_score and metric == "rouge",
+    )

@@ -1,0 +1,90 @@
+"""Where runs go by default, and which one is the latest."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lcbench.config.home import home
+from lcbench.config.spec import RunSpec
+from lcbench.errors import CannotWrite, NotARun
+from lcbench.store.files import make_folder, write_json
+from lcbench.store.rundir import RUN_FILE
+
+RUNS = "runs"
+
+
+def default_run_path(spec: RunSpec | Mapping[str, Any]) -> Path:
+    """``runs/<model>-<tasks>-<methods>-<hash>``, relative; the same spec always gives the same path.
+
+    Only letters, digits and ``. _ + -`` occur; the name stays under 120 characters.
+    """
+    data = spec.to_dict() if isinstance(spec, RunSpec) else dict(spec)
+    canonical = json.dumps(data, sort_keys=True, ensure_ascii=True)
+    digest = hashlib.sha256(canonical.encode()).hexdigest()[:6]
+    model = str(data["model"]["name"]).replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
+    parts = [_slug(model, 30), _joined(data["tasks"], 30), _joined(data["methods"], 45)]
+    return Path(RUNS) / "-".join([*(part for part in parts if part), digest])
+
+
+def latest_run(cwd: Path | str = ".") -> Path:
+    """The newest run: of those in ``cwd/runs`` and the one `remember_run` noted, the one last started or continued.
+
+    Raises:
+        NotARun: there is none.
+    """
+    candidates = list((Path(cwd) / RUNS).glob(f"*/{RUN_FILE}"))
+    remembered = _remembered()
+    if remembered is not None:
+        candidates.append(remembered / RUN_FILE)
+    dated = []
+    for file in candidates:
+        with contextlib.suppress(OSError):
+            dated.append((file.stat().st_mtime_ns, str(file.parent)))
+    if not dated:
+        raise NotARun(
+            "There is no run yet: nothing under runs/ here.",
+            "Name a run directory, or make one: lcbench run --model demo --method full,kivi --task passkey",
+        )
+    return Path(max(dated)[1])
+
+
+def remember_run(path: Path | str) -> None:
+    """Note ``path`` as the last run, in ``LCBENCH_HOME/state/last-run.json``.
+
+    A convenience only: where the folder cannot be written, nothing is noted and nothing is raised.
+    """
+    with contextlib.suppress(CannotWrite, OSError):
+        make_folder(home() / "state")
+        write_json(home() / "state" / "last-run.json", {"path": os.path.abspath(path)})
+
+
+def _remembered() -> Path | None:
+    try:
+        data = json.loads((home() / "state" / "last-run.json").read_text(encoding="utf-8"))
+        return Path(data["path"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _joined(names: Sequence[str], longest: int) -> str:
+    """The names joined by ``+``: with their options where that fits, else without, else as many as fit."""
+    whole = "+".join(_slug(name) for name in names)
+    if len(whole) <= longest:
+        return whole
+    slugs = list(dict.fromkeys(_slug(name.partition("@")[0], longest) for name in names))
+    shown = 1
+    while shown < len(slugs) and len("+".join(slugs[: shown + 1])) <= longest:
+        shown += 1
+    rest = len(slugs) - shown
+    return "+".join(slugs[:shown]) + (f"+{rest}more" if rest else "")
+
+
+def _slug(text: str, longest: int | None = None) -> str:
+    return re.sub(r"[^A-Za-z0-9._]+", "-", text)[:longest].strip("-.")

@@ -1,0 +1,175 @@
+"""The commands as a user types them, on a tiny model saved as a local folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tiny import save_tiny
+
+TASK = "passkey@lengths=20/60,depths=3,repeats=1,digits=3,max_new_tokens=5"
+METHODS = "full,kivi@group_size=32,residual_length=64,streamingllm@budget=64"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("model") / "tiny-llama")
+
+
+@pytest.fixture
+def arguments(folder: Path) -> list[str]:
+    return ["run", "--model", str(folder), "--method", METHODS, "--task", TASK]
+
+
+def predictions(run: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(run)): f.read_bytes() for f in sorted((run / "predictions").rglob("*.jsonl"))}
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for data in predictions(run).values() for line in data.splitlines()]
+
+
+def test_run_score_report_without_naming_the_run(cli: Callable[..., Any], arguments: list[str]) -> None:
+    done = cli(*arguments)
+    assert done.code == 0, done.err
+    (run,) = Path("runs").iterdir()
+    assert run.name.startswith("tiny-llama-passkey")
+    found = lines(run)
+    assert len(found) == 18
+    assert {r["status"] for r in found} == {"ok"}
+    assert len({r["pred"] for r in found}) > 6
+    scored = cli("score")
+    assert scored.code == 0, scored.err
+    assert (run / "scores.json").exists()
+    assert "passkey" in scored.out
+    reported = cli("report", "--format", "json")
+    assert reported.code == 0, reported.err
+    assert json.loads(reported.out)
+    for shape in ("table", "md", "csv"):
+        shown = cli("report", "--format", shape)
+        assert shown.code == 0, shown.err
+        assert "kivi" in shown.out
+    again = cli(*arguments)
+    assert again.code == 0
+    assert "18 were there already" in again.out
+    assert lines(run) == found
+
+
+def test_dry_run_runs_nothing(cli: Callable[..., Any], arguments: list[str]) -> None:
+    done = cli(*arguments, "--dry-run")
+    assert done.code == 0, done.err
+    assert "6 prefills" in done.out
+    assert "18 samples" in done.out
+    assert "prompt begins" in done.out
+    assert not Path("runs").exists()
+
+
+def test_yaml_and_command_line(cli: Callable[..., Any], folder: Path, tmp_path: Path) -> None:
+    config = tmp_path / "study.yaml"
+    config.write_text(f"model: {folder}\nmethods: [full, kivi]\ntask: '{TASK}'\nset: {{bits: 4}}\nlimit: 1\n")
+    done = cli("run", "--config", config, "--limit", 2, "--out", "out")
+    assert done.code == 0, done.err
+    spec = json.loads(Path("out/run.json").read_text())["spec"]
+    assert spec["methods"] == ["full", "kivi@bits=4"]
+    assert spec["limit"] == 2
+    assert len(lines(Path("out"))) == 4
+
+
+def test_a_prompt_beyond_the_window_is_an_error_row(cli: Callable[..., Any], folder: Path) -> None:
+    task = "passkey@lengths=20/2000,depths=1,repeats=1,max_new_tokens=4"
+    done = cli("run", "--model", folder, "--task", task, "--out", "out")
+    assert done.code == 1
+    assert "window" in done.out
+    assert [r["status"] for r in lines(Path("out"))] == ["ok", "ok", "error", "error"]
+    scored = cli("score", "out")
+    assert scored.code == 1, scored.err  # counted and shown, in no mean
+    assert "2" in scored.out
+    skipped = cli("run", "--model", folder, "--task", task, "--out", "skip", "--over-length", "skip")
+    assert skipped.code == 0, skipped.err
+    assert all(r["status"] == "ok" for r in lines(Path("skip")))
+    assert "skipped" in skipped.err
+
+
+def test_a_changed_spec_is_refused_and_shown(cli: Callable[..., Any], arguments: list[str]) -> None:
+    assert cli(*arguments, "--out", "out", "--limit", 1).code == 0
+    before = predictions(Path("out"))
+    done = cli(*arguments, "--out", "out", "--limit", 2)
+    assert done.code == 2
+    assert "limit: was 1, now 2" in done.err
+    assert predictions(Path("out")) == before
+
+
+def test_ctrl_c_stops_after_the_sample_and_says_how_to_go_on(arguments: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "stopped"
+    process = _start([*arguments, "--out", str(run)])
+    _wait_for_records(process, run, 3)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode in (0, 130), err
+    if process.returncode == 130:
+        assert "To continue, run the same command" in out
+        assert "Traceback" not in err
+    assert all(json.loads(line) for data in predictions(run).values() for line in data.splitlines())
+
+
+def test_kill_at_any_moment_and_the_run_ends_the_same(arguments: list[str], tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert _finish(_start([*arguments, "--out", str(whole)])) == 0
+    for records in (1, 5, 9):
+        process = _start([*arguments, "--out", str(broken)])
+        _wait_for_records(process, broken, records)
+        process.kill()
+        process.wait(timeout=60)
+    (torn,) = (broken / "predictions" / "full").glob("*.jsonl")
+    with torn.open("ab") as file:
+        file.write(b'{"pred": "torn')  # what a kill in the middle of a write leaves
+    process = _start([*arguments, "--out", str(broken)])
+    _, err = process.communicate(timeout=180)
+    assert process.returncode == 0, err
+    assert "unfinished last line" in err
+    assert predictions(broken) == predictions(whole)
+
+
+def test_two_processes_on_one_run(arguments: list[str], tmp_path: Path, cli: Callable[..., Any]) -> None:
+    run = tmp_path / "shared"
+    first = _start([*arguments, "--out", str(run)])
+    _wait_for_records(first, run, 1)
+    os.kill(first.pid, signal.SIGSTOP)
+    try:
+        second = cli(*arguments, "--out", run)
+    finally:
+        os.kill(first.pid, signal.SIGCONT)
+    assert second.code == 2
+    assert "Traceback" not in second.err
+    assert str(first.pid) in second.err
+    assert _finish(first) == 0
+
+
+def _start(arguments: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "lcbench", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def _finish(process: subprocess.Popen[str]) -> int:
+    _, err = process.communicate(timeout=180)
+    assert process.returncode == 0, err
+    return process.returncode
+
+
+def _wait_for_records(process: subprocess.Popen[str], run: Path, wanted: int) -> None:
+    """Until so many records are on the disk, or the process has ended."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if sum(data.count(b"\n") for data in predictions(run).values()) >= wanted:
+            return
+        time.sleep(0.005)

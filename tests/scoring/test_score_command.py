@@ -1,0 +1,152 @@
+"""``lcbench score`` from the outside: what it prints, writes and exits with."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from lcbench.cli import app
+from lcbench.errors import CorruptFile, LcbenchError, NotARun, UnknownName, UsageError
+from lcbench.store.locate import remember_run
+from lcbench.store.rundir import RunDirectory
+
+FAILED = {"pred": "", "status": "error", "error": "too long"}
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["score", *map(str, arguments)], env={"COLUMNS": "150", "TERM": "dumb"})
+
+
+def refused(*arguments: object) -> LcbenchError:
+    error = run(*arguments).exception
+    assert isinstance(error, LcbenchError), error
+    return error
+
+
+def test_a_run_is_scored_written_and_the_next_command_is_named(make_run: Any) -> None:
+    directory = make_run({("full", "qasper"): [{}, {"pred": "x"}], ("kivi@bits=2", "qasper"): [{"pred": "x"}]})
+    done = run(directory.path)
+    assert done.exit_code == 0, done.output
+    assert "50.00" in done.stdout
+    assert "kivi@bits=2" in done.stdout
+    assert f"lcbench report {directory.path}" in done.stdout
+    stored = RunDirectory.open(directory.path).scores()
+    assert stored is not None
+    assert stored["methods"]["full"]["tasks"]["qasper"]["score"] == 50.0
+
+
+def test_failed_samples_are_shown_and_give_exit_code_1(make_run: Any) -> None:
+    done = run(make_run({("full", "qasper"): [{}, FAILED]}).path)
+    assert done.exit_code == 1
+    assert "1 sample failed" in done.stdout
+    assert "100.00" in done.stdout
+
+
+def test_without_an_argument_the_latest_run_is_scored(make_run: Any) -> None:
+    directory = make_run({("full", "qasper"): [{}]})
+    remember_run(directory.path)
+    assert run().exit_code == 0
+    assert (directory.path / "scores.json").exists()
+
+
+def test_without_any_run_it_says_so() -> None:
+    assert isinstance(refused(), NotARun)
+
+
+def test_json_is_the_official_result_with_ours_beside_it(tmp_path: Path, write_rows: Any, row: Any) -> None:
+    write_rows(tmp_path / "model" / "narrativeqa.jsonl", [row(), row(pred="x")])
+    write_rows(tmp_path / "model" / "lcc.jsonl", [row()])
+    done = run(tmp_path / "model", "--json", "--code-sim", "levenshtein")
+    data = json.loads(done.stdout)
+    ours = data.pop("lcbench")
+    assert data == {"lcc": 100.0, "narrativeqa": 50.0}
+    assert ours["methods"]["model"]["tasks"]["lcc"]["code_sim"] == "levenshtein"
+    assert not (tmp_path / "model" / "result.json").exists()
+
+
+def test_json_of_longbench_e_has_buckets_and_nan_as_published(tmp_path: Path, write_rows: Any, row: Any) -> None:
+    path = write_rows(tmp_path / "qasper.jsonl", [row(length=1)])
+    done = run(path, "--json", "--benchmark", "longbench-e")
+    assert '"4-8k": NaN' in done.stdout
+    data = json.loads(done.stdout)
+    assert data["qasper"]["0-4k"] == 100.0
+    by_length = data["lcbench"]["methods"][tmp_path.name]["tasks"]["qasper"]["by_length"]
+    assert by_length["4-8k"]["score"] is None
+
+
+def test_json_of_a_run_is_one_result_a_method(make_run: Any) -> None:
+    done = run(make_run({("full", "qasper"): [{}], ("kivi", "qasper"): [{"pred": "x"}]}).path, "--json")
+    data = json.loads(done.stdout)
+    assert data["full"] == {"qasper": 100.0}
+    assert data["kivi"] == {"qasper": 0.0}
+    assert set(data) == {"full", "kivi", "lcbench"}
+
+
+def test_scores_of_files_are_written_where_asked(tmp_path: Path, write_rows: Any, row: Any) -> None:
+    path = write_rows(tmp_path / "narrativeqa.jsonl", [row()])
+    assert run(path, "--out", tmp_path / "scores.json").exit_code == 0
+    assert json.loads((tmp_path / "scores.json").read_text())["source"]["kind"] == "file"
+
+
+def test_the_definition_of_code_similarity_is_named(tmp_path: Path, write_rows: Any, row: Any) -> None:
+    path = write_rows(tmp_path / "lcc.jsonl", [row()])
+    assert "code_sim: difflib" in run(path).stdout
+    assert "code_sim: levenshtein" in run(path, "--code-sim", "levenshtein").stdout
+
+
+def test_seed_and_jobs_and_recursion(tmp_path: Path, write_rows: Any, row: Any) -> None:
+    long = " ".join(["k"] + ["x"] * 600)
+    rows = [row(pred=long, answers=[long.replace("x", "y")]), row(), row(pred="x")] * 3
+    path = write_rows(tmp_path / "gov_report.jsonl", rows)
+    one, other = (json.loads(run(path, "--json", "--seed", s, "--jobs", 1).stdout)["lcbench"] for s in (0, 1))
+    task = [x["methods"][tmp_path.name]["tasks"]["gov_report"] for x in (one, other)]
+    assert task[0]["score"] == task[1]["score"] == 50.0
+    assert (one["options"]["seed"], other["options"]["seed"]) == (0, 1)
+    strict = json.loads(run(path, "--json", "--strict-recursion").stdout)
+    assert strict["gov_report"] == 33.33
+
+
+def test_hostile_names_print_as_they_are(tmp_path: Path, write_rows: Any, row: Any) -> None:
+    path = write_rows(tmp_path / "[red]model[bold]" / "narrativeqa.jsonl", [row()])
+    done = run(path)
+    assert done.exit_code == 0, done.output
+    assert "[red]model[bold]" in done.stdout
+
+
+def test_wrong_input_is_refused_with_nothing_written(tmp_path: Path, write_rows: Any, make_run: Any) -> None:
+    path = tmp_path / "qasper.jsonl"
+    path.write_text('{"pred": 1}\n')
+    out = tmp_path / "scores.json"
+    error = refused(path, "--out", out)
+    assert isinstance(error, CorruptFile)
+    assert "qasper.jsonl, line 1" in error.message
+    assert not out.exists()
+    directory = make_run({("full", "passage_retrieval_en"): [{}]})
+    assert isinstance(refused(directory.path), CorruptFile)
+    assert not (directory.path / "scores.json").exists()
+
+
+def test_wrong_words_are_refused(tmp_path: Path) -> None:
+    assert isinstance(refused(tmp_path / "nothing"), UsageError)
+    assert isinstance(refused(tmp_path, "--code-sim", "rapidfuzz"), UnknownName)
+    (tmp_path / "narrativeqa.jsonl").write_text('{"pred": "a", "answers": []}')
+    assert isinstance(refused(tmp_path, "--benchmark", "longbench-f"), UnknownName)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"pred": []}', "\x00"])
+def test_the_real_command_exits_with_2_and_no_traceback(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "qasper.jsonl"
+    path.write_text(content)
+    code = "from lcbench.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, "score", str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert "qasper.jsonl, line 1" in done.stderr
+    assert "Next:" in done.stderr
