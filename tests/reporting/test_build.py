@@ -153,7 +153,7 @@ def test_notes_say_what_is_special(tmp_path: Path) -> None:
     assert "simulated" in text
     assert "--over-length" not in text
     plain = build([make(tmp_path / "plain", {("full", "qasper"): [right(0)]}, limit=None, max_input_tokens=None)])
-    assert plain.notes == ()
+    assert plain.notes == ("model demo in float32 on ?; ratios are to its uncompressed float32 cache",)
 
 
 @pytest.mark.parametrize(

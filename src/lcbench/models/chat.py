@@ -10,6 +10,7 @@ from typing import Any
 from lcbench.errors import ModelError
 from lcbench.models.hub import plain
 from lcbench.models.info import LoadedModel
+from lcbench.models.official_chat import official_template
 
 # Some templates print today's date; a run continued tomorrow must ask the same question. A macro of the same name hides
 # the clock behind one day, the one that Llama 3's own template falls back to.
@@ -38,13 +39,16 @@ class Encoded:
 
 
 def chat_template(tokenizer: Any, option: str, name: str = "") -> str | None:
-    """The Jinja template that ``--chat`` means: "auto" the tokenizer's own, "none" None, else the file of that name.
+    """The Jinja template that ``--chat`` means: "auto" the tokenizer's own, "official" LongBench's for the family that
+    ``name`` belongs to (None for a family it leaves unwrapped), "none" None, else the file of that name.
 
     Raises:
         ModelError: "auto" without a template (``name`` is the model's), or a file that cannot be read.
     """
     if option == "none":
         return None
+    if option == "official":
+        return official_template(name)
     if option == "auto":
         template = own_template(tokenizer)
         if template is None:

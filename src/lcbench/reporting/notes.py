@@ -14,7 +14,7 @@ Records = Mapping[tuple[str, str], Sequence[PredictionRecord]]
 
 def notes_of(run: RunDirectory, records: Records) -> list[str]:
     """Notes about one run."""
-    return [*_asked(run.spec), *_data(run), *_unfinished(run, records)]
+    return [*_model(run.provenance.get("model")), *_asked(run.spec), *_data(run), *_unfinished(run, records)]
 
 
 def overall_notes(lines: Sequence[Line], cells: Iterable[Cell], labels: Mapping[str, str]) -> list[str]:
@@ -33,6 +33,14 @@ def overall_notes(lines: Sequence[Line], cells: Iterable[Cell], labels: Mapping[
         notes.append(f"{failed} {were} not in the scores; the same `lcbench run` command tries again")
     notes += [f"{line.name}: {labels[line.name]}" for line in lines if line.name in labels]
     return notes
+
+
+def _model(model: Any) -> list[str]:
+    """Which weights, and in which dtype the cache was: a ratio against float32 is twice one against 16 bits."""
+    if not isinstance(model, Mapping) or not model.get("dtype"):
+        return []
+    name, dtype = model.get("name", "?"), model["dtype"]
+    return [f"model {name} in {dtype} on {model.get('device', '?')}; ratios are to its uncompressed {dtype} cache"]
 
 
 def _asked(spec: Mapping[str, Any]) -> list[str]:
