@@ -44,7 +44,6 @@ def test_from_the_hub(tiny: Tiny, own_home: Path) -> None:
     assert "tiny/one.jsonl: installed, 7 rows" in out
     assert "tiny/two.jsonl: installed, 4 rows" in out
     assert "2 files installed (config/lengths.json, config/extra.json)" in out
-    assert "Downloading data.zip" in err
     assert "Unpacking data.zip." in err
 
 
@@ -102,6 +101,27 @@ def test_markup_in_names_is_text(tiny: Tiny, tmp_path: Path) -> None:
     out, _, error = call("--from", str(place), "both")
     assert error is None
     assert f"not in {place}" in out
+
+
+def test_lines_elsewhere(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+
+    from lcbench.cli import download as module
+
+    moments = iter([0.0, 1.0, 11.0, 12.0, 13.0, 14.0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(moments))
+    with module._Transfers(Console(highlight=False)) as transfers:
+        for label, done, total in (
+            ("data.zip", 0, 3 << 20), ("data.zip", 1 << 20, 3 << 20), ("data.zip", 2 << 20, 3 << 20),
+            ("small", 0, 1000), ("unknown", 0, None), ("resumed", 1 << 20, None),
+        ):  # fmt: skip
+            transfers.progress(label, done, total)
+    assert capsys.readouterr().out.splitlines() == [
+        "Downloading data.zip: 3.0 MiB",
+        "Downloading data.zip: 2.0 MiB of 3.0 MiB",
+        "Downloading unknown",
+        "Downloading resumed: 1.0 MiB",
+    ]
 
 
 def test_a_bar_on_a_terminal(tiny: Tiny, mirror: Mirror) -> None:

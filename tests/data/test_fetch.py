@@ -16,8 +16,8 @@ from mirror_server import Mirror, Page
 from lcbench.data import disk, fetch
 from lcbench.data.checksum import Expected, digest_bytes
 from lcbench.data.fetch import Fetcher, Patience
-from lcbench.data.hub import Bearer, origin_of
-from lcbench.data.neterrors import NotThere, Refused, Unreachable
+from lcbench.data.hub import Bearer, origin_of, shown
+from lcbench.data.neterrors import NotThere, Refused, Unreachable, reason
 from lcbench.data.part import Wanted
 from lcbench.errors import BadValue, CannotWrite, ChecksumMismatch, NetworkError
 
@@ -275,6 +275,46 @@ def test_an_unreachable_server_is_named_and_nothing_secret_is(
         assert words in caught.value.next_step
         assert not {"alice", "hunter2", "hf_secret", "frag"} & set(shown.replace("/", " ").replace("@", " ").split())
     assert list(tmp_path.glob("x.bin*")) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "fit"),
+    [
+        ("https://alice:hunter2@host:8443/a/b?token=x#y", "https://host:8443/a/b"),
+        ("https://host/a", "https://host/a"),
+        ("http://[::1]:80/a?x", "http://[::1]:80/a"),
+        ("http://alice:hunter2@host:port/a?x", "http://host:port/a"),
+        ("//alice@host/a", "//host/a"),
+        ("../folder/what?.zip", "../folder/what?.zip"),
+    ],
+)
+def test_addresses_in_messages_carry_no_secrets(url: str, fit: str) -> None:
+    assert shown(url) == fit
+
+
+@pytest.mark.parametrize("code", ["401", "403", "404", "418", "500"])
+def test_refusals_carry_no_secrets(mirror: Mirror, tmp_path: Path, quick: Patience, code: str) -> None:
+    mirror.pages["/file.bin"] = Page(BODY, always=code)
+    url = mirror.url.replace("://", "://alice:hunter2@") + "/file.bin?token=hf_secret"
+    with Fetcher(patience=quick) as fetcher, pytest.raises(NetworkError) as caught:
+        fetcher.fetch(Wanted(url, tmp_path / "x", "x"))
+    text = caught.value.message + caught.value.next_step
+    assert not [word for word in ("alice", "hunter2", "hf_secret") if word in text]
+
+
+def test_network_errors_are_told_without_their_address() -> None:
+    import httpx
+
+    cases = [
+        (httpx.ConnectError("[Errno -2] Name or service not known"), "Name or service not known"),
+        (httpx.ConnectError("cannot open http://alice:hunter2@host/"), "no connection"),
+        (httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] unable to get issuer"), "its certificate is not trusted"),
+        (httpx.ConnectError(""), "no connection"),
+        (httpx.ProxyError("407 for http://alice:hunter2@proxy"), "the proxy refuses"),
+        (httpx.ReadError("x"), "the connection went away"),
+        (httpx.LocalProtocolError("Illegal header value b'Bearer hf_secret'"), "the request failed"),
+    ]
+    assert [reason(error) for error, _ in cases] == [words for _, words in cases]
 
 
 def test_a_silent_server_times_out(tmp_path: Path) -> None:

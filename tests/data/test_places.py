@@ -67,7 +67,7 @@ def listing() -> Iterator[Serve]:
     def serve(folder: Path) -> str:
         server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
         servers.append(server)
-        Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         return f"http://127.0.0.1:{server.server_port}"
 
     yield serve
@@ -135,6 +135,15 @@ def test_a_url_that_shows_no_listing(tiny: Tiny, mirror: Mirror, get: Get) -> No
     assert states(report)["config/lengths.json"] == "installed"
     assert {asked.path.partition("?")[2] for asked in mirror.asked} == {"sig=secret"}
     assert "no two.jsonl" in problem(get(f"{mirror.url}/m", "two"), DataMissing).message
+
+
+def test_the_record_of_a_url_holds_no_secrets(tiny: Tiny, mirror: Mirror, own_home: Path, get: Get) -> None:
+    mirror.pages["/m/one.jsonl"] = Page(tiny.lines("one"))
+    mirror.pages["/m/lengths.json"] = Page(tiny.config)
+    get(mirror.url.replace("://", "://alice:hunter2@") + "/m?sig=secret", "one")
+    text = (own_home / "data" / "tiny" / "lock.json").read_text()
+    assert f"{mirror.url}/m/one.jsonl" in text
+    assert not [word for word in ("alice", "hunter2", "secret") if word in text]
 
 
 def test_a_landing_page_is_not_taken_for_a_listing(tiny: Tiny, mirror: Mirror, get: Get) -> None:

@@ -93,6 +93,7 @@ def test_a_corrupted_line_is_named(line: bytes, words: str, number: int) -> None
 def test_line_ends() -> None:
     assert len(parse_rows(GOOD + b"\n" + GOOD, SCHEMA, "x", "")) == 2, "the last line may lack its end"
     assert len(parse_rows(GOOD + b"\r\n" + GOOD + b"\r\n", SCHEMA, "x", "")) == 2
+    assert parse_rows(GOOD.replace(b", ", b",\r"), SCHEMA, "x", "") == parse_rows(GOOD, SCHEMA, "x", "")
     assert parse_rows(b"", SCHEMA, "x", "") == []
     with pytest.raises(CorruptFile, match="line 1"):
         parse_rows(b"\xef\xbb\xbf" + GOOD, SCHEMA, "x", "")

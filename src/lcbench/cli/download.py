@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lcbench.data.manifest import Manifest
 
 _SECONDS_BETWEEN_LINES = 10.0
+_WORTH_A_LINE = 1 << 20
 
 
 def download(
@@ -113,12 +114,14 @@ class _Transfers:
                 self._bar.update(self._tasks[label], visible=False)
             return
         moment = time.monotonic()
+        if total is not None and total < _WORTH_A_LINE:
+            return
         if label in self._last and moment - self._last[label] < _SECONDS_BETWEEN_LINES:
             return
         from lcbench.data.disk import size_text
 
-        whole = f" of {size_text(total)}" if total is not None else ""
-        self.say(f"Downloading {label}: {size_text(done)}{whole}")
+        sizes = [size_text(done)] * bool(done) + [size_text(total or 0)] * (total is not None)
+        self.say(f"Downloading {label}: {' of '.join(sizes)}" if sizes else f"Downloading {label}")
         self._last[label] = moment
 
 

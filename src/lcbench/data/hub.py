@@ -77,13 +77,13 @@ def origin_of(url: str) -> str:
 def shown(url: str) -> str:
     """``url`` fit for a message: without user name, password, query and fragment, where secrets travel. The path of a
     local file stays as it is."""
-    if "//" not in url:
-        return url
     try:
         parts = urlsplit(url)
+        if not parts.netloc:
+            return url
         host = parts.hostname or ""
         host = f"[{host}]" if ":" in host else host
         port = f":{parts.port}" if parts.port else ""
     except ValueError:
         return re.sub(r"//[^/]*@", "//", url).split("?")[0].split("#")[0]
-    return f"{parts.scheme}://{host}{port}{parts.path}" if parts.scheme else url.split("?")[0]
+    return f"{parts.scheme + ':' if parts.scheme else ''}//{host}{port}{parts.path}"
