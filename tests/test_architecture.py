@@ -105,7 +105,11 @@ def test_only_the_adapter_knows_private_names_of_transformers() -> None:
 def test_methods_do_not_know_each_other_or_the_tasks() -> None:
     for path in (SOURCE / "methods").glob("*/*.py"):
         used = {n for n in imports(path, top_level=False) if n.startswith("lcbench.")}
-        families = {n for n in used if n.startswith("lcbench.methods.") and n.split(".")[2] not in ("base", "registry", "calibration")}
+        families = {
+            n
+            for n in used
+            if n.startswith("lcbench.methods.") and n.split(".")[2] not in ("base", "registry", "calibration")
+        }
         assert not families, f"{path.name} imports {families}"
 
 

@@ -26,9 +26,7 @@ def kivi_bytes(tokens: int, bits: int, layers: int = 30, heads: int = 3, dim: in
     return layers * heads * dim * total
 
 
-def test_passkey_with_the_demo_model(
-    cli: Callable[..., Any], demo_home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_passkey_with_the_demo_model(cli: Callable[..., Any], demo_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LCBENCH_HOME", str(demo_home))
     task = "passkey@lengths=256,depths=3,repeats=1,max_new_tokens=10"
     arguments = ["run", "--method", "full,kivi@bits=2,kivi@bits=4,streamingllm", "--task", task, "--out", "run"]

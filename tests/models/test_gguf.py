@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError
 
 from lcbench.config.spec import ModelSpec
@@ -167,18 +171,31 @@ def test_without_the_packages(file: Path, own_home: Path, monkeypatch: pytest.Mo
     assert "lcbench[gguf]" in caught.value.next_step
 
 
-def test_two_processes_share_one_conversion(file: Path, own_home: Path) -> None:
+def test_a_second_process_waits_and_uses_what_the_first_made(file: Path, tmp_path: Path, own_home: Path) -> None:
+    made = load(ModelSpec(str(file)), tmp_path / "elsewhere")
+    folder = converted.folder_for(made.info.identity, own_home)
+    folder.parent.mkdir(parents=True)
+    said: list[str] = []
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(f"{folder}.lock"):  # the first, at work
+            second = pool.submit(load, ModelSpec(str(file)), own_home, said.append)
+            deadline = time.monotonic() + 60
+            while not said and time.monotonic() < deadline:
+                time.sleep(0.05)
+            shutil.copytree(converted.folder_for(made.info.identity, tmp_path / "elsewhere"), folder)
+        assert second.result(timeout=60).info == made.info
+    assert len(said) == 1
+    assert "waiting" in said[0]
+
+
+def test_nothing_but_what_is_said_reaches_the_terminal(file: Path, own_home: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from lcbench.config.spec import ModelSpec\n"
         "from lcbench.models.load import load\n"
         "load(ModelSpec(sys.argv[1]), Path(sys.argv[2]), print)\n"
     )
     command = [sys.executable, "-c", code, str(file), str(own_home)]
-    both = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
-        for _ in range(2)
-    ]
-    outputs = [process.communicate(timeout=120) for process in both]
-    assert [process.returncode for process in both] == [0, 0], outputs
-    assert sum("Converting" in out for out, _ in outputs) == 1
-    assert all(err == "" for _, err in outputs)  # transformers' own bars and notices stay away
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=dict(os.environ))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert len(done.stdout.splitlines()) == 3

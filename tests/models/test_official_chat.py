@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tiny import byte_tokenizer
 
 from lcbench.models.chat import format_chat
 from lcbench.models.official_chat import family_of, official_template
+from tiny import byte_tokenizer
 
 ASSISTANT = "The assistant gives helpful, detailed, and polite answers to the "
 

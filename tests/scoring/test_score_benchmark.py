@@ -65,6 +65,12 @@ def test_numbers_of_rows_decide(tmp_path: Path, write_rows: Any, row: Any, rows:
     assert len(table.notes) == said
 
 
+def test_where_numbers_of_rows_disagree_it_is_longbench(tmp_path: Path, write_rows: Any, row: Any) -> None:
+    table = score_path(_folder(tmp_path / "model", write_rows, row, qasper=224, hotpotqa=200), QUICK)
+    assert _benchmarks(table) == {"longbench"}
+    assert "224 rows, but the test set has 200" in table.notes[0]
+
+
 def test_without_lengths_it_cannot_be_longbench_e(tmp_path: Path, write_rows: Any, row: Any) -> None:
     path = write_rows(tmp_path / "pred_e" / "m" / "qasper.jsonl", [row(length=None)])
     assert _benchmarks(score_path(path, QUICK)) == {"longbench"}

@@ -149,6 +149,8 @@ def test_passkey_matches() -> None:
     assert exact_match("The pass key is 1,043,321.", "1043321") == 1.0
     assert exact_match("104 3321", "1043321") == 0.0
     assert exact_match("991043321", "1043321") == 1.0
+    assert exact_match("The Word: 12 the 34", "word 12 34") == 1.0
+    assert exact_match("12 34", "12\nA 34.") == 1.0
     assert exact_match("...12345", "0012345") == 0.0
     assert partial_match("...12345", "0012345") == 5 / 7
     assert partial_match("", "0012345") == 0.0

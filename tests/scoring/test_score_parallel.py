@@ -110,7 +110,8 @@ def test_google_columns_are_those_of_the_package() -> None:
     prediction, answers = "The cat sat. On the mat it slept!", ("A cat slept.", "The dog sat on the mat.")
     ((official, one, _, long, _),) = score_items([(Rule("rouge", google_rouge=True), prediction, answers)], 1)
     found = [scorer.score(answer, prediction) for answer in answers]
-    assert one == max(f["rouge1"].fmeasure for f in found)
+    (first,) = score_items([(Rule("rouge", google_rouge=True), prediction, answers[::-1])], 1)
+    assert first[1] == one == max(f["rouge1"].fmeasure for f in found)
     assert long == max(f["rougeL"].fmeasure for f in found)
     assert official == score("rouge", prediction, answers)
     assert official != long

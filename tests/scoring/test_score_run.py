@@ -22,14 +22,14 @@ def test_a_run_with_two_methods(make_run: Any) -> None:
     run = make_run({
         ("full", "qasper"): [{}, {}, {"pred": "London"}],
         ("full", "passkey"): [{"pred": "a 12", "answers": ["12"], "meta": {"length_words": 100, "depth": 0.0}}],
-        ("kivi@bits=2", "qasper"): [{}, FAILED, {"pred": "London"}],
+        ("kivi@bits=2", "qasper"): [FAILED, {}, {}],
         ("kivi@bits=2", "passkey"): [],
     })  # fmt: skip
     data = score_run(run, QUICK)
     full, kivi = data["methods"]["full"], data["methods"]["kivi@bits=2"]
     assert full["tasks"]["qasper"]["score"] == 66.67
     assert full["tasks"]["passkey"]["score"] == 100.0
-    assert (kivi["tasks"]["qasper"]["score"], kivi["tasks"]["qasper"]["n_error"]) == (50.0, 1)
+    assert (kivi["tasks"]["qasper"]["score"], kivi["tasks"]["qasper"]["n_error"]) == (100.0, 1)
     assert list(kivi["tasks"]) == ["qasper"]
     assert data["source"] == {"kind": "run", "name": "run"}
     assert data["notes"] == ["kivi@bits=2 has no predictions for passkey yet."]

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import jieba
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from lcbench.scoring.metrics import segment
+from lcbench.scoring.files import read_file
+from lcbench.scoring.metrics import dictionary, segment
 
 TEXTS = [
     "小明硕士毕业于中国科学院计算所，后在日本京都大学深造。",
@@ -22,20 +25,50 @@ TEXTS = [
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Path:
     """No dictionary loaded; returns the folder of its cache."""
-    segment._load.cache_clear()
-    segment.words.cache_clear()
+    _forget()
     from lcbench.config.home import home
 
     yield home() / "cache"  # type: ignore[misc]
-    segment._load.cache_clear()
+    _forget()
+
+
+def _forget() -> None:
+    dictionary._load.cache_clear()
     segment.words.cache_clear()
+    segment._unknown.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def quiet_jieba() -> None:
+    jieba.setLogLevel(30)
 
 
 def test_words_are_those_of_jieba() -> None:
-    jieba.setLogLevel(30)
     for text in TEXTS:
         assert list(segment.words(text)) == jieba.lcut(text)
         assert "".join(segment.words(text)) == text
+
+
+# Characters that make words, names and numbers together, rare ones, and what jieba treats apart.
+HAN = "中国人民大学北京清华的了在是小明王李硕士计算所网易杭研厦㐀龥龦々"
+OTHERS = ["３", "A", "b1", "3.14", "50%", "C++", "#", "_", "-", "&", " ", "，", "。", "·", "é", "α", "😀"]
+BREAKS = ["\r\n", "\r", "\n", "\u3000"]
+PIECES = st.sampled_from([*HAN, *OTHERS, *BREAKS, "T恤", "卡拉OK"])
+
+
+@given(st.lists(PIECES, max_size=30).map("".join))
+@settings(max_examples=400, deadline=None)
+def test_words_of_any_text_are_those_of_jieba(text: str) -> None:
+    assert list(segment.words(text)) == jieba.lcut(text)
+
+
+@pytest.mark.parametrize("task", ["vcsum", "dureader", "multifieldqa_zh"])
+def test_words_of_published_answers_are_those_of_jieba(shared_data: Path, task: str) -> None:
+    folder = shared_data / "predictions" / "longbench-forks" / "llama3-8b-instruct"
+    samples = read_file(next(folder.glob(f"{task}.jsonl*"))).samples
+    texts = [text for sample in samples for text in (sample.prediction, *sample.answers)]
+    assert len(texts) >= 400
+    assert [text for text in texts if list(segment.words(text)) != jieba.lcut(text)] == []
 
 
 def test_words_that_others_add_to_jieba_do_not_reach_us() -> None:
@@ -58,8 +91,7 @@ def test_the_cache_is_used_and_a_damaged_one_is_made_anew(fresh: Path) -> None:
     good = file.read_bytes()
     for content in (b"", good[:-1] + b"x"):
         file.write_bytes(content)
-        segment._load.cache_clear()
-        segment.words.cache_clear()
+        _forget()
         assert segment.words(TEXTS[0]) == expected
         assert file.read_bytes() == good
     assert [p.name for p in fresh.iterdir()] == [file.name]

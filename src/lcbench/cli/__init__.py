@@ -5,6 +5,7 @@ Nothing heavy is imported here or at the top of the subcommand modules, so that 
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lcbench import __version__
-from lcbench.cli import bench, doctor, download, list_, report, run, score
+from lcbench.cli import bench, calibrate, doctor, download, list_, report, run, score
 from lcbench.errors import LcbenchError
 
 app = typer.Typer(
@@ -28,6 +29,7 @@ app.command("run")(run.run)
 app.command("score")(score.score)
 app.command("report")(report.report)
 app.command("bench")(bench.bench)
+app.command("calibrate")(calibrate.calibrate)
 app.command("list")(list_.list_)
 app.command("doctor")(doctor.doctor)
 
@@ -57,6 +59,9 @@ def show_error(error: LcbenchError) -> None:
 
 def main() -> None:
     """Entry point of the ``lcbench`` command. Exit codes: 0 done, 1 some samples failed, 2 wrong usage or input."""
+    # OpenMP threads that spin while they wait make torch many times slower on a machine that is busy with other work
+    # (measured: docs/benchmarks/engine.md). Must be set before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except LcbenchError as error:

@@ -152,7 +152,8 @@ class Session:
         }
         return {
             **software(),
-            "model": {k: v for k, v in self.info.to_dict().items() if k != "versions"} | {"identity": self.info.identity},
+            "model": {k: v for k, v in self.info.to_dict().items() if k != "versions"}
+            | {"identity": self.info.identity},
             "tasks": tasks,
             "methods": methods,
             "seed": self.spec.seed,

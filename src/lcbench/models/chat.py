@@ -99,7 +99,7 @@ def encode_prompt(loaded: LoadedModel, text: str, *, chat: bool, chat_option: st
     unless its template has written the BOS already.
 
     Args:
-        chat: whether the task wants a chat turn. chat_option: "auto", "none" or a Jinja file.
+        chat: whether the task wants a chat turn. chat_option: "auto", "official", "none" or a Jinja file.
 
     Raises:
         ModelError: as `format_chat`.

@@ -93,7 +93,9 @@ def _prepare(spec: ModelSpec, home: Path, say: Say, *, convert: bool) -> _Prepar
     config = head[0] if head else reader.config()
     skeleton = reader.skeleton(config, placement.dtype, with_generation=head is None)
     tokenizer = head[1] if head else reader.tokenizer()
-    template = chat.own_template(tokenizer) if spec.chat == "auto" else chat.chat_template(tokenizer, spec.chat, spec.name)
+    template = (
+        chat.own_template(tokenizer) if spec.chat == "auto" else chat.chat_template(tokenizer, spec.chat, spec.name)
+    )
     if found.path is not None and found.source == "folder":
         weights = identity.weights_sha256(checked_weights(found.path), home, say)
     info = ModelInfo(

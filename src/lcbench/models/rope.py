@@ -7,6 +7,7 @@ model is therefore checked against the attention module itself: it must rotate r
 from __future__ import annotations
 
 import copy
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,24 +60,60 @@ class Rope:
 
 
 def observed_rope() -> Rope | None:
-    """The embedding in force in the layer that is being observed; None where the layer has none (NoPE).
+    """The embedding in force in the layer that is attending; None where the layer has none (NoPE).
 
-    For observers of a forward pass (`models.adapter.Observer`). Frequencies that depend on the prompt's length are
-    those of this pass.
+    For observers of a forward pass (`models.adapter.Observer`) and for stores that rotate keys or queries themselves.
+    Frequencies that depend on the prompt's length are those of this pass.
 
     Raises:
         ModelError: the model rotates in a way that is not understood.
     """
     model, attention = adapter.observed()
-    rotary = next((m for m in model.modules() if type(m).__name__.endswith("RotaryEmbedding")), None)
-    if rotary is None:
+    found = _found.get(attention)
+    if found is None or not found.valid:
+        found = _find(model, attention)
+        _found[attention] = found
+    rotary = found.rotary()
+    return None if found.interleaved is None else _read(rotary, found.kind, found.interleaved)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Where an attention module's frequencies lie and how they are used; probed once, as it never changes.
+
+    Attributes:
+        owner, name: the module that holds the embedding, and as what. rotary: the embedding.
+        kind: prefix of its buffers where it has one set a layer type. interleaved: see `_convention`.
+    """
+
+    owner: weakref.ref[Any]
+    name: str
+    rotary: weakref.ref[Any]
+    kind: str | None
+    interleaved: bool | None
+
+    @property
+    def valid(self) -> bool:
+        """Whether the model still uses this embedding: some methods put another in its place."""
+        owner, rotary = self.owner(), self.rotary()
+        return owner is not None and rotary is not None and getattr(owner, self.name, None) is rotary
+
+
+_found: weakref.WeakKeyDictionary[Any, _Found] = weakref.WeakKeyDictionary()
+
+
+def _find(model: Any, attention: Any) -> _Found:
+    places = ((owner, name, child) for owner in model.modules() for name, child in owner.named_children())
+    place = next((p for p in places if type(p[2]).__name__.endswith("RotaryEmbedding")), None)
+    if place is None:
         raise _unknown(model)
+    owner, name, rotary = place
     config = model.config.get_text_config(decoder=True)
     kinds = getattr(config, "layer_types", None)
     kind = kinds[attention.layer_idx] if kinds else None
     kind = kind if kind is not None and hasattr(rotary, f"{kind}_inv_freq") else None
     interleaved = _convention(model, attention, rotary, kind, config.hidden_size)
-    return None if interleaved is None else _read(rotary, kind, interleaved)
+    return _Found(weakref.ref(owner), name, weakref.ref(rotary), kind, interleaved)
 
 
 def _read(rotary: Any, kind: str | None, interleaved: bool) -> Rope:

@@ -1,6 +1,6 @@
 """95 % intervals by the percentile bootstrap: samples are drawn again, or whole clusters of them. Seeded.
 
-The draws of a task depend on the seed, its name and its number of clusters, not on the method or on other tasks: two
+The draws of a task depend on the seed, its name and how many clusters it has, not on the method or on other tasks: two
 methods on the same rows meet the same draws, and adding a task moves no other interval.
 """
 
@@ -53,7 +53,7 @@ class Bootstrap:
         np.add.at(sizes, index, 1.0)
         if count < 2:
             return None
-        generator = np.random.default_rng([self.seed, zlib.crc32(key.encode()), count])
+        generator = np.random.default_rng([self.seed, zlib.crc32(key.encode())])
         result = np.empty(self.resamples)
         step = max(1, _CELLS // count)
         for start in range(0, self.resamples, step):

@@ -108,9 +108,9 @@ def _pooled(items: Sequence[Item], costs: Sequence[float], workers: int) -> list
     results: list[Values | Refused | None] = [None] * len(items)
     forking = _may_fork()
     if forking and any(item[0].metric.endswith("_zh") and item[0].metric != "retrieval_zh" for item in items):
-        from lcbench.scoring.metrics import segment
+        from lcbench.scoring.metrics import dictionary
 
-        segment.load()  # once, here: forked processes share the dictionary
+        dictionary.load()  # once, here: forked processes share the dictionary
     context = multiprocessing.get_context("fork" if forking else "spawn")
     try:
         with ProcessPoolExecutor(workers, mp_context=context, initializer=_ignore_interrupts) as pool:

@@ -79,7 +79,9 @@ class StreamingLLM(Method):
         return torch.cat([torch.arange(self.n_sink, device=device), recent])
 
     def _store(self, record: PrefillRecord, index: int, kept: Tensor, capacity: int) -> LayerKV:
-        key, value = take(record.layer(index), kept)
+        layer = record.layer(index)
+        kept = kept.to(layer.key.device)
+        key, value = take(layer, kept)
         if not self.roll:
             return DenseLayer(key, value, kept=kept, seen=record.length)
         return RingLayer(key, value, sinks=self.n_sink, capacity=capacity, kept=kept, seen=record.length)

@@ -1,0 +1,235 @@
+"""InfLLM: a window, the first tokens, and blocks of the distant text that are looked up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from lcbench.config.budget import Budget
+from lcbench.config.options import param
+from lcbench.errors import BadValue
+from lcbench.kv.cache import CacheShape, KVCache
+from lcbench.kv.rope import moved
+from lcbench.kv.runs import Runs
+from lcbench.kv.sections import Section, over_sections
+from lcbench.kv.whole import WholeLayer
+from lcbench.methods.base import AttentionMethod, Traits
+from lcbench.methods.registry import method
+from lcbench.models.rope import observed_rope
+
+PRESETS = {"2x": 0.5, "4x": 0.25, "6x": 0.17, "8x": 0.125}  # tokens seen, as a share of the prompt
+INIT_SHARE, BLOCK_SHARE = 0.021, 0.324  # of those tokens: first ones, looked-up ones
+DEFAULTS = (128, 4096, 16)  # n_init, n_local, topk of the authors' configurations
+
+
+@method("infllm", paper="arXiv:2402.04617", traits=Traits(family="retrieve", prefill="own"))
+@dataclass(frozen=True)
+class InfLLM(AttentionMethod):
+    """Looks up blocks of the distant text (arXiv:2402.04617, section 3; rules as in thunlp/InfLLM
+    inf_llm/attention/context_manager.py, which henryzhongsc/longctx_bench runs).
+
+    The prompt is read in runs of `exc_block_size` tokens, its last token and every token after it being a run of its
+    own. A query sees the newest `n_local` tokens at their true distances and, all at the one distance
+    ``n_local - 1``, the first `n_init` tokens, `topk` blocks of `block_size` tokens, and the remainder: tokens outside
+    its window that are not in a block yet. One softmax runs over all of them. The blocks are the same for all heads
+    of a layer and all queries of a run: those with the highest ``sum_h mean(q_h) . r_h``, q at the angle
+    ``n_local - 1``; r_h is the mean of the block's `repr_topk` keys that got most attention from the windows they
+    were in, per query head. Ties keep the older block.
+
+    `remainder` says which of the remainder's keys a query of a run sees: masked, only those outside its window (the
+    paper); whole, all that any query of the run sees, so that some are counted twice (the authors' code, whose mask
+    has no effect while a prompt is read).
+
+    `preset` 2x, 4x, 6x and 8x are the settings of "KV Cache Compression, But What Must We Give in Return?"
+    (arXiv:2407.01527): ``T = floor(c min(L, cap))`` tokens, c = 0.5, 0.25, 0.17 and 0.125, ``n_init = floor(0.021
+    T)``, ``topk = floor(floor(0.324 T) / 128)``, ``n_local = max(512, T - n_init - 128 topk)``; that floor makes short
+    prompts lose less than the name says. `budget` gives T itself. Without both the authors' 128, 4096 and 16 hold.
+    Keys are held at the angle of their own position and turned when they are far. A layer with a sliding window of
+    its own sees nothing beyond it.
+
+    Everything is kept: one layer holds ``2 Hk d e T + H d e`` bytes a block and 4 H for each token of window and
+    remainder; a step reads ``2 Hk d e (n_init + block_size topk + window and remainder)`` and the blocks' vectors.
+    """
+
+    proof: ClassVar[str] = (
+        "Teacher-forced logits of tiny Llama, Mistral (sliding window) and Qwen2 models over 64 tokens, prompt "
+        "included, against attention written query by query with explicit regions and angles in fp64, for masked and "
+        "whole remainders, with blocks chosen, none and all; the same with a window that holds everything is the full "
+        "cache. Prompts in one piece and in pieces of whole runs give the same logits, other pieces are refused; presets "
+        "give the paper's tokens at 2000, 7500 and 31500; bytes equal the formula."
+    )
+
+    n_init: int | None = param(None, "first tokens that are always seen; none: 128, or by preset", minimum=0)
+    n_local: int | None = param(None, "newest tokens seen at true distances; none: 4096, or by preset", minimum=1)
+    topk: int | None = param(None, "blocks seen; none: 16, or by preset", minimum=0)
+    preset: Literal["2x", "4x", "6x", "8x"] | None = param(None, "budgets of the benchmark paper: 2x, 4x, 6x or 8x")
+    budget: Budget | None = param(None, "tokens seen by a query, instead of a preset")
+    cap: int | None = param(None, "prompt tokens that count for the budget, at most; none: all", minimum=1)
+    block_size: int = param(128, "tokens of a block", minimum=1)
+    repr_topk: int = param(4, "keys of a block that stand for it", minimum=1)
+    exc_block_size: int = param(512, "prompt tokens that look up blocks together", minimum=1)
+    remainder: Literal["masked", "whole"] = param("masked", "keys outside the window, or all as in the authors' code")
+
+    def __post_init__(self) -> None:
+        if self.preset is not None and self.budget is not None:
+            raise BadValue(
+                f"infllm@preset={self.preset} and infllm@budget={self.budget} both set the budget.", "Give one of them."
+            )
+        if self.repr_topk > self.block_size:
+            raise BadValue(
+                f"infllm@repr_topk={self.repr_topk} is more than the {self.block_size} tokens of a block.",
+                "Use fewer, or a larger block_size.",
+            )
+        if self.n_local is not None and self.n_local < self.exc_block_size:
+            raise BadValue(
+                f"infllm@n_local={self.n_local} is less than exc_block_size={self.exc_block_size}, the tokens that "
+                "are read together.",
+                "Use a larger n_local or a smaller exc_block_size.",
+            )
+
+    def sizes(self, prompt_tokens: int) -> tuple[int, int, int]:
+        """First tokens, newest tokens and blocks that a query sees, for a prompt of this length."""
+        n_init, n_local, topk = self._by_budget(prompt_tokens)
+        given = (self.n_init, self.n_local, self.topk)
+        n_init, n_local, topk = (a if b is None else b for a, b in zip((n_init, n_local, topk), given, strict=True))
+        return n_init, max(n_local, self.exc_block_size), topk
+
+    def _by_budget(self, prompt_tokens: int) -> tuple[int, int, int]:
+        if self.preset is None and self.budget is None:
+            return DEFAULTS
+        counted = min(prompt_tokens, self.cap or prompt_tokens)
+        budget = self.budget or Budget(ratio=PRESETS[self.preset or "2x"])
+        total = int((budget.ratio or 0.0) * counted) if budget.tokens is None else budget.tokens
+        n_init, topk = int(INIT_SHARE * total), int(BLOCK_SHARE * total) // self.block_size
+        return n_init, total - n_init - topk * self.block_size, topk
+
+    def prefill_cache(self, shape: CacheShape, prompt_tokens: int) -> KVCache:
+        return KVCache([InfLLMLayer(self, prompt_tokens) for _ in range(shape.layers)])
+
+
+class InfLLMLayer(WholeLayer):
+    """All tokens: the first ones, blocks, and window with remainder follow one another by position.
+
+    Args:
+        rules: the method. prompt_tokens: of the prompt that will be read.
+    """
+
+    def __init__(self, rules: InfLLM, prompt_tokens: int) -> None:
+        super().__init__(expected=prompt_tokens)
+        self.rules = rules
+        self.n_init, self.n_local, self.topk = rules.sizes(prompt_tokens)
+        self.runs = Runs("infllm", rules.exc_block_size, 0, prompt_tokens - 1)
+        self.first = 0  # of n_init, those the window has left
+        self.blocks: Tensor | None = None  # [H, blocks, d], what stands for each block, at angle 0
+        self.mass: Tensor | None = None  # fp32 [H, n], attention got so far by the tokens after the blocks
+
+    @property
+    def block_count(self) -> int:
+        return 0 if self.blocks is None else self.blocks.shape[1]
+
+    @property
+    def rest(self) -> int:
+        """Position of the first token after the blocks."""
+        return self.first + self.block_count * self.rules.block_size
+
+    def _attend(self, query: Tensor, scaling: float, window: int | None) -> Tensor:
+        start = self.seen - query.shape[1]
+        outputs = [
+            self._run(query[:, a - start : b - start], a, scaling, window) for a, b in self.runs.cut(start, self.seen)
+        ]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
+    def _run(self, query: Tensor, start: int, scaling: float, window: int | None) -> Tensor:
+        """Attention of the queries from position ``start`` on, and what follows from it."""
+        stop = start + query.shape[1]
+        low = max(0, start - self.n_local + 1)
+        rows = torch.arange(start, stop, device=query.device)[:, None]
+        age = rows - torch.arange(low, stop, device=query.device)[None]
+        hidden = (age < 0) | (age >= min(self.n_local, window or self.n_local))
+        sections = [Section(query, *self.rows([(low, stop)]), hidden)]
+        far = self._far(query, rows, stop, window)
+        if far is not None:
+            sections.append(far)
+        out, received = over_sections(sections, scaling=scaling, received=True)
+        assert received is not None
+        self._credit(received, low, start, stop)
+        self._settle(stop)
+        return out
+
+    def _far(self, query: Tensor, rows: Tensor, stop: int, window: int | None) -> Section | None:
+        """First tokens, blocks and remainder at the one distance, None while there is nothing outside the window.
+
+        Args:
+            rows: positions ``[q, 1]`` of the queries, up to ``stop``.
+        """
+        end = max(self.rest, stop - self.n_local)  # of the remainder that the last query sees
+        if end == 0:
+            return None
+        rope = observed_rope()
+        asked = moved(rope, query, rows[:, 0], self.n_local - 1)
+        size = self.rules.block_size
+        chosen = [self.first + block * size for block in self._choose(asked)]
+        spans = [(0, self.first), *((at, at + size) for at in chosen), (self.rest, end)]
+        positions = torch.cat([torch.arange(a, b, device=query.device) for a, b in spans])
+        key, value = self.rows(spans)
+        age = rows - positions[None]
+        hidden = age < (self.n_local if self.rules.remainder == "masked" else 0)
+        if window is not None:
+            hidden |= age >= window
+        return Section(asked, moved(rope, key, positions, 0), value, hidden)
+
+    def _choose(self, asked: Tensor) -> list[int]:
+        """Blocks that a run sees, ascending, for its queries ``[H, q, d]`` at the far angle."""
+        if self.blocks is None or self.block_count <= self.topk:
+            return list(range(self.block_count))
+        scores = torch.einsum("hd,hbd->b", asked.float().mean(dim=1), self.blocks.float())
+        best = torch.sort(scores, descending=True, stable=True).indices[: self.topk]
+        return sorted(best.tolist())
+
+    def _credit(self, received: Tensor, low: int, start: int, stop: int) -> None:
+        """Add what the window's keys, from position ``low`` on, got from a run."""
+        mass = received.new_zeros(received.shape[0], stop - self.rest)
+        if self.mass is not None:
+            mass[:, : start - self.rest] = self.mass
+        since = max(low, self.rest)
+        mass[:, since - self.rest :] += received[:, since - low :]
+        self.mass = mass
+
+    def _settle(self, seen: int) -> None:
+        """Tokens that the window has left become first tokens, then blocks."""
+        assert self.mass is not None
+        leaving = seen - self.rest - self.n_local
+        if self.first < self.n_init and leaving > 0:
+            count = min(self.n_init - self.first, leaving)
+            self.mass = self.mass[:, count:].clone()
+            self.first += count
+        size = self.rules.block_size
+        while seen - self.rest - size >= self.n_local:
+            vector = self._vector(self.mass[:, :size])
+            self.mass = self.mass[:, size:].clone()
+            self.blocks = vector if self.blocks is None else torch.cat([self.blocks, vector], dim=1)
+
+    def _vector(self, mass: Tensor) -> Tensor:
+        """What stands for the block that begins at `rest`: ``[H, 1, d]``."""
+        span = (self.rest, self.rest + self.rules.block_size)
+        key = moved(observed_rope(), self.rows([span])[0], torch.arange(*span, device=mass.device), 0)
+        best = torch.sort(mass, dim=-1, descending=True, stable=True).indices[:, : self.rules.repr_topk]
+        heads, kv_heads = mass.shape[0], key.shape[0]
+        owner = torch.arange(heads, device=mass.device) // (heads // kv_heads)
+        return key[owner[:, None], best].float().mean(dim=1, keepdim=True).to(key.dtype)
+
+    @property
+    def resident_nbytes(self) -> int:
+        seen = self.first + min(self.topk, self.block_count) * self.rules.block_size + self.seen - self.rest
+        return self.token_nbytes(seen) + sum(t.numel() * t.element_size() for t in self._statistics())
+
+    def _statistics(self) -> Iterator[Tensor]:
+        yield from (t for t in (self.blocks, self.mass) if t is not None)
+
+    def tensors(self) -> Iterator[Tensor]:
+        yield from super().tensors()
+        yield from self._statistics()
