@@ -154,6 +154,8 @@ class _Worker:
             with Stopwatch(self.loaded.info.device) as compressing:
                 cache = method.compress(record)
             entries, held = cache.entries, cache.storage_nbytes
+            if method.traits.memory == "simulated":
+                held = method.logical_nbytes(self.loaded.shape(), prompt.tokens)
             with Stopwatch(self.loaded.info.device) as decoding:
                 generated = decode(
                     self.loaded,

@@ -80,6 +80,7 @@ def open_session(spec: RunSpec, home: Path, *, say: Say) -> Session:
         if rows.note:
             say(rows.note if rows.note.startswith(task.name) else f"{task.id}: {rows.note}")
     info, tokenizer = describe(spec.model, home, say=say)
+    methods = [method.bind(info, home) for method in methods]
     for method in methods:
         method.check(info.shape())
     resolved = replace(spec, methods=tuple(m.id for m in methods), tasks=tuple(t.id for t in tasks), settings={})
@@ -147,7 +148,13 @@ class Session:
                 "notes": list(own[0].notes),
             }
         methods = {
-            m.id: {"name": m.name, "paper": m.paper, "parameters": m.parameters, **dataclasses.asdict(m.traits)}
+            m.id: {
+                "name": m.name,
+                "paper": m.paper,
+                "parameters": m.parameters,
+                "calibration_sha256": m.calibration or None,
+                **dataclasses.asdict(m.traits),
+            }
             for m in self.methods
         }
         return {

@@ -93,6 +93,11 @@ class Method:
         """
         return self
 
+    def logical_nbytes(self, shape: CacheShape, prompt_tokens: int) -> int:
+        """Bytes that a prompt's cache would hold if what is masked were gone; asked of methods whose trait is
+        ``memory="simulated"`` alone, and then what tables show (flagged)."""
+        return shape.full_bytes(prompt_tokens)
+
     def check(self, shape: CacheShape) -> None:
         """Refuse a model this method cannot serve. Raises ModelError saying why; called before any work."""
 

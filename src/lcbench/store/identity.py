@@ -8,7 +8,7 @@ from typing import Any
 
 #: A provenance entry whose path has one of these names decides the predictions.
 IDENTITY_KEYS = frozenset(
-    {"identity", "dtype", "data_sha256", "prompts_sha256", "chat_template_sha256", "task_version"}
+    {"identity", "dtype", "data_sha256", "prompts_sha256", "chat_template_sha256", "task_version", "calibration_sha256"}
 )
 
 #: Entries that differ from call to call and say nothing about the predictions.

@@ -32,7 +32,8 @@ class PredictionRecord:
         prompt_tokens: tokens fed to the model, after truncation, chat template included.
         kept_tokens: prompt tokens still held after compression, mean over layers and KV heads.
         new_tokens: tokens generated, the closing eos not counted.
-        kv_bytes: bytes of every tensor the method holds right after compression.
+        kv_bytes: bytes of every tensor the method holds right after compression; when ``memory`` is "simulated", the
+            bytes it would hold if what it hides were gone.
         kv_bytes_full: bytes of the uncompressed cache of the same prompt.
         memory: "real" when the dropped bytes are freed, "simulated" when they only count as dropped.
         shared_prefill: whether the method may run on a prefill shared with others.

@@ -37,8 +37,8 @@ class ExpectedAttention(Scorer):
     proof: ClassVar[str] = (
         "Scores against a second computation in fp64 from queries hooked before RoPE, with explicit rotation matrices; "
         "without covariance and for one future position they are the attention of the mean query there; embeddings "
-        "of twenty families, scaled and partial ones among them, are taken off exactly; kept positions against the "
-        "formula; teacher-forced logits over 64 tokens against the plain transformers model with the dropped keys "
+        "of eleven model families, scaled, partial and absent ones among them, are taken off; kept positions against "
+        "the formula; teacher-forced logits over 64 tokens against the plain transformers model with the dropped keys "
         "masked; bytes equal the formula, in memory too."
     )
 
