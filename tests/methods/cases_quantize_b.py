@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Any
 
+import aqua_reference
 import flexgen_reference
 import numpy as np
 import stored_reference
@@ -134,8 +135,37 @@ def installed(package: str) -> bool:
 HF_QUANTIZED = [_library("quanto", 4)] if installed("optimum.quanto") else []
 HF_QUANTIZED += [_library("hqq", 2)] if installed("hqq") else []
 
+# --- aqua-kv: 24 at a time, so that the prompt flushes and 64 forced tokens do so twice more -----------------------------
+
+
+def aqua_bytes(bits: int, sink: int, chunk: int) -> Any:
+    def nbytes(shape: CacheShape, prompt: int, new: int) -> int:
+        width = shape.kv_heads * shape.head_dim
+        done = [n for _, n in aqua_reference.flushes(prompt, prompt + new, sink, chunk)]
+        encoded = done[-1] if done else 0
+        exact = 2 * shape.layers * width * shape.dtype.itemsize * (prompt + new - encoded)
+        codes = 2 * encoded * (width * (4 + (shape.layers - 1) * bits) // 8 + 4 * shape.layers * (width // 64))
+        once = (shape.layers - 1) * 2 * (3 * width**2 + 2 * width) + shape.layers * 4 * (shape.head_dim // 2)
+        return exact + codes + once
+
+    return nbytes
+
+
+AQUA = Case(
+    spec="aqua-kv@sink=3,buffer=24",
+    noop=("aqua-kv@buffer=125",),
+    nbytes=aqua_bytes(2, 3, 24),
+    reference=aqua_reference.logits,
+    short=(1, 2, 3, 4, 26, 27, 28),
+    # A number that lies between two grid points within rounding noise may go either way: 0.01 in the logits. What is
+    # stored is compared exactly in test_quantize_b.
+    tolerance=0.02,
+    bind=aqua_reference.with_predictors,
+)
+
 CASES: dict[str, list[Case]] = {
     "flexgen": [_flexgen(16)],
     "flexgen-longctx": [_longctx(4, 32)],
     "hf-quantized": HF_QUANTIZED,
+    "aqua-kv": [AQUA],
 }

@@ -37,33 +37,36 @@ def logits(model: Any, ids: Tensor, attention: Attention) -> Tensor:
 
 def turned(model: Any, x: Tensor, angles: Tensor | Sequence[int]) -> Tensor:
     """``x [..., n, d]`` rotated at the angles ``[n]``, pair (c, c + d/2) by angle times frequency, fp64."""
-    frequencies = model.model.rotary_emb.inv_freq
+    frequencies, scaling = model.model.rotary_emb.inv_freq, model.model.rotary_emb.attention_scaling
     turns = (torch.as_tensor(angles)[:, None].float() * frequencies.float()).double()
     half = HEAD_DIM // 2
     a, b = x[..., :half], x[..., half:]
-    return torch.cat([a * turns.cos() - b * turns.sin(), b * turns.cos() + a * turns.sin()], dim=-1)
+    return torch.cat([a * turns.cos() - b * turns.sin(), b * turns.cos() + a * turns.sin()], dim=-1) * scaling
 
 
 def one_query(
-    sections: Sequence[tuple[Tensor, Tensor, Tensor]], groups: int = GROUP
-) -> tuple[Tensor, list[list[Tensor]]]:
+    sections: Sequence[tuple[Tensor, Tensor, Tensor]], visible: Tensor | None = None
+) -> tuple[Tensor, list[Tensor]]:
     """Attention of one token under one softmax.
 
     Args:
         sections: (query ``[H, d]``, keys ``[Hk, n, d]``, values ``[Hk, n, d]``), rotated; n may differ.
+        visible: bool ``[H, n]``, keys of the only section that a query head sees; None for all.
 
     Returns:
-        Output ``[H, d]`` and the weights ``[n]`` of each head and section.
+        Output ``[H, d]`` and, for each section, the weights ``[H, n]``.
     """
-    outputs, weights = [], []
-    for head in range(HEADS):
-        parts = [key[head // groups] @ query[head] * SCALING for query, key, _ in sections]
-        probabilities = torch.softmax(torch.cat(parts), dim=0)
-        shares = list(probabilities.split([len(part) for part in parts]))
-        values = (value[head // groups] for _, _, value in sections)
-        outputs.append(sum(share @ value for share, value in zip(shares, values, strict=True)))
-        weights.append(shares)
-    return torch.stack(outputs), weights
+    parts = [
+        (query.view(KV_HEADS, GROUP, -1) @ key.transpose(1, 2) * SCALING).flatten(0, 1) for query, key, _ in sections
+    ]
+    if visible is not None:
+        parts = [part.masked_fill(~visible, -torch.inf) for part in parts]
+    shares = torch.softmax(torch.cat(parts, dim=1), dim=1).split([part.shape[1] for part in parts], dim=1)
+    out = sum(
+        (share.view(KV_HEADS, GROUP, -1) @ value).flatten(0, 1)
+        for share, (_, _, value) in zip(shares, sections, strict=True)
+    )
+    return out, list(shares)
 
 
 def dense(pair: Models) -> Attention:

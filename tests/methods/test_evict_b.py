@@ -112,6 +112,23 @@ def test_corm_holds_what_the_messages_say_at_each_step(case: Case, family: str) 
     assert evicted > 100  # it bites
 
 
+@pytest.mark.parametrize(
+    ("spec", "least"),
+    [
+        ("adakv@window=8,allocation=exact", 9),
+        ("headkv@window=8,beta=1000000.0", 9),
+        ("dynamickv@window=8", 9),
+        ("chunkkv@window=8,length=1", 9),
+        ("expected-attention@n_sink=8", 9),
+    ],
+)
+def test_a_window_is_never_alone(spec: str, least: int) -> None:
+    for budget in ("1", "8", "0.01"):
+        method = resolve(f"{spec},budget={budget}")
+        method = with_table(method) if spec.startswith("headkv") else method
+        assert compress("", method=method)[1].entries == least
+
+
 # --- adakv ------------------------------------------------------------------------------------------------------------
 
 ADAKV = "adakv@budget=24,window=8"

@@ -59,8 +59,8 @@ def show_error(error: LcbenchError) -> None:
 
 def main() -> None:
     """Entry point of the ``lcbench`` command. Exit codes: 0 done, 1 some samples failed, 2 wrong usage or input."""
-    # OpenMP threads that spin while they wait make torch many times slower on a machine that is busy with other work
-    # (measured: docs/benchmarks/engine.md). Must be set before torch is imported.
+    # OpenMP threads that spin while they wait can make decoding many times slower on a machine that is busy with other
+    # work. Must be set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()

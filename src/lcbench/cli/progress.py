@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.table import Column
 from rich.text import Text
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class RunProgress:
                 MofNCompleteColumn(),
                 TextColumn("samples"),
                 TimeElapsedColumn(),
-                _TimeLeft(),
+                _TimeLeft(table_column=Column(no_wrap=True)),
                 console=self._console,
                 expand=True,
             )
@@ -77,10 +78,9 @@ class RunProgress:
                         f"{escape(event.error)}"
                     )
             else:
-                what = "reading" if event.kind == "prefill" else f"{event.method}"
-                self._bar.update(
-                    self._id, description=f"{escape(event.task)} {event.index}/{event.total} {escape(what)}"
-                )
+                what = "reading" if event.kind == "prefill" else event.method
+                name = event.task.partition("@")[0]  # options of a task can be longer than the line
+                self._bar.update(self._id, description=f"{escape(name)} {event.index}/{event.total} {escape(what)}")
         elif not self._quiet and event.task not in self._seen:
             self._seen.add(event.task)
             self._console.print(escape(f"{event.task}: {event.total} prompts"))

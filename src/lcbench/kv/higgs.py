@@ -77,7 +77,7 @@ class Higgs:
 
     A group of G channels becomes ``Hadamard(x) / ||x||``, nearly standard normal numbers, each pair of which is
     rounded to a grid of ``4^bits`` points. G is `group_of` the width, so that nothing is filled up; where 1024 divides
-    D this is the reference's rule.
+    D this is the reference's rule. Signs are not flipped at random, as in the reference's code and unlike its paper.
 
     Attributes:
         bits: 2, 3 or 4 a channel.

@@ -39,9 +39,9 @@ def _seeds(points: Tensor, uniform: Tensor) -> Tensor:
     weights = torch.ones(points.shape[:2], device=points.device)
     far = torch.full_like(weights, torch.inf)
     chosen: list[Tensor] = []
-    for draw in uniform.split(1, dim=1):
+    for step in range(uniform.shape[1]):
         mass = weights.double().cumsum(dim=1)
-        at = torch.searchsorted(mass, draw * mass[:, -1:], right=True).clamp_(max=n - 1)
+        at = torch.searchsorted(mass, uniform[:, step : step + 1] * mass[:, -1:], right=True).clamp_(max=n - 1)
         chosen.append(at)
         centre = points.gather(1, at[:, :, None].expand(-1, -1, points.shape[2]))
         far = torch.minimum(far, (points - centre).square().sum(dim=-1)).scatter_(1, at, 0.0)

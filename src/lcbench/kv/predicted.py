@@ -78,7 +78,7 @@ class PredictedLayer(LayerKV):
         index: number of the layer. top: whether it is the highest.
         codec: of vectors ``[n, D]``. predictor: None for no prediction.
         rope: of the layer, None where it does not rotate.
-        sink: first tokens that stay exact. chunk: see above.
+        sink: first tokens of the text that stay exact. chunk: see above.
         ladder: shared by the layers of a cache, which are made from the lowest up.
     """
 
@@ -97,10 +97,10 @@ class PredictedLayer(LayerKV):
         ladder: Ladder,
     ) -> None:
         self.index, self.top, self.codec, self.predictor, self.rope = index, top, codec, predictor, rope
-        self.chunk, self.ladder = chunk, ladder
+        self.sink, self.chunk, self.ladder = sink, chunk, ladder
         self.seen = key.shape[1]
         self._shape = (key.shape[0], key.shape[2])
-        self._sink = (key[:, :sink].clone(), value[:, :sink].clone())
+        self._first = (Buffer(key[:, :sink].clone()), Buffer(value[:, :sink].clone()))
         self._codes: tuple[list[Buffer], list[Buffer]] = ([], [])
         self._waiting = (Buffer(key[:, sink:].clone()), Buffer(value[:, sink:].clone()))
         self._pending: Pair | None = None
@@ -126,11 +126,12 @@ class PredictedLayer(LayerKV):
         outputs = []
         for i in range(q):  # one by one: what a token's step encodes, the next token sees restored
             new = slice(i, i + 1)
-            for buffer, rows in zip(self._waiting, (key[:, new], value[:, new]), strict=True):
+            exact = self._first if len(self._first[0]) < self.sink else self._waiting
+            for buffer, rows in zip(exact, (key[:, new], value[:, new]), strict=True):
                 buffer.append(rows)
             taken = self.seen - q + i + 1
             hidden = outside_window(partial(torch.arange, taken, device=query.device), taken, 1, window)
-            keys, values = ([a, b, c.used] for a, b, c in zip(self._sink, seen, self._waiting, strict=True))
+            keys, values = ([a.used, b, c.used] for a, b, c in zip(self._first, seen, self._waiting, strict=True))
             out, _ = attention.over_parts(query[:, new], keys, values, scaling=scaling, hidden=hidden)
             outputs.append(out)
             if len(self._waiting[0]) >= self.chunk:
@@ -197,8 +198,7 @@ class PredictedLayer(LayerKV):
         self.ladder.hand_up(self.index, None if self.top else restored)
 
     def _positions_of(self, rows: slice) -> Tensor:
-        sink = self._sink[0].shape[1]
-        return torch.arange(sink + rows.start, sink + rows.stop, device=self._sink[0].device)
+        return torch.arange(self.sink + rows.start, self.sink + rows.stop, device=self._device)
 
     def _heads(self, x: Tensor) -> Tensor:
         """``[n, D]`` as ``[Hk, n, d]``."""
@@ -209,20 +209,22 @@ class PredictedLayer(LayerKV):
         return x.float().transpose(0, 1).flatten(1)
 
     def _empty(self) -> Pair:
-        empty = torch.zeros(0, self._shape[0] * self._shape[1], device=self._sink[0].device)
+        empty = torch.zeros(0, self._shape[0] * self._shape[1], device=self._device)
         return empty, empty
 
     def _empty_waiting(self) -> Tensor:
-        return self._sink[0][:, :0].clone()
+        return self._first[0].used[:, :0].clone()
 
     def positions(self) -> Tensor:
-        return torch.arange(self.seen, device=self._sink[0].device)
+        return torch.arange(self.seen, device=self._device)
+
+    @property
+    def _device(self) -> torch.device:
+        return self._first[0].used.device
 
     def tensors(self) -> Iterator[Tensor]:
-        yield from self._sink
-        for buffers in self._codes:
+        for buffers in (self._first, *self._codes, self._waiting):
             yield from (buffer.used for buffer in buffers)
-        yield from (buffer.used for buffer in self._waiting)
         if self.predictor is not None:
             yield from (self.predictor.key, self.predictor.value)
         if self.rope is not None:
@@ -239,6 +241,7 @@ class PredictedLayer(LayerKV):
         new.__dict__.update(self.__dict__)
         new.ladder = ladder
         new._codes = ([b.fork() for b in self._codes[0]], [b.fork() for b in self._codes[1]])
+        new._first = (self._first[0].fork(), self._first[1].fork())
         new._waiting = (self._waiting[0].fork(), self._waiting[1].fork())
         return new
 

@@ -58,8 +58,8 @@ class InfLLM(AttentionMethod):
     proof: ClassVar[str] = (
         "Teacher-forced logits of tiny Llama, Mistral (sliding window) and Qwen2 models over 64 tokens, prompt "
         "included, against attention written query by query with explicit regions and angles in fp64, for masked and "
-        "whole remainders, with blocks chosen, none and all; the same with a window that holds everything is the full "
-        "cache. Prompts in one piece and in pieces of whole runs give the same logits, other pieces are refused; presets "
+        "whole remainders, with blocks chosen, none and all; a window that holds everything is the full cache. "
+        "Prompts in one piece and in pieces of whole runs give the same logits, other pieces are refused; presets "
         "give the paper's tokens at 2000, 7500 and 31500; bytes equal the formula."
     )
 

@@ -167,5 +167,5 @@ class QuestLayer(WholeLayer):
 
 def _bounds(key: Tensor, page: int) -> tuple[Tensor, Tensor]:
     """Least and greatest of each channel in each page of keys ``[Hk, pages x page, d]``."""
-    paged = key.unflatten(1, (key.shape[1] // page, page))
+    paged = key.reshape(key.shape[0], key.shape[1] // page, page, key.shape[2])
     return paged.amin(dim=2), paged.amax(dim=2)

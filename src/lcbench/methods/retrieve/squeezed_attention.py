@@ -64,7 +64,9 @@ class SqueezedAttention(Method):
     coarse: float = param(0.0, "sets of sets, as a share of the clustered keys; 0: one level", minimum=0, maximum=1)
     percentile_lower: float = param(0.7, "as percentile, for the sets of sets", minimum=0, maximum=1)
     obs: int = param(100, "last tokens of the context: read always, and their queries set the threshold", minimum=1)
-    question: Literal["joint", "each"] = param("joint", "keys of a question after the context: one set, or each its own")
+    question: Literal["joint", "each"] = param(
+        "joint", "keys of a question after the context: one set, or each its own"
+    )
     iterations: int = param(300, "iterations of k-means, at most", minimum=1)
     seed: int = param(0, "of k-means", minimum=0)
 
@@ -100,7 +102,9 @@ class SqueezedAttention(Method):
         if self.coarse > 0:
             above, parent = self._cluster(centroids, max(1, min(sets, int(self.coarse * count))))
             levels.append(Level.of(above.to(record.key.dtype), parent.gather(1, own), parent))
-        return SqueezedLayer(record.key, record.value, levels, joint=self.question == "joint")
+        return SqueezedLayer(
+            record.key, record.value, levels, share=1 - self.percentile, joint=self.question == "joint"
+        )
 
     def _cluster(self, keys: Tensor, sets: int) -> tuple[Tensor, Tensor]:
         """Centroids ``[Hk, sets, d]`` and the set of each of the keys ``[Hk, n, d]``."""
@@ -142,17 +146,18 @@ class SqueezedLayer(WholeLayer):
     Args:
         key, value: ``[Hk, L, d]`` of the prompt; shared with the record, never written to.
         levels: of the keys and, where there is one, of their sets.
+        share: of the clustered keys that a step is expected to read.
         joint: tokens that come together right after the prompt read one set of keys.
     """
 
-    def __init__(self, key: Tensor, value: Tensor, levels: list[Level], *, joint: bool) -> None:
+    def __init__(self, key: Tensor, value: Tensor, levels: list[Level], *, share: float, joint: bool) -> None:
         super().__init__(key, value)
-        self.levels, self.joint = levels, joint
+        self.levels, self.share, self.joint = levels, share, joint
         self.thresholds: list[float] = []
         self.prompt = self.seen
 
     def scores(self, query: Tensor, scaling: float, level: int, alive: Tensor | None = None) -> Tensor:
-        """Scores of the sets of a level for queries ``[H, q, d]``: fp32 ``[H, q, k]``.
+        """Scores of the sets of a level for queries ``[H, q, d]``: fp32 ``[H, q, k]``, 0 for a set without keys.
 
         Args:
             alive: bool ``[H, q, k]``, the sets that are left; None for all.
@@ -164,8 +169,10 @@ class SqueezedLayer(WholeLayer):
         weights = sizes.repeat_interleave(query.shape[0] // kv_heads, dim=0)[:, None].float()
         if alive is not None:
             weights = weights * alive
-        grown = torch.exp(logits - logits.amax(dim=-1, keepdim=True))
-        return grown / (weights * grown).sum(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+        logits = logits.masked_fill(weights == 0, -torch.inf)
+        limits = torch.finfo(torch.float32)
+        grown = torch.exp(logits - logits.amax(dim=-1, keepdim=True).clamp(min=limits.min))
+        return grown / (weights * grown).sum(dim=-1, keepdim=True).clamp(min=limits.tiny)
 
     def key_scores(self, query: Tensor, scaling: float, level: int) -> Tensor:
         """Scores ``[H, n]`` of the clustered keys, mean over the queries ``[H, q, d]``."""
@@ -180,7 +187,8 @@ class SqueezedLayer(WholeLayer):
         alive: Tensor | None = None
         if len(self.levels) > 1:
             upper = self._passed(query, scaling, 1, None, together)
-            below = self.levels[1].labels.long().repeat_interleave(query.shape[0] // upper_heads(self.levels), dim=0)
+            below = self.levels[1].labels.long()
+            below = below.repeat_interleave(query.shape[0] // below.shape[0], dim=0)
             alive = upper.gather(2, below[:, None].expand(-1, upper.shape[1], -1))
         passed = self._passed(query, scaling, 0, alive, together)
         labels = self.levels[0].labels.long()
@@ -210,10 +218,9 @@ class SqueezedLayer(WholeLayer):
 
     @property
     def resident_nbytes(self) -> int:
-        """Sets, and the share of the clustered keys that the threshold was made to leave, with all other tokens."""
         clustered = self.levels[0].labels.shape[1]
-        share = float((self.levels[0].sizes.sum() * 0 + 1).item())
-        return self.token_nbytes(clustered * share + self.seen - clustered)
+        sets = sum(t.numel() * t.element_size() for t in self._sets())
+        return sets + self.token_nbytes(clustered * self.share + self.seen - clustered)
 
     def tensors(self) -> Iterator[Tensor]:
         yield from super().tensors()
@@ -223,10 +230,6 @@ class SqueezedLayer(WholeLayer):
         new = super().fork()
         new.thresholds = list(self.thresholds)
         return new
-
-
-def upper_heads(levels: list[Level]) -> int:
-    return int(levels[0].centroids.shape[0])
 
 
 def quantile(values: Tensor, share: float) -> float:
