@@ -1,7 +1,12 @@
-"""AQUA-KV a second time, in numpy and fp64: explicit Hadamard matrix, brute-force rounding, its own rotation."""
+"""AQUA-KV a second time, in numpy and fp64: explicit Hadamard matrix, brute-force rounding, its own rotation.
+
+Where two grid points are equally near, rounding noise decides, and the layers above make much of it: the codes that the
+run under test stored are therefore checked to be nearest within noise, and then taken.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +18,11 @@ from harness import HEAD_DIM, KV_HEADS, LAYERS, Models
 from stored_reference import Array, Seen
 from torch import Tensor
 
-from lcbench.kv.higgs import gaussian_grid
-from lcbench.methods.base import Method
+from lcbench.kv.cache import KVCache
+from lcbench.kv.higgs import Higgs, gaussian_grid
+from lcbench.kv.record import PrefillRecord
 from lcbench.methods.calibration import Calibration, bound
+from lcbench.methods.quantize.aqua_kv import AquaKV
 
 WIDTH = KV_HEADS * HEAD_DIM  # 64, a power of two: one norm a vector
 
@@ -30,10 +37,38 @@ def predictors(layers: int = LAYERS, width: int = WIDTH, scale: float = 0.1) -> 
     return found
 
 
-def with_predictors(method: Method, tensors: dict[str, Tensor] | None = None) -> Method:
-    """The method as `bind` would return it."""
+@dataclass(frozen=True)
+class Recorder:
+    """HIGGS that also writes down what it encoded: codes and norms of one call after the other."""
+
+    higgs: Higgs
+    calls: list[tuple[Array, Array]]
+
+    def encode(self, x: Tensor) -> tuple[Tensor, ...]:
+        codes, norms = self.higgs.encode(x)
+        self.calls.append((codes.numpy(), norms.numpy()))
+        return codes, norms
+
+    def decode(self, parts: Sequence[Tensor], width: int, dtype: torch.dtype) -> Tensor:
+        return self.higgs.decode(parts, width, dtype)
+
+
+@dataclass(frozen=True)
+class Recorded(AquaKV):
+    """The method, with what its layers encoded in its last run: ``taken[layer]``, keys and values in turn."""
+
+    def compress(self, record: PrefillRecord) -> KVCache:
+        object.__setattr__(self, "taken", [[] for _ in range(record.shape.layers)])
+        return super().compress(record)
+
+    def codec(self, layer: int) -> Recorder:
+        return Recorder(Higgs(self.bits if layer else 4), self.taken[layer])  # type: ignore[attr-defined]
+
+
+def with_predictors(method: Any, tensors: dict[str, Tensor] | None = None) -> Any:
+    """The method as `bind` would return it, recording."""
     stored = Calibration(Path("aqua"), "0" * 64, {}, predictors() if tensors is None else tensors, {})
-    return bound(method, _predictors=stored)
+    return bound(Recorded(method.bits, method.sink, method.buffer), _predictors=stored)
 
 
 def hadamard_matrix(size: int) -> Array:
@@ -41,15 +76,29 @@ def hadamard_matrix(size: int) -> Array:
     return np.array([[(-1.0) ** bin(i & j).count("1") for j in range(size)] for i in range(size)])
 
 
-def higgs(x: Array, bits: int) -> Array:
-    """Vectors ``[n, D]``, D a power of two up to 1024, rounded."""
+def indices(codes: Array, bits: int) -> Array:
+    """Grid points ``[n, D / 2]`` in stored bytes."""
+    if bits == 4:
+        return codes.astype(int)
+    assert bits == 2
+    return np.stack([codes >> 4, codes & 15], axis=-1).reshape(len(codes), -1).astype(int)
+
+
+def higgs(x: Array, bits: int, taken: list[tuple[Array, Array]]) -> Array:
+    """Vectors ``[n, D]``, D a power of two up to 1024, rounded.
+
+    Args:
+        taken: codes and norms that the run under test stored for them. They must be the nearest grid points; where
+            two are as near within rounding noise, the run has chosen.
+    """
     size, grid, matrix = x.shape[1], gaussian_grid(4**bits).double().numpy(), hadamard_matrix(x.shape[1])
     norms = np.linalg.norm(x, axis=1, keepdims=True)
-    y = (x @ matrix) / np.where(norms > 0, norms, 1)
-    pairs = y.reshape(len(x), size // 2, 2)
+    pairs = ((x @ matrix) / norms).reshape(len(x), size // 2, 2)
     distance = ((pairs[:, :, None] - grid[None, None]) ** 2).sum(axis=-1)
-    rounded = grid[distance.argmin(axis=-1)].reshape(len(x), size)
-    return rounded @ matrix * norms / size
+    chosen = indices(np.concatenate([codes for codes, _ in taken]), bits)
+    assert (np.take_along_axis(distance, chosen[..., None], -1)[..., 0] - distance.min(axis=-1)).max() < 1e-4
+    assert np.allclose(np.concatenate([n for _, n in taken]), norms, rtol=1e-4)
+    return grid[chosen].reshape(len(x), size) @ matrix * norms / size
 
 
 def rotate(x: Array, positions: Array, sign: int, theta: float = 10000.0) -> Array:
@@ -94,24 +143,29 @@ def flushes(prompt: int, total: int, sink: int, chunk: int) -> list[tuple[int, i
     return found
 
 
-def restore(method: Any, layers: list[tuple[Array, Array]], prompt: int, stored: dict[str, Tensor]) -> Rungs:
+def restore(method: Any, layers: list[tuple[Array, Array]], prompt: int) -> Rungs:
     """Everything that is ever encoded; a token's restored vectors depend on that token alone."""
+    stored = method._stored.tensors
     total = layers[0][0].shape[1]
     rungs = Rungs(flushed=flushes(prompt, total, method.sink, method.buffer))
     count = rungs.flushed[-1][1] if rungs.flushed else 0
+    assert [len(calls) for calls in method.taken] == [2 * len(rungs.flushed)] * len(layers)
+    if not count:
+        return rungs
     positions = np.arange(method.sink, method.sink + count)
     below: tuple[Array, Array] | None = None
     for i, (key, value) in enumerate(layers):
         k = joined(rotate(key[:, positions].astype(np.float64), positions, -1))
         v = joined(value[:, positions].astype(np.float64))
+        took_keys, took_values = method.taken[i][0::2], method.taken[i][1::2]
         if below is None:
-            k_hat, v_hat = higgs(k, 4), higgs(v, 4)
+            k_hat, v_hat = higgs(k, 4, took_keys), higgs(v, 4, took_values)
         else:
             w_k, w_v = (stored[f"{what}.{i}"].double().numpy() for what in ("key", "value"))
             guess = below[0] @ w_k[:-1] + w_k[-1]
-            k_hat = guess + higgs(k - guess, method.bits)
+            k_hat = guess + higgs(k - guess, method.bits, took_keys)
             guess = np.concatenate([k_hat, below[1]], axis=1) @ w_v[:-1] + w_v[-1]
-            v_hat = guess + higgs(v - guess, method.bits)
+            v_hat = guess + higgs(v - guess, method.bits, took_values)
         below = (k_hat, v_hat)
         rungs.keys.append(rotate(heads(k_hat), positions, 1))
         rungs.values.append(heads(v_hat))
@@ -119,13 +173,14 @@ def restore(method: Any, layers: list[tuple[Array, Array]], prompt: int, stored:
 
 
 def logits(pair: Models, method: Any, ids: Tensor, prompt: int, seen: list[tuple[Tensor, Tensor]]) -> Tensor:
-    rungs = restore(method, stored_reference.arrays(seen), prompt, predictors())
+    rungs = restore(method, stored_reference.arrays(seen), prompt)
 
     def view(layer: int, p: int, key: Array, value: Array) -> list[Seen]:
         encoded = max([n for at, n in rungs.flushed if at < p], default=0)
         mine = slice(method.sink, method.sink + encoded)
         k, v = key[:, : p + 1].copy(), value[:, : p + 1].copy()
-        k[:, mine], v[:, mine] = rungs.keys[layer][:, :encoded], rungs.values[layer][:, :encoded]
+        if encoded:
+            k[:, mine], v[:, mine] = rungs.keys[layer][:, :encoded], rungs.values[layer][:, :encoded]
         return [Seen(a, b, np.arange(p + 1)) for a, b in zip(k, v, strict=True)]
 
     return stored_reference.logits(pair, ids, prompt, view)[prompt:]

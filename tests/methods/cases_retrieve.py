@@ -171,6 +171,6 @@ CASES: dict[str, list[Case]] = {
         _longcache("mid_size=2,span_size=4,recall_clip=3,original=true"),
     ],
 }
-# What changes nothing is the same for all cases of a method; it is shown once.
+# What changes nothing, and most lengths, are the same for all cases of a method; the first one shows them.
 for _cases in CASES.values():
-    _cases[1:] = [replace(case, noop=case.noop[:1]) for case in _cases[1:]]
+    _cases[1:] = [replace(case, noop=case.noop[:1], short=case.short[-3:]) for case in _cases[1:]]

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aqua_reference
 import harness
 import pytest
-import tiny
 import torch
 from aqua_reference import predictors, with_predictors
 from torch import Tensor
 
+import tiny
 from lcbench.config.spec import ModelSpec
 from lcbench.engine import calibrate_aqua
 from lcbench.engine.calibrate import Request
 from lcbench.errors import BadValue, CorruptFile, ModelError
 from lcbench.kv.cache import CacheShape
+from lcbench.kv.codecs import Codec
 from lcbench.kv.higgs import Higgs
-from lcbench.kv.predicted import Ladder, PredictedCache, PredictedLayer, Predictor
+from lcbench.kv.predicted import PredictedLayer, Predictor
 from lcbench.kv.rotation import Rotation
-from lcbench.methods.calibration import load_tensors
+from lcbench.methods.calibration import bound, load_tensors
 from lcbench.methods.quantize.aqua_kv import AquaKV
 from lcbench.methods.registry import resolve
 from lcbench.models import adapter
@@ -39,7 +41,7 @@ def _one_thread() -> Iterator[None]:
         yield
 
 
-def no_rotation(layers: int = 4) -> dict[str, Tensor]:
+def zeros(layers: int = 4) -> dict[str, Tensor]:
     return {name: torch.zeros_like(tensor) for name, tensor in predictors(layers).items()}
 
 
@@ -53,29 +55,12 @@ class Identity:
         return parts[0].to(dtype)
 
 
-def stored(method: AquaKV, record: Any, codecs: Any = None) -> PredictedCache:
-    """What the method makes of a record, with other codecs where given."""
-    cache = method.compress(record)
-    assert isinstance(cache, PredictedCache)
-    if codecs is None:
-        return cache
-    ladder, layers = Ladder(), []
-    for i in range(record.shape.layers):
-        layer = record.layer(i)
-        made = PredictedLayer(
-            layer.key,
-            layer.value,
-            index=i,
-            top=i == record.shape.layers - 1,
-            codec=codecs(i),
-            predictor=method.predictor(i) if i else None,
-            rope=layer.observed[Rotation()],
-            sink=method.sink,
-            chunk=method.buffer,
-            ladder=ladder,
-        )
-        layers.append(made)
-    return PredictedCache(layers)
+@dataclass(frozen=True)
+class Lossless(AquaKV):
+    """The method with an identity quantizer."""
+
+    def codec(self, layer: int) -> Codec:
+        return Identity()
 
 
 # --- parameters -------------------------------------------------------------------------------------------------------
@@ -114,9 +99,9 @@ def test_models_it_cannot_serve() -> None:
 def test_predictors_of_zero_are_higgs_alone() -> None:
     """Check 1."""
     pair = harness.models("llama")
-    method = with_predictors(resolve("aqua-kv@bits=3"), no_rotation())
+    method = with_predictors(resolve("aqua-kv@bits=3"), zeros())
     record = harness.prefill(pair, harness.tokens(150, seed=1), method)
-    layers = stored(method, record).layers
+    layers = method.compress(record).layers
     for i, layer in enumerate(layers):
         assert isinstance(layer, PredictedLayer)
         original = record.layer(i)
@@ -133,11 +118,10 @@ def test_predictors_of_zero_are_higgs_alone() -> None:
 def test_an_identity_quantizer_is_the_full_cache(family: str) -> None:
     """Check 2: predictions cancel, rotations cancel, nothing is lost on the way; across two flushes."""
     pair, ids = harness.models(family), harness.tokens(150, seed=2)
-    method = with_predictors(resolve("aqua-kv@buffer=32"))
+    method = bound(Lossless(buffer=32), _predictors=with_predictors(resolve("aqua-kv"))._stored)
     record = harness.prefill(pair, ids[:70], method)
-    cache = stored(method, record, lambda i: Identity())
     full = harness.force(pair, record.cache.fork(), ids[70:])
-    assert harness.largest_difference(harness.force(pair, cache, ids[70:]), full) < 2e-4
+    assert harness.largest_difference(harness.force(pair, method.compress(record), ids[70:]), full) < 2e-4
 
 
 def test_what_is_restored_is_prediction_and_rest() -> None:
@@ -146,7 +130,7 @@ def test_what_is_restored_is_prediction_and_rest() -> None:
     method = with_predictors(resolve("aqua-kv"))
     record = harness.prefill(pair, harness.tokens(180, seed=3), method)
     below: tuple[Tensor, Tensor] | None = None
-    for i, layer in enumerate(stored(method, record).layers):
+    for i, layer in enumerate(method.compress(record).layers):
         assert isinstance(layer, PredictedLayer)
         codec = Higgs(2 if i else 4)
         parts = [
@@ -161,8 +145,6 @@ def test_what_is_restored_is_prediction_and_rest() -> None:
         for restored, expected in zip(layer._restored(), parts, strict=True):
             assert (restored - expected).abs().max() < 1e-4 * expected.abs().max()
         below = (parts[0], parts[1])
-        exact = record.layer(i).value[:, 4:].transpose(0, 1).reshape(176, WIDTH).double()
-        assert (parts[1] - exact).square().mean() < 0.2 * exact.square().mean()
 
 
 @pytest.mark.parametrize("prompt", [1, 2, 5])
@@ -173,7 +155,7 @@ def test_sinks_fill_up_after_a_short_prompt(prompt: int) -> None:
     cache = method.compress(record)
     logits = harness.force(pair, cache, ids[prompt:], watchers=[watcher])
     expected = aqua_reference.logits(pair, method, ids, prompt, watcher.layers())
-    assert harness.largest_difference(logits, expected) < 0.02
+    assert harness.largest_difference(logits, expected) < 1e-4
     layer = cache.layers[0]
     assert isinstance(layer, PredictedLayer)
     assert [len(layer._first[0]), layer.encoded, len(layer._waiting[0])] == [4, 60, prompt]
@@ -296,8 +278,9 @@ def test_ridge_is_the_closed_form() -> None:
 @pytest.mark.parametrize("length", [1, 100_000])
 def test_too_little_text(length: int, tmp_path: Path) -> None:
     loaded = tiny.loaded_tiny()
-    with pytest.raises(ModelError, match="--samples"):
+    with pytest.raises(ModelError, match="4 sequences") as caught:
         calibrate_aqua.cut(loaded, "a short text", count=4, length=length, seed=0)
+    assert "--samples" in caught.value.next_step
 
 
 def test_a_text_of_ones_own(tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def test_values_they_cannot_take(spec: str, names: str) -> None:
 
 
 def test_longctx_refuses_a_head_dimension_its_group_does_not_divide() -> None:
-    with pytest.raises(ModelError, match="32.*80"):
+    with pytest.raises(ModelError, match=r"32.*80"):
         resolve("flexgen-longctx").check(shape_of(80))
     resolve("flexgen-longctx@group_size=16").check(shape_of(80))
     resolve("flexgen").check(shape_of(80))  # fills its last group up
@@ -343,7 +343,7 @@ def test_a_whole_run_is_the_librarys_own(backend: str) -> None:
 def test_lengths_that_do_not_fill_groups_are_failed_samples() -> None:
     key, value = vectors(200), vectors(200, seed=1)
     method = resolve("hf-quantized@axis_key=-1,residual_length=32")
-    with pytest.raises(SampleError, match="60 tokens.*groups of 64"):
+    with pytest.raises(SampleError, match=r"60 tokens.*groups of 64"):
         layers_of(method, key, value, 60)
     store = layers_of(method, key, value, 64)
     feed(store, key, value, 32)  # 96 tokens of 2 heads: 3 groups

@@ -42,6 +42,7 @@ def bench(
     methods = [resolve(name) for name in spec.methods]
     run = RunDirectory.open(out) if out is not None else None
     loaded = load(spec.model, lcbench_home(), say=lambda text: console.print(escape(text)))
+    methods = [one.bind(loaded.info, lcbench_home()) for one in methods]
     table = Table("method", "prompt", "first token s", "tokens/s", "KV MiB", "ratio", "peak MiB")
     for size in sizes:
         for one in methods:

@@ -11,6 +11,7 @@ import torch
 from lcbench.config.options import param
 from lcbench.errors import BadValue, ModelError
 from lcbench.kv.cache import CacheShape, KVCache
+from lcbench.kv.codecs import Codec
 from lcbench.kv.higgs import Higgs
 from lcbench.kv.observe import Observation
 from lcbench.kv.predicted import Ladder, PredictedCache, PredictedLayer, Predictor
@@ -127,6 +128,10 @@ class AquaKV(Method):
         except KeyError:
             raise missing(calibration_name(self.bits)) from None
 
+    def codec(self, layer: int) -> Codec:
+        """Q of a layer."""
+        return Higgs(self.bits if layer else FIRST_BITS)
+
     def observes(self) -> frozenset[Observation]:
         return frozenset({Rotation()})
 
@@ -141,7 +146,7 @@ class AquaKV(Method):
                     layer.value,
                     index=i,
                     top=i == top,
-                    codec=Higgs(self.bits if i else FIRST_BITS),
+                    codec=self.codec(i),
                     predictor=self.predictor(i) if i else None,
                     rope=layer.observed[Rotation()],
                     sink=self.sink,
