@@ -317,7 +317,7 @@ def report(
         "",
         f"* Date: {date.today().isoformat()}",
         f"* Machine: {cpu()}, {cores()} cores, Python {platform.python_version()}",
-        f"* Other work on it: load {os.getloadavg()[1]:.1f} over the last five minutes (processor time hardly depends on it)",
+        f"* Other work on it: load {os.getloadavg()[1]:.1f} over five minutes (processor time hardly depends on it)",
         "",
         "| | seconds | times faster | seconds of processor time | times less |",
         "|---|---:|---:|---:|---:|",

@@ -17,7 +17,7 @@ from transformers import cache_utils
 
 from lcbench.kv.cache import CacheShape
 
-# --- flexgen -----------------------------------------------------------------------------------------------------------
+# --- flexgen ----------------------------------------------------------------------------------------------------------
 
 
 def flexgen_logits(pair: Models, method: Any, ids: Tensor, prompt: int, seen: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -42,7 +42,7 @@ def _flexgen(group: int) -> Case:
     )
 
 
-# --- flexgen-longctx ---------------------------------------------------------------------------------------------------
+# --- flexgen-longctx --------------------------------------------------------------------------------------------------
 
 
 def longctx_logits(pair: Models, method: Any, ids: Tensor, prompt: int, seen: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -67,7 +67,7 @@ def _longctx(bits: int, group: int) -> Case:
     )
 
 
-# --- hf-quantized: R = 32, so that 64 forced tokens flush twice; no cases without the backends' packages ---------------
+# --- hf-quantized: R = 32, so that 64 forced tokens flush twice; no cases without the backends' packages --------------
 
 
 def library_views(method: Any, layers: list[tuple[Array, Array]], prompt: int) -> stored_reference.View:
@@ -135,7 +135,7 @@ def installed(package: str) -> bool:
 HF_QUANTIZED = [_library("quanto", 4)] if installed("optimum.quanto") else []
 HF_QUANTIZED += [_library("hqq", 2)] if installed("hqq") else []
 
-# --- aqua-kv: 24 at a time, so that the prompt flushes and 64 forced tokens do so twice more -----------------------------
+# --- aqua-kv: 24 at a time, so that the prompt flushes and 64 forced tokens do so twice more --------------------------
 
 
 def aqua_bytes(bits: int, sink: int, chunk: int) -> Any:

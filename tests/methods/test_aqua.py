@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -203,9 +203,7 @@ def test_rotation_round_trip_in_fp16(scaling: float) -> None:
 
 
 def request(folder: Path, home: Path, **more: Any) -> Request:
-    return Request(
-        more.pop("name", "aqua-kv"), ModelSpec(str(folder)), home, samples=9, lengths=(128,), source=None, **more
-    )
+    return Request(more.pop("name", "aqua-kv"), ModelSpec(str(folder)), home, samples=9, lengths=(128,), **more)
 
 
 def make(asked: Request) -> tuple[str, list[tuple[str, int, int]]]:
@@ -291,6 +289,30 @@ def test_a_text_of_ones_own(tmp_path: Path) -> None:
     for wrong in (mine, tmp_path / "none.txt", tmp_path):
         with pytest.raises(BadValue, match=wrong.name):
             calibrate_aqua.sample_text(wrong)
+
+
+def test_from_the_command_line(cli: Callable[..., Any], tmp_path: Path) -> None:
+    folder, text = tiny.save_tiny(tmp_path / "model", layers=2), tmp_path / "mine.txt"
+    text.write_text("The quick brown fox. " * 200, encoding="utf-8")
+    common = ("calibrate", "aqua-kv-4bit", "--model", folder, "--samples", 4)
+    done = cli(*common, "--lengths", 100, "--text", text, "--json")
+    assert done.code == 0, done.err
+    stored = json.loads(done.out)
+    assert stored["name"] == "aqua-kv-4bit"
+    assert "of mine.txt" in stored["summary"]
+    assert Path(stored["path"]).is_file()
+    for wrong, told in (
+        (("--from", text), "--from"),
+        (("--lengths", "100,200"), "one length"),
+        (("--text", tmp_path / "none.txt"), "none.txt"),
+        (("--lengths", 90000, "--text", text), "--lengths"),
+    ):
+        done = cli(*common, *wrong)
+        assert (done.code, done.out) == (2, "")
+        assert told in done.err
+    done = cli("calibrate", "headkv", "--model", folder, "--text", text)
+    assert done.code == 2
+    assert "--text" in done.err
 
 
 def test_a_damaged_file_is_reported(tmp_path: Path) -> None:

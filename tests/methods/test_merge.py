@@ -46,7 +46,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def test_a_budget_and_a_threshold_do_not_go_together() -> None:
-    with pytest.raises(BadValue, match="budget=0.5 and epsilon=0.7"):
+    with pytest.raises(BadValue, match=r"budget=0\.5 and epsilon=0\.7"):
         resolve("kvmerger@budget=0.5,epsilon=0.7")
     assert resolve("kvmerger").kept_tokens(1000) == 500
     assert resolve("kvmerger@budget=0.35").kept_tokens(1000) == 350

@@ -16,12 +16,20 @@ from lcbench.errors import BadValue
 
 
 def calibrate(
-    name: str = typer.Argument(help="What to measure: headkv (both tables of head scores) or headkv-r2."),
+    name: str = typer.Argument(
+        help="headkv (both tables of head scores), headkv-r2, aqua-kv (predictors for 2 bits), aqua-kv-3bit or "
+        "aqua-kv-4bit."
+    ),
     model: str | None = typer.Option(None, "--model", "-m", help="As in `lcbench run`."),
-    samples: int | None = typer.Option(None, "--samples", min=1, help="Probes asked of each kind."),
-    lengths: str | None = typer.Option(None, "--lengths", help="Words of filler in the probes, e.g. 150,300,600."),
+    samples: int | None = typer.Option(None, "--samples", min=1, help="Probes asked of each kind, or texts read."),
+    lengths: str | None = typer.Option(
+        None, "--lengths", help="Words of filler in the probes, e.g. 150,300,600; or tokens of each text, e.g. 1024."
+    ),
     seed: int = typer.Option(42, "--seed", help="Of everything that is drawn."),
-    source: Path | None = typer.Option(None, "--from", help="Take over a published file of scores instead."),
+    source: Path | None = typer.Option(None, "--from", help="Take over a published file of head scores instead."),
+    text: Path | None = typer.Option(
+        None, "--text", help="Text to fit aqua-kv on; default: the language reference that Python carries."
+    ),
     dtype: str | None = typer.Option(None, "--dtype", help="auto | float32 | float16 | bfloat16."),
     device: str | None = typer.Option(None, "--device", help="auto | cpu | cuda:0."),
     revision: str | None = typer.Option(None, "--revision", help="Hub branch, tag or commit."),
@@ -34,7 +42,7 @@ def calibrate(
 
     from lcbench.engine.calibrate import Request, calibrate
 
-    request = Request(name, spec.model, lcbench_home(), samples, sizes, seed, source)
+    request = Request(name, spec.model, lcbench_home(), samples, sizes, seed, source, text)
     with console.status("Loading …") if console.is_terminal else _Quiet() as status:
         made = calibrate(
             request,

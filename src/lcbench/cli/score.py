@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -98,14 +99,15 @@ def _tasks(method: MethodScores) -> Table:
     from lcbench.scoring.samples import LONGBENCH_E
 
     scores = list(method.tasks.values())
-    buckets = list(dict.fromkeys(k for s in scores if s.benchmark == LONGBENCH_E for k in s.by_length))
+    split = [s.by_length for s in scores if s.benchmark == LONGBENCH_E]
+    buckets = list(dict.fromkeys(k for lengths in split for k in lengths if lengths[k].n))
     columns = list(dict.fromkeys(k for s in scores for k in s.columns))
     partial = any(s.partial is not None for s in scores)
-    grid = Table()
-    for title in ("task", "metric"):
-        grid.add_column(title)
+    grid = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    grid.add_column("task", overflow="fold", min_width=min(14, max(len(s.task) for s in scores)))
+    grid.add_column("metric", overflow="fold")
     for title in ("n", "errors", "score", "95 % interval", *buckets, *(["partial"] if partial else []), *columns):
-        grid.add_column(title, justify="right")
+        grid.add_column(title, justify="right", no_wrap=True)
     for one in scores:
         grid.add_row(
             escape(one.task),
@@ -135,8 +137,8 @@ def _worth_showing(method: MethodScores) -> dict[str, GroupScore]:
 
 def _groups(method: MethodScores, groups: dict[str, GroupScore]) -> Table:
     buckets = list(dict.fromkeys(b for g in groups.values() for b in g.by_length))
-    grid = Table()
-    grid.add_column("mean over")
+    grid = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    grid.add_column("mean over", overflow="fold")
     for title in ("tasks", "score", "95 % interval", *buckets):
         grid.add_column(title, justify="right")
     first = next((key for key in groups if key in method.overall), None)
@@ -174,4 +176,4 @@ def _number(value: float | None) -> str:
 
 
 def _interval(value: Interval | None) -> str:
-    return "-" if value is None else f"{value[0]:.2f} – {value[1]:.2f}"
+    return "-" if value is None else f"{value[0]:.1f}–{value[1]:.1f}"

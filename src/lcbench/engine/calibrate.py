@@ -35,9 +35,10 @@ class Request:
     Attributes:
         name: of the calibration. home: LCBENCH_HOME.
         samples: how many probes or texts; None for the calibration's own default.
-        lengths: their lengths in words; likewise.
+        lengths: their lengths, in words of probes or tokens of texts; likewise.
         seed: of everything drawn.
         source: a published file to take over instead of measuring.
+        text: a text file to fit on, for calibrations that read text.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Request:
     lengths: tuple[int, ...] | None = None
     seed: int = 42
     source: Path | None = None
+    text: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def calibrate(request: Request, *, say: Say, progress: Progress) -> list[Made]:
     if request.samples is not None and request.samples < 1:
         raise BadValue(f"samples={request.samples} is below the least value 1.", "Use 1 or more.")
     if request.lengths is not None and min(request.lengths, default=0) < 1:
-        raise BadValue("The lengths of probes must be whole numbers of words, 1 or more.", "Use e.g. 150,300,600.")
+        raise BadValue("Lengths must be whole numbers, 1 or more.", "Use e.g. 150,300,600.")
     module, _, function = CALIBRATORS[request.name].partition(":")
     made: list[Made] = getattr(importlib.import_module(module), function)(request, say=say, progress=progress)
     return made
@@ -83,12 +85,17 @@ def calibrate(request: Request, *, say: Say, progress: Progress) -> list[Made]:
 CALIBRATORS: Mapping[str, str] = {
     "headkv": "lcbench.engine.calibrate:calibrate_heads",
     "headkv-r2": "lcbench.engine.calibrate:calibrate_heads",
+    "aqua-kv": "lcbench.engine.calibrate_aqua:calibrate_aqua",
+    "aqua-kv-3bit": "lcbench.engine.calibrate_aqua:calibrate_aqua",
+    "aqua-kv-4bit": "lcbench.engine.calibrate_aqua:calibrate_aqua",
 }
 _KINDS: Mapping[str, head_scores.Kind] = {"headkv": "retrieval", "headkv-r2": "reasoning"}
 
 
 def calibrate_heads(request: Request, *, say: Say, progress: Progress) -> list[Made]:
     """Head scores: ``headkv`` measures both tables, ``headkv-r2`` the second alone; a published file fills one."""
+    if request.text is not None:
+        raise BadValue(f"{request.name} asks probes of its own and reads no text file.", "Leave --text out.")
     if request.source is not None:
         info, _ = describe(request.model, request.home, say=say)
         return [_take_over(request.name, info, request.home, request.source)]

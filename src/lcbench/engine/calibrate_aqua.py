@@ -55,14 +55,19 @@ class Fitted:
 def calibrate_aqua(request: Request, *, say: Say, progress: Progress) -> list[Made]:
     """Fit and store the predictors of ``aqua-kv``, ``aqua-kv-3bit`` or ``aqua-kv-4bit``.
 
-    The text is the file ``request.source`` or, without one, the language reference that every Python carries;
+    The text is the file ``request.text`` or, without one, the language reference that every Python carries;
     ``request.samples`` sequences of ``request.lengths[0]`` tokens are read, an eighth of them held out.
 
     Raises:
-        BadValue: a file that cannot be read. ModelError: too little text, or a model that cannot be loaded or served.
+        BadValue: a file that cannot be read, or options that do not fit. ModelError: too little text, or a model that
+            cannot be loaded or served.
     """
+    if request.source is not None:
+        raise BadValue(f"{request.name} reads no published predictors.", "Leave --from out; --text gives it a text.")
+    if request.lengths is not None and len(request.lengths) > 1:
+        raise BadValue(f"{request.name} reads texts of one length.", "Give one, e.g. --lengths 1024.")
     bits = NAMES[request.name]
-    name, text = sample_text(request.source)
+    name, text = sample_text(request.text)
     loaded = load(request.model, request.home, say=say)
     sequences = cut(
         loaded, text, count=request.samples or SEQUENCES, length=(request.lengths or (LENGTH,))[0], seed=request.seed
@@ -134,7 +139,7 @@ def cut(loaded: LoadedModel, text: str, *, count: int, length: int, seed: int) -
     if len(starts) < max(count, 2):
         raise ModelError(
             f"The text has {len(ids)} tokens, {max(count, 2)} sequences of {length} need more.",
-            "Give a longer text (--from), fewer sequences (--samples, 2 or more) or shorter ones (--lengths).",
+            "Give a longer text (--text), fewer sequences (--samples, 2 or more) or shorter ones (--lengths).",
         )
     random.Random(seed).shuffle(starts)
     return [bos + ids[start : start + step] for start in starts[:count]]

@@ -64,19 +64,20 @@ def _some_heads(sections: Sequence[Section], kv: slice, mine: slice, scaling: fl
     logits = []
     for section in sections:
         query, key = section.query[mine], section.key[kv]
-        rows = (query * shrink).reshape(key.shape[0], -1, query.shape[2])
-        part = torch.matmul(rows, key.transpose(1, 2)).float().view(*query.shape[:2], -1) * (scaling / shrink)
+        heads, q, d = query.shape
+        rows = (query * shrink).reshape(key.shape[0], -1, d)
+        part = torch.matmul(rows, key.transpose(1, 2)).float().view(heads, q, key.shape[1]) * (scaling / shrink)
         if section.hidden is not None:
             part.masked_fill_(section.hidden, -torch.inf)
         logits.append(part)
     weights = torch.softmax(torch.cat(logits, dim=-1), dim=-1)
+    grouped = weights.view(sections[0].key[kv].shape[0], -1, weights.shape[2])
     out: Tensor | None = None
     at = 0
     for section in sections:
-        value, n = section.value[kv], section.value.shape[1]
-        cast = weights[..., at : at + n].to(value.dtype).reshape(value.shape[0], -1, n)
-        part = torch.matmul(cast, value)
+        value = section.value[kv]
+        part = torch.matmul(grouped[..., at : at + value.shape[1]].to(value.dtype), value)
         out = part if out is None else out + part
-        at += n
+        at += value.shape[1]
     assert out is not None
-    return out.view(weights.shape[0], weights.shape[1], -1), weights
+    return out.view(*weights.shape[:2], -1), weights

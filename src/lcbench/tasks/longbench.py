@@ -156,6 +156,8 @@ def _row(fields: Mapping[str, Any]) -> Row:
         answers=tuple(fields["answers"]),
         all_classes=None if classes is None else tuple(classes),
         length=fields["length"],
+        # Some rows ask several questions of one text: statistics must not take them for independent.
+        meta={"context_id": hashlib.sha256(fields["context"].encode("utf-8", "surrogatepass")).hexdigest()[:16]},
     )
 
 
