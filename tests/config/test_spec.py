@@ -51,6 +51,8 @@ def test_the_default_model_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
         ("methods: 3", BadValue, "list of texts"),
         ("set: 3", BadValue, "mapping"),
         ("methods: []", UsageError, "No method"),
+        ("limit: 1\nlimit: 2", UsageError, "twice"),
+        ("method: full\nmethods: kivi", UsageError, "twice"),
     ],
 )
 def test_wrong_yaml_is_told(tmp_path: Path, text: str, error: type[UsageError], said: str) -> None:

@@ -20,10 +20,10 @@ def records(run: Path, method: str, task: str) -> list[dict[str, Any]]:
 def kivi_bytes(tokens: int, bits: int, layers: int = 30, heads: int = 3, dim: int = 64, e: int = 4) -> int:
     """The formula of the method's paper code: packed codes, fp16 scale and minimum a group, exact residual."""
     group, residual = 32, 128
-    total = 0
+    total = 0.0
     for quantized in (tokens - tokens % residual, max(0, tokens - residual)):
-        total += quantized * bits // 8 + 4 * quantized // group + e * (tokens - quantized)
-    return layers * heads * dim * total
+        total += quantized * bits / 8 + 4 * quantized / group + e * (tokens - quantized)
+    return int(layers * heads * dim * total)
 
 
 def test_passkey_with_the_demo_model(cli: Callable[..., Any], demo_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,9 @@ class Recorded(AquaKV):
         return super().compress(record)
 
     def codec(self, layer: int) -> Recorder:
-        return Recorder(Higgs(self.bits if layer else 4), self.taken[layer])  # type: ignore[attr-defined]
+        higgs = super().codec(layer)
+        assert isinstance(higgs, Higgs)
+        return Recorder(higgs, self.taken[layer])  # type: ignore[attr-defined]
 
 
 def with_predictors(method: Any, tensors: dict[str, Tensor] | None = None) -> Any:

@@ -54,7 +54,14 @@ def test_a_budget_and_a_threshold_do_not_go_together() -> None:
     assert resolve("kvmerger@epsilon=0.7").kept_tokens(1000) is None
 
 
-@pytest.mark.parametrize("spec", ["kvmerger@budget=30,recent=5", "kvmerger@epsilon=0.05,recent=5,heavy=3"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "kvmerger@budget=30,recent=5",
+        "kvmerger@budget=14,recent=5,heavy=0.5",  # four heavy tokens at most: 14 >= 5 + 4 + 5 runs between them
+        "kvmerger@epsilon=0.05,recent=5,heavy=3",
+    ],
+)
 def test_sets_are_disjoint_consecutive_and_cover_the_prompt(spec: str) -> None:
     """Checks 3 and 4, on what the method computes, head by head."""
     method = resolve(spec)
@@ -70,7 +77,7 @@ def test_sets_are_disjoint_consecutive_and_cover_the_prompt(spec: str) -> None:
             method, merge_oracle.f64(layer.key)[head], merge_oracle.columns(layer)[head]
         )
         assert [ids.count(i) for i in range(ids[-1] + 1)] == [len(members) for members in expected]
-        assert ids[-1] + 1 == (30 if method.budget else len(expected))
+        assert ids[-1] + 1 == (method.budget.tokens if method.budget else len(expected))
         assert ids[-5:] == list(range(ids[-1] - 4, ids[-1] + 1))  # the recent window stands alone
     pivots = torch.stack(
         [
@@ -89,6 +96,25 @@ def test_sets_are_disjoint_consecutive_and_cover_the_prompt(spec: str) -> None:
 def _members(sets: Tensor) -> list[list[int]]:
     ids = sets.tolist()
     return [[j for j, i in enumerate(ids) if i == number] for number in range(ids[-1] + 1)]
+
+
+@pytest.mark.parametrize("sigma", ["two-pass", "spread"])
+@pytest.mark.parametrize("scale", [0.05, 0.3, 3.0])
+def test_weights_are_the_formula(scale: float, sigma: Any) -> None:
+    """At norms where the Gaussian neither vanishes nor is flat, and beyond."""
+    method = KVMerger(budget=None, sigma=sigma)
+    key, attention = random(2, 12, 8) * scale, torch.rand(2, 12)
+    bounds = [[0, 3, 4, 9], [0, 1, 7, 10]]
+    sets = torch.tensor([[sum(j >= b for b in row) - 1 for j in range(12)] for row in bounds])
+    groups = [_members(row) for row in sets]
+    pivots = torch.tensor([[max(m, key=lambda j: float(attention[h, j])) for m in groups[h]] for h in range(2)])
+    weights = method.weights(key, sets, pivots)
+    for head in range(2):
+        for members in groups[head]:
+            _, expected = merge_oracle.merge_weights(
+                method, merge_oracle.f64(key)[head], merge_oracle.f64(attention)[head], members
+            )
+            assert weights[head, members].tolist() == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 @pytest.mark.parametrize("budget", [6, 7, 10, 25, 39, 40])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from lcbench.errors import ModelError
 from lcbench.models.chat import format_chat
 from lcbench.models.official_chat import family_of, official_template
 from tiny import byte_tokenizer
@@ -38,3 +39,8 @@ def test_official_formats(name: str, expected: str | None) -> None:
 def test_the_family_is_read_off_the_last_part_of_the_name() -> None:
     assert family_of("/models/vicuna/other-model") is None
     assert official_template("C:\\models\\vicuna-13b") is not None
+
+
+def test_chatglm_is_refused_not_left_bare() -> None:
+    with pytest.raises(ModelError, match="chatglm3"):
+        official_template("THUDM/chatglm3-6b-32k")

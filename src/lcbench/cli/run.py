@@ -35,7 +35,7 @@ def run(
         None,
         "--task",
         "-t",
-        help="Tasks, categories or benchmarks: qasper,passkey@depths=5. Default: passkey.",
+        help="Tasks, categories or benchmarks: qasper,few-shot. Default: a small passkey.",
         rich_help_panel="What to run",
     ),
     set_: list[str] | None = typer.Option(
@@ -57,7 +57,7 @@ def run(
     max_input_tokens: int | None = typer.Option(
         None,
         "--max-input-tokens",
-        help="A smaller window than the model's; shown in every table.",
+        help="Cut prompts to this many tokens (chat format and answer on top); shown in every table.",
         rich_help_panel="How much",
     ),
     over_length: str | None = typer.Option(

@@ -14,6 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from lcbench.errors import BadValue, CannotWrite
+
 if TYPE_CHECKING:
     from lcbench.scoring.table import GroupScore, Interval, MethodScores, ScoreTable, TaskScore
 
@@ -45,21 +47,41 @@ def score(
     from lcbench.scoring.run import ScoreOptions, score_path
     from lcbench.store.files import write_json
     from lcbench.store.locate import latest_run
-    from lcbench.store.rundir import RunDirectory
 
     options = ScoreOptions(code_sim, strict_recursion, rouge_score, jobs, seed)  # type: ignore[arg-type]
     target = path if path is not None else latest_run()
+    if out is not None:
+        _refuse_overwriting(out, target)
     table = score_path(target, options, benchmark)
-    if table.source == "run":
-        RunDirectory.open(target).write_scores(table.to_dict())
     if out is not None:
         write_json(out, table.to_dict())
     if as_json:
         typer.echo(json.dumps(official_shape(table), ensure_ascii=False, indent=4))
     else:
         show(table, target)
+    if table.source == "run":
+        _keep(table, target, elsewhere=out)
     if table.n_error:
         raise typer.Exit(1)
+
+
+def _keep(table: ScoreTable, target: Path, *, elsewhere: Path | None) -> None:
+    """Write scores.json into the run, after everything has been shown. A run that cannot be written is an error,
+    unless the scores were kept elsewhere."""
+    from lcbench.store.rundir import RunDirectory
+
+    try:
+        RunDirectory.open(target).write_scores(table.to_dict())
+    except CannotWrite as error:
+        if elsewhere is None:
+            raise CannotWrite(error.message, "The scores are shown above; --out FILE keeps them elsewhere.") from None
+
+
+def _refuse_overwriting(out: Path, target: Path) -> None:
+    """Scores never replace predictions: neither the file that is scored nor anything that looks like one."""
+    names = (".jsonl", ".jsonl.gz")
+    if out.is_dir() or out.name.endswith(names) or (out.exists() and target.exists() and out.samefile(target)):
+        raise BadValue(f"--out {out} would overwrite predictions or a folder.", "Name a .json file of its own.")
 
 
 def official_shape(table: ScoreTable) -> dict[str, Any]:
@@ -91,7 +113,6 @@ def show(table: ScoreTable, target: Path) -> None:
         console.print(escape(line), soft_wrap=True)
     if table.source == "run":
         shown = shlex.quote(str(target))
-        console.print(escape(f"Written: {target / 'scores.json'}"), soft_wrap=True)
         console.print(escape(f"Next:    lcbench report {shown}"), soft_wrap=True)
 
 
@@ -166,8 +187,12 @@ def _footnotes(table: ScoreTable) -> list[str]:
     if table.options["strict_recursion"]:
         lines.append("rouge: strict recursion, 0 where the official script overflows its stack.")
     if table.n_error:
-        plural = "1 sample failed: it has" if table.n_error == 1 else f"{table.n_error} samples failed: they have"
-        lines.append(f"{plural} no score and count in no mean.")
+        plural = (
+            "1 sample failed: it has no score and counts"
+            if table.n_error == 1
+            else f"{table.n_error} samples failed: they have no score and count"
+        )
+        lines.append(f"{plural} in no mean.")
     return [*lines, *table.notes]
 
 

@@ -75,7 +75,7 @@ class RunSpec:
 
     model: ModelSpec = field(default_factory=ModelSpec)
     methods: tuple[str, ...] = ("full",)
-    tasks: tuple[str, ...] = ("passkey",)
+    tasks: tuple[str, ...] = ("passkey@lengths=384,depths=5,repeats=1",)
     settings: Mapping[str, str] = field(default_factory=dict)
     limit: int | None = None
     max_input_tokens: int | None = None
@@ -138,9 +138,22 @@ _KEYS: dict[str, Any] = {
 }
 
 
+class _OnceLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice; YAML itself would silently take the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [_ALIASES.get(str(key.value), str(key.value)) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise UsageError(
+                    f"The key '{key}' is given twice (line {node.start_mark.line + 1} and below).", "Give it once."
+                )
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_OnceLoader)
     except OSError as error:
         raise UsageError(f"Cannot read {path}: {error.strerror}.", "Give --config an existing YAML file.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

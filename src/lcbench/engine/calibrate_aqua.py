@@ -106,7 +106,7 @@ def _summary(fitted: Fitted, text: str, sequences: Sequence[Sequence[int]], held
     ]
     return (
         f"fitted on {len(sequences) - held_out} sequences of {len(sequences[0])} tokens of {text}, measured on "
-        f"{held_out} others; {'; '.join(parts)}"
+        f"{held_out} other{'s' if held_out > 1 else ''}; {'; '.join(parts)}"
     )
 
 

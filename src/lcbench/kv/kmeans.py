@@ -44,7 +44,7 @@ def _seeds(points: Tensor, uniform: Tensor) -> Tensor:
         at = torch.searchsorted(mass, uniform[:, step : step + 1] * mass[:, -1:], right=True).clamp_(max=n - 1)
         chosen.append(at)
         centre = points.gather(1, at[:, :, None].expand(-1, -1, points.shape[2]))
-        far = torch.minimum(far, (points - centre).square().sum(dim=-1)).scatter_(1, at, 0.0)
+        far = torch.minimum(far, (points - centre).square().sum(dim=-1))
         weights = far
     return torch.cat(chosen, dim=1)
 

@@ -50,7 +50,7 @@ def _asked(spec: Mapping[str, Any]) -> list[str]:
         notes.append(f"only the first rows of each task were asked for (--limit {spec['limit']})")
     if spec.get("max_input_tokens") is not None:
         notes.append(
-            f"prompts had to fit {spec['max_input_tokens']} tokens, not the model's window "
+            f"prompts were limited to {spec['max_input_tokens']} tokens, chat format and answer not counted "
             f"(--max-input-tokens {spec['max_input_tokens']})"
         )
     if spec.get("over_length") == "skip":

@@ -50,7 +50,7 @@ def latest_run(cwd: Path | str = ".") -> Path:
     if not dated:
         raise NotARun(
             "There is no run yet: nothing under runs/ here.",
-            "Name a run directory, or make one: lcbench run --model demo --method full,kivi --task passkey",
+            "Name a run directory, or make one: lcbench run --model demo --method full,kivi",
         )
     return Path(max(dated)[1])
 

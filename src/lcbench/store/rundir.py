@@ -330,7 +330,7 @@ def _load_object(path: Path) -> dict[str, Any]:
 
 
 def _read_info(path: Path) -> dict[str, Any]:
-    step = "Give the folder that `lcbench run` wrote, or run one: lcbench run --model demo --method kivi --task passkey"
+    step = "Give the folder that `lcbench run` wrote, or run one: lcbench run --model demo --method full,kivi"
     file = path / RUN_FILE
     try:
         info = _load_object(file)

@@ -56,7 +56,7 @@ class StreamingLLMLongctx(AttentionMethod):
         "included, against attention written with explicit masks and angles in fp64, for both variants; told apart "
         "from the other variant and from original angles. Prompts in one piece and in pieces of several sizes; with "
         "room for everything, the full cache; presets give the paper's tokens at 2000, 7500 and 31500; bytes equal "
-        "the formula; a text far longer than the model's window against indices inside the cache."
+        "the formula; a text far longer than the cache against indices inside it."
     )
 
     preset: Literal["2x", "4x", "6x", "8x"] = param("4x", "the paper's budgets: 2x, 4x, 6x or 8x")

@@ -53,8 +53,8 @@ class LongCache(AttentionMethod):
         "Teacher-forced logits of tiny Llama, Mistral (sliding window) and Qwen2 models over 64 tokens, prompt "
         "included, against attention written query by query with explicit sets and positions in fp64, for new and "
         "original positions; texts within the window, and look-ups that find the whole middle, are the full cache. "
-        "What is found does not change when all positions are shifted; spans stay inside the middle. Prompts in one "
-        "piece and in pieces of whole runs give the same logits, other pieces are refused."
+        "Logits do not change when all positions are shifted; spans stay inside the middle. Prompts in one piece and "
+        "in pieces of whole runs give the same logits, other pieces are refused."
     )
 
     global_size: int = param(32, "first tokens that are always seen", minimum=0)

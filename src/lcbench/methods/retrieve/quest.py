@@ -43,10 +43,10 @@ class Quest(Method):
 
     proof: ClassVar[str] = (
         "Teacher-forced logits of tiny Llama, Mistral (sliding window) and Qwen2 models over 64 tokens, for KV and "
-        "query heads, against the unmodified transformers model with every page masked that a second computation of "
-        "the bounds, in fp64 and from the keys of the run, leaves out. The bound is never below a product of its "
-        "page; with pages of one token it is the product and the true top-k is read; the first two layers and texts "
-        "within the budget are the full cache; bytes equal the formula."
+        "query heads, against the plain model with its attention written out in fp64, every page masked that a second "
+        "computation of the bounds leaves out. The bound is never below a product of its page; with pages of one "
+        "token it is the product and the true top-k is read; the first two layers and texts within the budget are "
+        "the full cache; bytes equal the formula."
     )
 
     budget: Budget = param(Budget(tokens=1024), "tokens that a step reads: a number, or a share of the prompt")

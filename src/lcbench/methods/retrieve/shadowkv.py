@@ -51,8 +51,8 @@ class ShadowKV(Method):
 
     proof: ClassVar[str] = (
         "Teacher-forced logits of tiny Llama, Mistral (sliding window) and Qwen2 models over 64 tokens against the "
-        "unmodified transformers model computed token by token in fp64, with chunks chosen and keys rebuilt by a "
-        "second computation from torch's own SVD. At full rank with a budget for all chunks the full cache; the "
+        "plain model with its attention written out in fp64, chunks chosen and keys rebuilt by a second computation "
+        "from torch's own SVD. At full rank with a budget for all chunks the full cache; the "
         "error of the rebuilt keys is the energy of the singular values left out, and clearly larger after RoPE; "
         "chosen, outlying and local tokens are disjoint and together the prompt; bytes equal the formula. On a GPU: "
         "values in pinned host memory, the same logits."

@@ -53,8 +53,8 @@ class SqueezedAttention(Method):
 
     proof: ClassVar[str] = (
         "Teacher-forced logits of tiny Llama, Mistral (sliding window) and Qwen2 models over 64 tokens, flat and in "
-        "two levels, against the unmodified transformers model with the keys masked that a second computation leaves "
-        "out, which clusters in fp64 by itself and shares nothing but the drawn numbers. The sum of n_c S_c is 1; "
+        "two levels, against the plain model with its attention written out in fp64, the keys masked that a second "
+        "computation leaves out, which clusters by itself and shares only the numbers drawn. The sum of n_c S_c is 1; "
         "with one key a set the scores are the softmax itself; the share of keys above the threshold on the "
         "queries it was made from is 1 - percentile; at percentile 0 the full cache; bytes equal the formula."
     )
@@ -225,11 +225,6 @@ class SqueezedLayer(WholeLayer):
     def tensors(self) -> Iterator[Tensor]:
         yield from super().tensors()
         yield from self._sets()
-
-    def fork(self) -> SqueezedLayer:
-        new = super().fork()
-        new.thresholds = list(self.thresholds)
-        return new
 
 
 def quantile(values: Tensor, share: float) -> float:
