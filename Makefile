@@ -30,7 +30,7 @@ demo: setup
 	$(BIN)/lcbench report $(DEMO_RUN)
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: setup
 	$(BIN)/ruff check .
