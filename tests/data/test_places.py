@@ -303,7 +303,7 @@ def test_too_large_a_file(tiny: Tiny, tmp_path: Path, get: Get) -> None:
     assert "larger than the 100 B" in problem(get(place, "one"), CorruptFile).message
 
 
-@pytest.mark.parametrize("content", [b"not gzip", gzip.compress(b"x" * 5000)[:-9], b""])
+@pytest.mark.parametrize("content", [b"not gzip", gzip.compress(b"x" * 5000)[:-9], b""], ids=["text", "cut", "empty"])
 def test_a_broken_gzip(tiny: Tiny, tmp_path: Path, get: Get, content: bytes) -> None:
     place = tree(tmp_path / "p", {"one.jsonl.gz": content, "lengths.json": tiny.config})
     found = problem(get(place, "one"), ChecksumMismatch if content == b"" else CorruptFile)
