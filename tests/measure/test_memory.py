@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import mmap
 import sys
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from lcbench.measure.memory import PeakMemory, peak_resident_bytes, resident_byt
 MIB = 2**20
 
 
-def _touch(mib: int) -> bytearray:
-    block = bytearray(mib * MIB)
-    block[::4096] = b"x" * len(block[::4096])
+def _touch(mib: int) -> mmap.mmap:
+    """Fresh pages from the system, all written to: memory that an allocator has kept would not show."""
+    block = mmap.mmap(-1, mib * MIB)
+    for page in range(0, len(block), mmap.PAGESIZE):
+        block[page] = 1
     return block
 
 

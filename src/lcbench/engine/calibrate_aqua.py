@@ -1,4 +1,4 @@
-"""The predictors of AQUA-KV (arXiv:2501.19392, section 3), fitted on a text sample.
+"""The predictors of AQUA-KV (arXiv:2501.19392), fitted on a text sample.
 
 A text is cut into sequences and read with the unmodified model. Layer by layer, ridge regression predicts a layer's
 keys (before RoPE) from the keys of the layer below as they will be *restored*, quantized and predicted in their turn,

@@ -27,7 +27,7 @@ HALF = Budget(ratio=0.5)
 @method("kvmerger", paper="arXiv:2407.08454", traits=Traits(family="merge"))
 @dataclass(frozen=True)
 class KVMerger(Method):
-    """Gaussian-weighted merging of consecutive tokens (arXiv:2407.08454, section 4; no code by the authors is known).
+    """Gaussian-weighted merging of consecutive tokens (arXiv:2407.08454; no code by the authors is known).
 
     After the prompt, in each layer and KV head, the tokens are cut into sets of consecutive ones. With c_j the cosine
     of the keys j and j + 1 (after RoPE), neighbours stay together where ``c_j >= epsilon`` and neither is protected:

@@ -19,7 +19,7 @@ from lcbench.methods.registry import method
 @method("flexgen", paper="arXiv:2303.06865", traits=Traits(family="quantize"))
 @dataclass(frozen=True)
 class FlexGen(CacheTransform):
-    """4-bit group-wise quantization of keys and values alike (arXiv:2303.06865, section 4.2; rules as in
+    """4-bit group-wise quantization of keys and values alike (arXiv:2303.06865, section 5; rules as in
     FMInference/FlexLLMGen flexllmgen/compression.py).
 
     The prompt is read with exact attention and stored compressed afterwards. `group_size` consecutive channels of one
