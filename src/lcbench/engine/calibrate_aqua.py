@@ -99,11 +99,11 @@ def _summary(fitted: Fitted, text: str, sequences: Sequence[Sequence[int]], held
     def mean(values: list[float]) -> float:
         return sum(values) / len(values)
 
-    parts = [
-        f"{what}: {-math.log(mean(fitted.unexplained[what]), 4):.2f} bits saved, error {mean(fitted.error[what]):.4f} "
-        f"instead of {mean(fitted.plain[what]):.4f}"
-        for what in ("keys", "values")
-    ]
+    parts = []
+    for what in ("keys", "values"):
+        saved = -math.log(max(mean(fitted.unexplained[what]), 1e-12), 4)
+        error, plain = mean(fitted.error[what]), mean(fitted.plain[what])
+        parts.append(f"{what}: {saved:.2f} bits saved, error {error:.4f} instead of {plain:.4f}")
     return (
         f"fitted on {len(sequences) - held_out} sequences of {len(sequences[0])} tokens of {text}, measured on "
         f"{held_out} other{'s' if held_out > 1 else ''}; {'; '.join(parts)}"
