@@ -177,13 +177,17 @@ def _verify(names: Sequence[str]) -> None:
 
 
 def _raise_all(problems: Sequence[LcbenchError]) -> None:
-    """Show every problem; the last one is raised, for the exit code."""
+    """Show every problem; the last one is raised, for the exit code. A network that cannot be reached is told once,
+    not again for every further file that it keeps away."""
     from lcbench.cli import show_error
+    from lcbench.data.neterrors import Unreachable
 
-    for problem in problems[:-1]:
+    away = any(isinstance(problem, Unreachable) for problem in problems)
+    told = [problem for problem in problems if not (away and isinstance(problem.__cause__, Unreachable))]
+    for problem in told[:-1]:
         show_error(problem)
-    if problems:
-        raise problems[-1]
+    if told:
+        raise told[-1]
 
 
 def _show_what_there_is() -> None:

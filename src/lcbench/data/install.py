@@ -278,6 +278,7 @@ class _Installer:
                 f"{entry.base} of {self._manifest.name} is missing, and its tasks need it: {error.message}",
                 f"Put {entry.base} into a folder DIR and run: lcbench download --from DIR {entry.base}",
             )
+            problem.__cause__ = error
             self._report.problems.append(problem)
         else:
             self._report.problems.append(error)
