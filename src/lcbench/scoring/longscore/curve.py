@@ -277,7 +277,7 @@ def _doubts(base: Rung, chance: float | None) -> list[str]:
             "luck."
         )
     if 0 < base.clusters < FEW_SAMPLES:
-        doubts.append(f"Only {base.clusters} independent samples in the base: the intervals are too narrow.")
+        doubts.append(f"The base has few independent samples ({base.clusters}): the intervals are too narrow.")
     return doubts
 
 
