@@ -7,6 +7,8 @@ from typing import Any
 
 from lcbench import __version__
 from lcbench.errors import CorruptFile, LcbenchError
+from lcbench.scoring.longscore.ladder import is_no_context
+from lcbench.scoring.longscore.result import LongScoreOptions
 from lcbench.scoring.run import DEFAULTS, ScoreOptions, score_run
 from lcbench.store.rundir import RunDirectory
 from lcbench.store.schema import PredictionRecord
@@ -29,8 +31,11 @@ def options_of(run: RunDirectory) -> ScoreOptions:
     """The options that the run's scores.json was made with; the defaults without one."""
     stored = _stored(run)
     try:
+        if stored is None:
+            return DEFAULTS
         names = ("code_sim", "strict_recursion", "rouge_score", "seed", "resamples")
-        return DEFAULTS if stored is None else ScoreOptions(**{name: stored["options"][name] for name in names})
+        longscore = LongScoreOptions.from_record(stored["options"]["longscore"])
+        return ScoreOptions(**{name: stored["options"][name] for name in names}, longscore=longscore)
     except (LcbenchError, KeyError, TypeError):
         return DEFAULTS
 
@@ -62,5 +67,7 @@ def _fits(run: RunDirectory, stored: Mapping[str, Any], records: Records) -> boo
         }
     except (OSError, KeyError, TypeError, AttributeError):
         return False
-    good = {key: sum(record.ok for record in found) for key, found in records.items() if found}
+    good = {
+        key: sum(record.ok for record in found) for key, found in records.items() if found and not is_no_context(key[1])
+    }
     return counted == {key: (n, len(records[key]) - n) for key, n in good.items()}

@@ -14,7 +14,7 @@ from lcbench.scoring.benchmark import assign
 from lcbench.scoring.bootstrap import Bootstrap, Replicates
 from lcbench.scoring.files import SUFFIXES, find_files, read_file
 from lcbench.scoring.groups import Groups
-from lcbench.scoring.longscore.ladder import Scored
+from lcbench.scoring.longscore.ladder import Scored, is_no_context
 from lcbench.scoring.longscore.result import LongScoreOptions, long_scores
 from lcbench.scoring.metrics import CODE_SIM, METRICS, CodeSim
 from lcbench.scoring.parallel import Item, Refused, Rule, Values, score_items
@@ -118,6 +118,8 @@ def score_directory(run: RunDirectory, options: ScoreOptions = DEFAULTS) -> Scor
     notes = []
     for method in run.methods:
         for task in run.tasks:
+            if is_no_context(task):
+                continue
             samples = _of_run(run, method, task)
             if samples.samples:
                 inputs.setdefault(method, []).append(samples)

@@ -139,7 +139,10 @@ def test_a_length_without_a_score_takes_the_means_away(make: Any) -> None:
 def test_the_overall_curve_is_the_formula_over_mean_scores_not_the_mean_of_long_scores(scored: Any) -> None:
     tasks = []
     for name, base, length in (("a", 80, 40), ("b", 20, 20)):
-        tasks += [scored(f"100-longbench/{name}@base", ones(base, 100)), scored(f"100-longbench/{name}@8k", ones(length, 100))]
+        tasks += [
+            scored(f"100-longbench/{name}@base", ones(base, 100)),
+            scored(f"100-longbench/{name}@8k", ones(length, 100)),
+        ]
     tasks.append(scored("100-longbench/a@16k", ones(10, 100)))
     drawn = [draw(ladder, BOOTSTRAP) for ladder in find_ladders(tasks, "reference")]
     mean = mean_of_ladders(drawn)

@@ -17,8 +17,8 @@ class Entry:
     """One line of a ranking.
 
     Attributes:
-        label: method, with the model where that tells entries apart. curves: by name. published: whether others measured
-        it; then there are curves of single tasks alone, and means are made of the tasks that an own mean is made of.
+        label: method, with the model where that tells entries apart. curves: by name. published: measured by others
+        and not run here; such entries have curves of single tasks, and means are made of an own mean's tasks.
     """
 
     label: str
@@ -157,7 +157,9 @@ def _ranking(name: str, members: tuple[str, ...], entries: Sequence[tuple[Entry,
     left_out = list(dict.fromkeys(label for _, c in entries for label in c.labels if label not in common))
     notes = []
     if left_out:
-        notes.append(f"{name}: ranked over {', '.join(common) or 'no length'}; not every line has {', '.join(left_out)}.")
+        notes.append(
+            f"{name}: ranked over {', '.join(common) or 'no length'}; not every line has {', '.join(left_out)}."
+        )
     bases = dict.fromkeys(curve.base.label for _, curve in entries)
     if len(bases) > 1:
         notes.append(f"{name}: the bases differ ({', '.join(bases)}), so LongScores here do not compare.")

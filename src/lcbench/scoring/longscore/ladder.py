@@ -170,6 +170,11 @@ def is_hundred(task: str) -> bool:
     return task.startswith(f"{HUNDRED}/")
 
 
+def is_no_context(task: str) -> bool:
+    """Whether a task id asks questions without their context: those answers filter others and have no score."""
+    return "no-context" in task.partition("@")[2].split(",")
+
+
 def find_ladders(tasks: Sequence[Scored], mode: str, base_lengths: Sequence[str] = ()) -> list[Ladder]:
     """The ladders among the tasks of one method, 100-LongBench first, then in order of the tasks.
 
