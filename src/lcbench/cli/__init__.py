@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lcbench import __version__
-from lcbench.cli import bench, calibrate, doctor, download, list_, report, run, score
+from lcbench.cli import bench, calibrate, compare, doctor, download, list_, report, run, score
 from lcbench.errors import LcbenchError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.command("download")(download.download)
 app.command("run")(run.run)
 app.command("score")(score.score)
 app.command("report")(report.report)
+app.command("compare")(compare.compare)
 app.command("bench")(bench.bench)
 app.command("calibrate")(calibrate.calibrate)
 app.command("list")(list_.list_)

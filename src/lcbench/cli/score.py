@@ -39,16 +39,27 @@ def score(
     rouge_score: bool = typer.Option(False, "--rouge-score", help="Add Google ROUGE-1/2/L/Lsum (slower)."),
     jobs: int | None = typer.Option(None, "--jobs", "-j", help="Processes. Default: all cores."),
     seed: int = typer.Option(0, "--seed", help="Seed of the bootstrap."),
+    longscore: bool = typer.Option(
+        False, "--longscore", help="LongScore of every task at several lengths (100-LongBench has it always)."
+    ),
+    mode: str = typer.Option("reference", "--mode", help="Base of LongScore: reference (whole base set) | paper."),
+    base_length: str = typer.Option(
+        "", "--base-length", help="With --longscore: lengths whose mean is the base, e.g. 512,1024. Default: shortest."
+    ),
+    against: str = typer.Option("full", "--against", help="Method that losses are split against."),
 ) -> None:
     """Score predictions as the benchmark's authors score them, with 95 % intervals. Exit code 1: some samples failed.
 
     Example: lcbench score pred/llama2-7b-chat-4k --code-sim levenshtein
     """
+    from lcbench.scoring.longscore.result import LongScoreOptions
     from lcbench.scoring.run import ScoreOptions, score_path
     from lcbench.store.files import write_json
     from lcbench.store.locate import latest_run
 
-    options = ScoreOptions(code_sim, strict_recursion, rouge_score, jobs, seed)  # type: ignore[arg-type]
+    bases = tuple(label.strip() for label in base_length.split(",") if label.strip())
+    lengths = LongScoreOptions(longscore, mode, bases, against)
+    options = ScoreOptions(code_sim, strict_recursion, rouge_score, jobs, seed, longscore=lengths)  # type: ignore[arg-type]
     target = path if path is not None else latest_run()
     if out is not None:
         _refuse_overwriting(out, target)
@@ -111,6 +122,10 @@ def show(table: ScoreTable, target: Path) -> None:
             console.print(_groups(method, groups))
     for line in _footnotes(table):
         console.print(escape(line), soft_wrap=True)
+    if table.longscore is not None:
+        from lcbench.reporting.longscore import terminal, view
+
+        console.print(terminal.render(view.of_scores(table.longscore), over_length=False))
     if table.source == "run":
         shown = shlex.quote(str(target))
         console.print(escape(f"Next:    lcbench report {shown}"), soft_wrap=True)

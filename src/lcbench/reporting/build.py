@@ -8,9 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lcbench import __version__
-from lcbench.errors import CorruptFile, LcbenchError
 from lcbench.reporting.notes import notes_of, overall_notes
+from lcbench.reporting.scored import scores_of
 from lcbench.reporting.table import Cell, Column, Line, Report
 from lcbench.store.rundir import RunDirectory
 from lcbench.store.schema import PredictionRecord
@@ -92,50 +91,7 @@ def _part(run: RunDirectory) -> _Part:
     return part
 
 
-# -- scores ----------------------------------------------------------------------------------------------------------
-
-
-def scores_of(run: RunDirectory, records: Mapping[tuple[str, str], Sequence[PredictionRecord]]) -> dict[str, Any]:
-    """The run's scores.json when it fits its predictions, else the scores computed now (and not written).
-
-    Options that scores.json was made with (`lcbench score --code-sim …`) are kept.
-    """
-    from lcbench.scoring.run import DEFAULTS, ScoreOptions, score_run
-
-    try:
-        stored = run.scores()
-    except CorruptFile:
-        stored = None
-    options = DEFAULTS
-    if stored is not None:
-        if _fits(run, stored, records):
-            return stored
-        try:
-            names = ("code_sim", "strict_recursion", "rouge_score", "seed", "resamples")
-            options = ScoreOptions(**{name: stored["options"][name] for name in names})
-        except (LcbenchError, KeyError, TypeError):
-            options = DEFAULTS
-    return score_run(run, options)
-
-
-def _fits(
-    run: RunDirectory, stored: Mapping[str, Any], records: Mapping[tuple[str, str], Sequence[PredictionRecord]]
-) -> bool:
-    """Whether stored scores are those of the predictions: same lcbench, not older, and as many good and bad rows."""
-    try:
-        when = (run.path / "scores.json").stat().st_mtime_ns
-        files = [run.predictions_path(*key) for key, found in records.items() if found]
-        if stored["lcbench"] != __version__ or any(file.stat().st_mtime_ns > when for file in files):
-            return False
-        counted = {
-            (method, task): (score["n"], score["n_error"])
-            for method, scores in stored["methods"].items()
-            for task, score in scores["tasks"].items()
-        }
-    except (OSError, KeyError, TypeError, AttributeError):
-        return False
-    good = {key: sum(record.ok for record in found) for key, found in records.items() if found}
-    return counted == {key: (n, len(records[key]) - n) for key, n in good.items()}
+# -- cells -----------------------------------------------------------------------------------------------------------
 
 
 def _cell(score: Mapping[str, Any], records: Sequence[PredictionRecord], path: str) -> Cell:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -91,6 +91,13 @@ class Report:
     @property
     def several_models(self) -> bool:
         return len({column.model for column in self.columns}) > 1
+
+    def of_methods(self, methods: Collection[str]) -> Report:
+        """The report with the columns of these method ids alone."""
+        columns = tuple(column for column in self.columns if column.method in methods)
+        cells = {(line, column): cell for (line, column), cell in self.cells.items() if column in columns}
+        lines = tuple(line for line in self.lines if any((line, column) in cells for column in columns))
+        return replace(self, lines=lines, columns=columns, cells=cells)
 
     def label(self, column: Column) -> str:
         """Heading of a column: the method, and the model and run where they tell columns apart."""

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lcbench.reporting.table import Cell, Line, Report
-from lcbench.reporting.words import bytes_text, clean, interval_text, ratio_text, score_text
+from lcbench.reporting.words import bytes_text, clean, interval_text, ratio_text, score_text, short_names
 
 _METHOD_WIDTH = 24  # a method id is folded rather than given more, when other columns need the room
 
@@ -24,18 +24,11 @@ def render(report: Report, console: Console) -> RenderableType:
     Methods go across, with everything of a cell on one line where there is room and on two or three where there is
     less; when even that is too wide, methods go down below each task, and the narrower the terminal the fewer columns.
     """
-    names = _short_names(report)
+    names = short_names(line.name for line in report.lines if line.kind == "task")
     notes = [f"{short}: {name}" for name, short in names.items() if short != name] + list(report.notes)
     parts: list[RenderableType] = [_best_table(_renamed(report, names), console)]
     parts += [Padding(Text(clean(note, longest=1000), style="dim"), (0, 0, 0, 1)) for note in notes]
     return Group(*parts)
-
-
-def _short_names(report: Report) -> dict[str, str]:
-    """Task id to its name without options, where no other task of the report has that name."""
-    tasks = [line.name for line in report.lines if line.kind == "task"]
-    bare = [task.partition("@")[0] for task in tasks]
-    return {task: name if bare.count(name) == 1 else task for task, name in zip(tasks, bare, strict=True)}
 
 
 def _renamed(report: Report, names: Mapping[str, str]) -> Report:

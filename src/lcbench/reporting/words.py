@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 # C0 and C1 controls (escape sequences among them), line separators, and marks that turn the direction of writing.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]+")
@@ -12,6 +13,13 @@ def clean(text: str, longest: int = 300) -> str:
     """``text`` on one line, without anything a terminal would obey, cut at ``longest`` characters."""
     plain = _CONTROL.sub(" ", text).strip()
     return plain if len(plain) <= longest else plain[: longest - 1] + "…"
+
+
+def short_names(tasks: Iterable[str]) -> dict[str, str]:
+    """Task id to its name without options, where no other of the ``tasks`` has that name."""
+    tasks = list(dict.fromkeys(tasks))
+    bare = [task.partition("@")[0] for task in tasks]
+    return {task: name if bare.count(name) == 1 else task for task, name in zip(tasks, bare, strict=True)}
 
 
 def score_text(score: float | None) -> str:

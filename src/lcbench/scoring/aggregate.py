@@ -40,18 +40,18 @@ def task_score(
     extra = list(zip(*(v[1:] for _, v in pairs), strict=True))
     result = _make(
         task,
-        score=_percent(scores),
+        score=percent(scores),
         n=len(scores),
         interval=bootstrap.interval(replicates),
         clusters=len(scores) if clusters is None else len(set(clusters)),
         code_sim=code_sim if task.facts.metric == "code_sim" else None,
         by_length=_buckets(task, values, bootstrap) if task.benchmark == LONGBENCH_E else {},
-        columns={name: _percent(column) for name, column in zip(COLUMNS, extra, strict=False)},
+        columns={name: percent(column) for name, column in zip(COLUMNS, extra, strict=False)},
     )
     return result, replicates
 
 
-def _percent(scores: Sequence[float]) -> float | None:
+def percent(scores: Sequence[float]) -> float | None:
     """100 x mean with two decimals: sum first, in file order, then Python's exact rounding, as `scorer` does it."""
     total = 0.0
     for score in scores:
@@ -59,10 +59,15 @@ def _percent(scores: Sequence[float]) -> float | None:
     return round(100 * total / len(scores), 2) if scores else None
 
 
-def _buckets(task: TaskSamples, values: Sequence[Values | None], bootstrap: Bootstrap) -> dict[str, LengthScore]:
-    """Scores by length as `scorer_e` computes them: numpy's mean and numpy's rounding, which differ on ties."""
+def bucket_percent(scores: Sequence[float]) -> float | None:
+    """100 x mean with two decimals as `scorer_e` computes it: numpy's mean and rounding, which differ on ties."""
     import numpy as np
 
+    return float(round(100 * np.mean(scores), 2)) if scores else None
+
+
+def _buckets(task: TaskSamples, values: Sequence[Values | None], bootstrap: Bootstrap) -> dict[str, LengthScore]:
+    """Scores by length as `scorer_e` computes them."""
     result = {}
     for bucket in BUCKETS:
         rows = [
@@ -74,7 +79,7 @@ def _buckets(task: TaskSamples, values: Sequence[Values | None], bootstrap: Boot
         scores = [v[0] for _, v in pairs]
         replicates = bootstrap.replicates(scores, _clusters([s for s, _ in pairs]), f"{task.task} {bucket}")
         result[bucket] = LengthScore(
-            score=float(round(100 * np.mean(scores), 2)) if scores else None,
+            score=bucket_percent(scores),
             n=len(scores),
             n_error=len(rows) - len(scores),
             interval=bootstrap.interval(replicates),
@@ -109,21 +114,21 @@ def _passkey_score(
         own = {depth: mean for (where, depth), mean in means.items() if where == length}
         drawn = bootstrap.replicates([m[0] for m in own.values()], None, f"{task.task} {length}")
         by_length[length] = LengthScore(
-            score=_percent([m[0] for m in own.values()]),
+            score=percent([m[0] for m in own.values()]),
             n=sum(len(v) for (where, _), v in cells.items() if where == length),
             n_error=n_error,
             interval=bootstrap.interval(drawn),
-            partial=_percent([m[1] for m in own.values()]),
+            partial=percent([m[1] for m in own.values()]),
         )
         official[length] = {depth: _named(mean) for depth, mean in own.items()}
     result = _make(
         task,
-        score=_percent([m[0] for m in means.values()]),
+        score=percent([m[0] for m in means.values()]),
         n=sum(len(v) for v in cells.values()),
         interval=bootstrap.interval(replicates),
         clusters=len(means),
         by_length=by_length,
-        partial=_percent([m[1] for m in means.values()]),
+        partial=percent([m[1] for m in means.values()]),
         passkey={
             "processed_results": official,
             "background_len_wise_results": {k: _named(_column_means(v.values())) for k, v in _by(means).items() if v},

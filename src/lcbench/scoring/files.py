@@ -153,6 +153,8 @@ def _sample(path: Path, number: int, row: Mapping[str, Any]) -> Sample:
         cluster=cluster_key(meta, context if isinstance(context, str) else None),
         where=f"line {number}",
         meta=meta,
+        id=row["_id"] if isinstance(row.get("_id"), str) else "",
+        cut=row.get("truncated_from") is not None,
     )
 
 

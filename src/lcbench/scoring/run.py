@@ -14,6 +14,8 @@ from lcbench.scoring.benchmark import assign
 from lcbench.scoring.bootstrap import Bootstrap, Replicates
 from lcbench.scoring.files import SUFFIXES, find_files, read_file
 from lcbench.scoring.groups import Groups
+from lcbench.scoring.longscore.ladder import Scored, is_no_context
+from lcbench.scoring.longscore.result import LongScoreOptions, long_scores
 from lcbench.scoring.metrics import CODE_SIM, METRICS, CodeSim
 from lcbench.scoring.parallel import Item, Refused, Rule, Values, score_items
 from lcbench.scoring.rows import scored_text, task_facts
@@ -32,6 +34,7 @@ class ScoreOptions:
         rouge_score: add Google's ROUGE columns to the rouge tasks.
         jobs: processes at most; None: all cores.
         seed, resamples: of the bootstrap.
+        longscore: how LongScore is made.
 
     Raises:
         BadValue, UnknownName: a value it cannot take.
@@ -43,6 +46,7 @@ class ScoreOptions:
     jobs: int | None = None
     seed: int = 0
     resamples: int = 2000
+    longscore: LongScoreOptions = LongScoreOptions()
 
     def __post_init__(self) -> None:
         if self.code_sim not in CODE_SIM:
@@ -61,10 +65,15 @@ class ScoreOptions:
             "seed": self.seed,
             "resamples": self.resamples,
             "confidence": Bootstrap.confidence,
+            "longscore": self.longscore.record(),
         }
 
 
 DEFAULTS = ScoreOptions()
+NO_LADDER = (
+    "No LongScore: no task here exists at several lengths (100-LongBench, LongBench-E, passkey, or tasks that differ "
+    "in their length alone)."
+)
 
 
 def score_run(run: RunDirectory, options: ScoreOptions = DEFAULTS) -> dict[str, Any]:
@@ -109,6 +118,8 @@ def score_directory(run: RunDirectory, options: ScoreOptions = DEFAULTS) -> Scor
     notes = []
     for method in run.methods:
         for task in run.tasks:
+            if is_no_context(task):
+                continue
             samples = _of_run(run, method, task)
             if samples.samples:
                 inputs.setdefault(method, []).append(samples)
@@ -157,15 +168,21 @@ def _table(
     bootstrap = Bootstrap(options.seed, options.resamples)
     methods = {}
     more = list(notes)
+    scored: dict[str, list[Scored]] = {}
     for method, tasks in inputs.items():
         scores: dict[str, TaskScore] = {}
         replicates: dict[str, Replicates | None] = {}
         for task in tasks:
-            scores[task.task], replicates[task.task] = task_score(task, next(values), options.code_sim, bootstrap)
+            found = next(values)
+            scored.setdefault(method, []).append(Scored(task, found))
+            scores[task.task], replicates[task.task] = task_score(task, found, options.code_sim, bootstrap)
             more += _remarks(method if len(inputs) > 1 else "", task)
         groups = Groups(scores, replicates, bootstrap)
         methods[method] = MethodScores(scores, groups.categories, groups.overall)
-    return ScoreTable(source, name, methods, options.record(), tuple(more), __version__)
+    ladders = long_scores(scored, options.longscore, bootstrap)
+    if options.longscore.wanted and ladders is None:
+        more.append(NO_LADDER)
+    return ScoreTable(source, name, methods, options.record(), tuple(more), __version__, ladders)
 
 
 def _remarks(method: str, task: TaskSamples) -> list[str]:

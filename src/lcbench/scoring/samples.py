@@ -27,6 +27,8 @@ class Sample:
         cluster: equal for samples whose prompts share a context; None when that is not known.
         where: the line or row, for messages.
         meta: what the task recorded (passkey: length in words, depth, repeat).
+        id: of the row, "" where the file has none.
+        cut: whether its prompt had to be shortened.
     """
 
     prediction: str
@@ -37,6 +39,8 @@ class Sample:
     cluster: str | None = None
     where: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    id: str = ""
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,8 @@ def from_record(record: PredictionRecord, where: str) -> Sample:
         cluster=cluster_key(record.meta, None),
         where=where,
         meta=record.meta,
+        id=record.id,
+        cut=record.truncated_from is not None,
     )
 
 

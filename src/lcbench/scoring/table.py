@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lcbench.scoring.longscore.result import LongScores
 
 SCORES_VERSION = 1
 
@@ -114,6 +117,7 @@ class ScoreTable:
         options: how it was scored: code_sim, strict_recursion, seed, resamples, confidence.
         notes: sentences the user should read.
         lcbench: version of lcbench.
+        longscore: LongScores, None where no task exists at several lengths or they were not asked for.
     """
 
     source: str
@@ -122,6 +126,7 @@ class ScoreTable:
     options: Mapping[str, Any]
     notes: tuple[str, ...]
     lcbench: str
+    longscore: LongScores | None = None
 
     @property
     def n_error(self) -> int:
@@ -130,6 +135,7 @@ class ScoreTable:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, without NaN; keys that a task has no use for are left out."""
+        longscore = {} if self.longscore is None else {"longscore": self.longscore.to_dict()}
         return {
             "schema_version": SCORES_VERSION,
             "lcbench": self.lcbench,
@@ -144,6 +150,7 @@ class ScoreTable:
                 }
                 for name, method in self.methods.items()
             },
+            **longscore,
         }
 
 

@@ -12,6 +12,8 @@ from lcbench.scoring.metrics.classification import classification as _classifica
 from lcbench.scoring.metrics.code_sim import CodeSim
 from lcbench.scoring.metrics.code_sim import code_sim as _code_sim
 from lcbench.scoring.metrics.count import count as _count
+from lcbench.scoring.metrics.first_number import first_number as _first_number
+from lcbench.scoring.metrics.last_uuid import last_uuid as _last_uuid
 from lcbench.scoring.metrics.passkey import exact_match, partial_match
 from lcbench.scoring.metrics.qa_f1 import qa_f1 as _qa_f1
 from lcbench.scoring.metrics.qa_f1_zh import qa_f1_zh as _qa_f1_zh
@@ -28,6 +30,8 @@ _PLAIN = {
     "retrieval": _retrieval,
     "retrieval_zh": _retrieval_zh,
     "count": _count,
+    "first_number": _first_number,
+    "last_uuid": _last_uuid,
     "passkey": exact_match,
     "passkey_partial": partial_match,
 }
