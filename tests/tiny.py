@@ -13,15 +13,27 @@ from typing import Any
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GptOssConfig,
+    GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 from lcbench.models import adapter
@@ -32,6 +44,21 @@ KINDS: dict[str, tuple[Any, Any]] = {
     "mistral": (MistralConfig, MistralForCausalLM),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "phi3": (Phi3Config, Phi3ForCausalLM),
+    "gemma2": (Gemma2Config, Gemma2ForCausalLM),
+    "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
+    "smollm3": (SmolLM3Config, SmolLM3ForCausalLM),
+    "olmo2": (Olmo2Config, Olmo2ForCausalLM),
+    "gpt_oss": (GptOssConfig, GptOssForCausalLM),
+}
+SPECIAL: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": None},
+    "phi3": {"hidden_size": None, "pad_token_id": 0},  # a head is hidden / heads wide
+    "gpt_oss": {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},  # not stretched
+    },
 }
 
 BOS, EOS, TURN, END = "<s>", "</s>", "<|turn|>", "<|end|>"  # token ids 256, 257, 258, 259
@@ -57,10 +84,11 @@ def tiny_model(
     dtype: torch.dtype = torch.float32,
     **config: Any,
 ) -> Any:
-    """A random decoder in eval mode with plain sdpa attention; call `adapter.install` on it to route it through ours.
+    """A random decoder in eval mode with plain attention (sdpa, or eager where the class has none); call
+    `adapter.install` on it to route it through ours.
 
     Args:
-        kind: llama, mistral, qwen2 or qwen3.
+        kind: one of `KINDS`.
         hidden: width of the residual stream (independent of heads x head_dim).
         config: further arguments of the transformers config, e.g. ``sliding_window=16``.
     """
@@ -79,9 +107,12 @@ def tiny_model(
         "pad_token_id": None,
         "tie_word_embeddings": False,
     }
-    if kind == "mistral":
-        settings["sliding_window"] = None
-    model = model_class._from_config(config_class(**{**settings, **config}), attn_implementation="sdpa")
+    settings |= SPECIAL.get(kind, {})
+    if settings["hidden_size"] is None:
+        settings["hidden_size"] = heads * head_dim
+    config_ = config_class(**{**settings, **config})
+    implementation = "sdpa" if model_class._supports_sdpa else "eager"
+    model = model_class._from_config(config_, attn_implementation=implementation)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

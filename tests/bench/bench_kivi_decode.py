@@ -16,6 +16,7 @@ import torch
 
 from lcbench.kv.layer import DenseLayer, LayerKV
 from lcbench.methods.quantize.kivi import KiviLayer
+from lcbench.models.rule import AttentionRule
 
 LAYERS, HEADS, KV_HEADS, HEAD_DIM, STEPS = 30, 9, 3, 64, 40
 
@@ -40,7 +41,7 @@ def step(layers: list[LayerKV]) -> float:
     start = time.perf_counter()
     for layer in layers:
         layer.append(key, value)
-        layer.attend(query, scaling=HEAD_DIM**-0.5)
+        layer.attend(query, AttentionRule(HEAD_DIM**-0.5))
     return time.perf_counter() - start
 
 

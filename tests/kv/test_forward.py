@@ -12,7 +12,9 @@ from torch import Tensor
 from lcbench.kv.cache import CacheShape, KVCache
 from lcbench.kv.observe import LastQueries, union
 from lcbench.kv.record import PrefillRecord, take
+from lcbench.kv.ring import RingLayer
 from lcbench.models import adapter
+from lcbench.models.rule import AttentionRule
 from tiny import VOCAB, tiny_model
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -21,6 +23,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen2": {},
     "qwen2-window": {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 1},
     "qwen3": {},
+    "gemma2": {"sliding_window": 12, "attn_logit_softcapping": 5.0, "query_pre_attn_scalar": 20},
+    "gpt_oss": {"sliding_window": 12},
 }
 LAYERS = 3
 
@@ -35,11 +39,12 @@ def _one_thread() -> Any:
 
 @pytest.fixture(scope="module", params=MODELS)
 def pair(request: pytest.FixtureRequest) -> tuple[Any, Any]:
-    """The same weights plain (sdpa) and behind lcbench's attention."""
+    """The same weights plain (eager) and behind lcbench's attention."""
     kind = request.param
     plain = tiny_model(kind.split("-")[0], layers=LAYERS, **MODELS[kind])
     ours = copy.deepcopy(plain)
     adapter.install(ours)
+    plain.set_attn_implementation("eager")  # what every family has; sdpa knows neither caps nor sinks
     return plain, ours
 
 
@@ -108,12 +113,53 @@ def test_positions_are_the_callers(pair: tuple[Any, Any]) -> None:
     assert (wrong - right).abs().max() > 0.05
 
 
+class _Seen:
+    """The class of store and the first position of each call."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, str, int, float]] = []
+
+    def observe(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, start: int, store: Any, rule: AttentionRule
+    ) -> None:
+        self.calls.append((layer, type(store).__name__, start, float(query.sum())))
+
+
+def test_rows_of_different_stores_and_an_observer_a_row(pair: tuple[Any, Any]) -> None:
+    """Rows are grouped by their stores' class, and each row's observers see that row alone."""
+    _, ours = pair
+    texts = [ids(n, seed=20 + n) for n in (9, 14, 11, 6)]
+    new = ids(4, seed=30)
+    alone, caches, watchers = [], [], []
+    for row, (text, token) in enumerate(zip(texts, new, strict=True)):
+        cache = KVCache.dense(LAYERS, expected=len(text))
+        feed(ours, text, cache)
+        if row % 2:  # the same entries in a ring that drops nothing
+            held = [layer.parts() for layer in cache.layers]
+            everything = torch.arange(len(text))
+            cache = KVCache(
+                [RingLayer(k, v, sinks=0, capacity=40, kept=everything, seen=len(text)) for (k,), (v,) in held]
+            )
+        watcher = _Seen()
+        alone.append(feed(ours, token[None], cache.fork(), observers=[[watcher]])[0])
+        caches.append(cache)
+        watchers.append(watcher)
+    positions = torch.tensor([[cache.seen] for cache in caches])
+    together = [_Seen() for _ in caches]
+    out = adapter.forward(ours, new[:, None], positions, caches, [[w] for w in together])[:, 0]
+    torch.testing.assert_close(out, torch.stack(alone), rtol=0, atol=1e-4)
+    for one, other, text in zip(together, watchers, texts, strict=True):
+        assert [c[:3] for c in one.calls] == [c[:3] for c in other.calls]
+        assert one.calls[0][2] == len(text)
+        assert [c[3] for c in one.calls] == pytest.approx([c[3] for c in other.calls], abs=1e-3)
+
+
 def _record(model: Any, text: Tensor, chunk: int, wishes: list[LastQueries]) -> PrefillRecord:
     cache = KVCache.dense(LAYERS, expected=len(text))
     observers = {wish: wish.observer(LAYERS, len(text)) for wish in union(wishes)}
     logits = torch.empty(0)
     for piece in text.split(chunk):
-        logits = feed(model, piece, cache, observers=list(observers.values()))
+        logits = feed(model, piece, cache, observers=[list(observers.values())])
     shape = CacheShape(LAYERS, 8, 2, 32, torch.float32, torch.device("cpu"))
     return PrefillRecord(cache, logits[-1], shape, 32**-0.5, {w: o.results for w, o in observers.items()})
 

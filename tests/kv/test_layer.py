@@ -10,7 +10,9 @@ from torch import Tensor
 
 from lcbench.kv import attention
 from lcbench.kv.cache import KVCache
-from lcbench.kv.layer import DenseLayer, LayerKV, RingLayer, outside_window, owned
+from lcbench.kv.layer import DenseLayer, LayerKV, outside_window, owned
+from lcbench.kv.ring import RingLayer
+from lcbench.models.rule import AttentionRule
 
 H, HK, D = 4, 2, 8
 SCALE = D**-0.5
@@ -27,7 +29,7 @@ def queries(q: int, seed: int = 99) -> Tensor:
 
 def step(layer: LayerKV, key: Tensor, value: Tensor, query: Tensor, window: int | None = None) -> Tensor:
     layer.append(key, value)
-    return layer.attend(query, scaling=SCALE, window=window)
+    return layer.attend(query, AttentionRule(SCALE, window))
 
 
 def over(key: Tensor, value: Tensor, positions: Tensor, query: Tensor, at: int, window: int | None = None) -> Tensor:
@@ -53,7 +55,7 @@ def test_dense_prompt_then_steps(expected: int, window: int | None) -> None:
     query = queries(25)
     layer = DenseLayer(expected=expected)
     out = step(layer, key[:, :20], value[:, :20], query[:, :20], window)
-    close(out, attention.causal(query[:, :20], key[:, :20], value[:, :20], scaling=SCALE, window=window))
+    close(out, attention.causal(query[:, :20], key[:, :20], value[:, :20], AttentionRule(SCALE, window)))
     for i in range(20, 25):
         out = step(layer, key[:, i : i + 1], value[:, i : i + 1], query[:, i : i + 1], window)
         close(out, over(key, value, torch.arange(25), query[:, i : i + 1], i, window))
@@ -75,7 +77,7 @@ def test_chunked_prefill_is_unchunked(sizes: tuple[int, ...], window: int | None
         start += size
         assert layer.seen == start
         assert layer.nbytes == 2 * HK * D * 4 * start
-    close(torch.cat(outputs, dim=1), attention.causal(query, key, value, scaling=SCALE, window=window))
+    close(torch.cat(outputs, dim=1), attention.causal(query, key, value, AttentionRule(SCALE, window)))
     assert layer.tail is None
     assert layer.storage_nbytes == layer.nbytes
 
@@ -94,7 +96,7 @@ def test_a_question_after_the_prompt_is_causal() -> None:
     layer = DenseLayer(expected=12)
     step(layer, key[:, :12], value[:, :12], query[:, :12])
     out = step(layer, key[:, 12:], value[:, 12:], query[:, 12:])
-    close(out, attention.causal(query, key, value, scaling=SCALE)[:, 12:])
+    close(out, attention.causal(query, key, value, AttentionRule(SCALE))[:, 12:])
 
 
 @pytest.mark.parametrize("window", [None, 9])

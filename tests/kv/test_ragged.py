@@ -12,6 +12,7 @@ from lcbench.kv.cache import KVCache
 from lcbench.kv.layer import DenseLayer
 from lcbench.kv.ragged import RaggedLayer, best_and_recent, kept_layer
 from lcbench.kv.record import LayerRecord
+from lcbench.models.rule import AttentionRule
 
 H, HK, D, L = 6, 3, 8, 20
 SCALE = D**-0.5
@@ -29,7 +30,7 @@ def tokens(n: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def record(key: Tensor, value: Tensor) -> LayerRecord:
-    return LayerRecord(0, 1, key, value, SCALE)
+    return LayerRecord(0, 1, key, value, AttentionRule(SCALE))
 
 
 def ragged(key: Tensor, value: Tensor, kept: Sequence[Sequence[int]] = KEPT, **more: object) -> RaggedLayer:
@@ -64,7 +65,7 @@ def test_heads_attend_over_their_own_entries(window: int | None, at_once: int) -
     for start in range(L, L + 20, at_once):
         new = slice(start, start + at_once)
         layer.append(key[:, new], value[:, new])
-        out = layer.attend(query[:, new], scaling=SCALE, window=window)
+        out = layer.attend(query[:, new], AttentionRule(SCALE, window))
         for i in range(at_once):
             held = [[*rows, *range(L, start + i + 1)] for rows in KEPT]
             close(out[:, i], expected(query[:, start + i], key, value, held, start + i, window))
@@ -78,7 +79,7 @@ def test_every_query_head_may_have_its_own() -> None:
     layer = ragged(key, value, kept)
     assert layer.heads == H
     layer.append(key[:, L:], value[:, L:])
-    out = layer.attend(query[:, L:], scaling=SCALE)
+    out = layer.attend(query[:, L:], AttentionRule(SCALE))
     for i in range(6):
         held = [[*rows, *range(L, L + i + 1)] for rows in kept]
         close(out[:, i], expected(query[:, L + i], key, value, held, L + i))
@@ -94,7 +95,7 @@ def test_bytes_are_those_of_the_entries() -> None:
     assert not shared & {t.untyped_storage().data_ptr() for t in layer.tensors()}
     for i in range(L, L + 70):
         layer.append(key[:, i : i + 1], value[:, i : i + 1])
-        layer.attend(query[:, i : i + 1], scaling=SCALE)
+        layer.attend(query[:, i : i + 1], AttentionRule(SCALE))
         assert layer.nbytes == 2 * 4 * D * (12 + HK * (i + 1 - L))
     assert layer.storage_nbytes - layer.nbytes < 2 * 4 * D * HK * 64  # less than a block of slack
 
@@ -104,14 +105,14 @@ def test_keep_frees_the_rest_head_by_head() -> None:
     layer = ragged(key, value)
     for i in range(L, L + 4):
         layer.append(key[:, i : i + 1], value[:, i : i + 1])
-        layer.attend(query[:, i : i + 1], scaling=SCALE)
+        layer.attend(query[:, i : i + 1], AttentionRule(SCALE))
     layer.keep([torch.tensor(rows) for rows in ([1, 7], [0, 1, 2], [0, 11])])
     held = [[3, 23], [20, 21, 22], [1, 23]]
     assert [layer.head_positions(h).tolist() for h in range(HK)] == held
     assert layer.nbytes == layer.storage_nbytes == 2 * 4 * D * 7
     for i in range(L + 4, L + 8):
         layer.append(key[:, i : i + 1], value[:, i : i + 1])
-        out = layer.attend(query[:, i : i + 1], scaling=SCALE)
+        out = layer.attend(query[:, i : i + 1], AttentionRule(SCALE))
         held = [[*rows, i] for rows in held]
         close(out[:, 0], expected(query[:, i], key, value, held, i))
         for h in range(HK):
@@ -126,7 +127,7 @@ def test_forks_share_the_prompt_and_nothing_else() -> None:
 
     def step(store: RaggedLayer, i: int, sign: float) -> Tensor:
         store.append(sign * key[:, i : i + 1], sign * value[:, i : i + 1])
-        return store.attend(query[:, i : i + 1], scaling=SCALE)
+        return store.attend(query[:, i : i + 1], AttentionRule(SCALE))
 
     step(layer, L, 1)
     fork = layer.fork()
@@ -183,7 +184,7 @@ def test_a_policy_acts_between_tokens_that_come_together(at_once: int) -> None:
     for start in range(L, L + 6, at_once):
         new = slice(start, start + at_once)
         layer.append(key[:, new], value[:, new])
-        out = layer.attend(query[:, new], scaling=SCALE)
+        out = layer.attend(query[:, new], AttentionRule(SCALE))
         for i in range(at_once):
             held = [[*rows, start + i] for rows in held]
             close(out[:, i], expected(query[:, start + i], key, value, held, start + i))

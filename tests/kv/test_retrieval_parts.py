@@ -18,6 +18,7 @@ from lcbench.kv.lowrank import low_rank
 from lcbench.kv.runs import Runs
 from lcbench.kv.sections import Section, over_sections
 from lcbench.kv.whole import WholeLayer
+from lcbench.models.rule import AttentionRule
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
@@ -64,7 +65,7 @@ def test_sections_are_one_softmax(elements: int, monkeypatch: pytest.MonkeyPatch
         numbers(heads, q, d, seed=3), numbers(kv_heads, 4, d, seed=4), numbers(kv_heads, 4, d, seed=5), hidden
     )
     none = Section(numbers(heads, q, d, seed=6), numbers(kv_heads, 0, d), numbers(kv_heads, 0, d))
-    out, received = over_sections([near, far, none], scaling=0.3, received=True)
+    out, received = over_sections([near, far, none], AttentionRule(0.3), received=True)
     assert received is not None
     for head in range(heads):
         logits = [s.query[head].double() @ s.key[head // 3].double().T * 0.3 for s in (near, far)]
@@ -73,12 +74,12 @@ def test_sections_are_one_softmax(elements: int, monkeypatch: pytest.MonkeyPatch
         values = torch.cat([s.value[head // 3] for s in (near, far)]).double()
         assert torch.allclose(out[head].double(), weights @ values, atol=1e-6)
         assert torch.allclose(received[head].double(), weights[:, :5].sum(dim=0), atol=1e-6)
-    assert over_sections([near], scaling=0.3)[1] is None
+    assert over_sections([near], AttentionRule(0.3))[1] is None
 
 
 def test_sections_in_half_precision_do_not_overflow() -> None:
     big = Section(torch.full((2, 1, 64), 60.0).half(), torch.full((1, 3, 64), 60.0).half(), numbers(1, 3, 64).half())
-    out, _ = over_sections([big], scaling=64**-0.5)
+    out, _ = over_sections([big], AttentionRule(64**-0.5))
     assert out.dtype == torch.float16
     assert torch.allclose(out[0, 0].float(), big.value[0].float().mean(dim=0), atol=1e-2)
 

@@ -85,7 +85,7 @@ def steps(model: Any, cache: KVCache, ids: Tensor) -> Tensor:
 
 def read(model: Any, ids: Tensor, cache: KVCache) -> PrefillRecord:
     observer = LayerRope().observer(LAYERS, PROMPT)
-    logits = adapter.forward(model, ids[None, :PROMPT], torch.arange(PROMPT)[None], [cache], [observer])
+    logits = adapter.forward(model, ids[None, :PROMPT], torch.arange(PROMPT)[None], [cache], [[observer]])
     scaling = float(model.model.layers[0].self_attn.scaling)
     return PrefillRecord(cache, logits[0, -1], SHAPE, scaling, {LayerRope(): observer.results})
 

@@ -17,6 +17,7 @@ from harness import HEADS, KV_HEADS, LAYERS, SCALING, Models
 from torch import Tensor
 
 from lcbench.methods.base import Method
+from lcbench.models.rule import AttentionRule
 
 Array = np.ndarray
 GROUP = HEADS // KV_HEADS
@@ -29,7 +30,7 @@ class Attended:
         self._pieces: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in range(LAYERS)]
 
     def observe(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, start: int, store: Any, scaling: float
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, start: int, store: Any, rule: AttentionRule
     ) -> None:
         self._pieces[layer].append((query.clone(), key.clone(), value.clone()))
 

@@ -26,6 +26,7 @@ from lcbench.kv.record import LayerRecord, PrefillRecord
 from lcbench.methods.base import Method
 from lcbench.methods.registry import resolve
 from lcbench.models import adapter
+from lcbench.models.rule import AttentionRule
 from tiny import VOCAB, tiny_model
 
 FAMILIES = ("llama", "mistral", "qwen2")
@@ -137,7 +138,7 @@ def prefill(
     for start in range(0, length, chunk or length):
         piece = ids[start : start + (chunk or length)]
         positions = torch.arange(start, start + len(piece))
-        logits = adapter.forward(pair.ours, piece[None], positions[None], [cache_], watching)
+        logits = adapter.forward(pair.ours, piece[None], positions[None], [cache_], [watching])
     observed = {wish: observer.results for wish, observer in observers.items()}
     shape = replace(SHAPE, dtype=logits.dtype)
     return PrefillRecord(cache_, logits[0, -1], shape, SCALING, observed)
@@ -172,7 +173,7 @@ def force(
     for start in range(0, len(ids), at_once):
         piece = ids[start : start + at_once]
         positions = torch.arange(cache_.seen, cache_.seen + len(piece))
-        logits = adapter.forward(pair.ours, piece[None], positions[None], [cache_], watchers, all_logits=True)
+        logits = adapter.forward(pair.ours, piece[None], positions[None], [cache_], [watchers], all_logits=True)
         rows.append(logits[0])
     return torch.cat(rows)
 
@@ -184,7 +185,7 @@ class KeysAndValues:
         self._pieces: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(LAYERS)]
 
     def observe(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, start: int, store: Any, scaling: float
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, start: int, store: Any, rule: AttentionRule
     ) -> None:
         self._pieces[layer].append((key.clone(), value.clone()))
 

@@ -27,6 +27,7 @@ from lcbench.kv.record import LayerRecord, PrefillRecord, take
 from lcbench.methods.base import Method, top_positions
 from lcbench.methods.registry import resolve
 from lcbench.models import adapter
+from lcbench.models.rule import AttentionRule
 from tiny import tiny_model
 
 OURS = ("h2o", "h2o-longctx", "snapkv", "pyramidkv", "tova", "vatp", "knorm", "keydiff", "random")
@@ -127,24 +128,24 @@ def test_a_forked_record_still_knows_the_model_s_sliding_window() -> None:
 @pytest.mark.parametrize("window", [None, 9])
 def test_weights_come_in_small_blocks_that_cover_all(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     query, key = torch.randn(HEADS, 40, 16), torch.randn(KV_HEADS, 50, 16)
-    whole = weights.weight_sums(query, key, scaling=0.3, window=window)
+    whole = weights.weight_sums(query, key, AttentionRule(0.3, window))
     monkeypatch.setattr(weights, "ELEMENTS", 3 * GROUP * 50)
     covered = torch.zeros(HEADS, 40)
-    for block in weights.weight_blocks(query, key, scaling=0.3, window=window):
+    for block in weights.weight_blocks(query, key, AttentionRule(0.3, window)):
         assert block.weights.numel() <= 3 * GROUP * 50
         if window is not None:
             assert block.weights.shape[2] <= window + 2
         covered[block.heads, block.rows] += block.weights.sum(dim=-1)
     assert torch.allclose(covered, torch.ones(HEADS, 40))
-    assert torch.allclose(weights.weight_sums(query, key, scaling=0.3, window=window), whole, atol=1e-5)
+    assert torch.allclose(weights.weight_sums(query, key, AttentionRule(0.3, window)), whole, atol=1e-5)
     monkeypatch.setattr(weights, "ELEMENTS", 1)
-    assert all(block.weights.shape[1] == 1 for block in weights.weight_blocks(query, key, scaling=0.3))
+    assert all(block.weights.shape[1] == 1 for block in weights.weight_blocks(query, key, AttentionRule(0.3)))
 
 
 def test_half_precision_scores_are_computed_in_fp32() -> None:
     query, key = torch.randn(8, 40, 16).bfloat16(), torch.randn(2, 50, 16).bfloat16()
-    sums = weights.weight_sums(query, key, scaling=0.3)
-    assert torch.equal(sums, weights.weight_sums(query.float(), key.float(), scaling=0.3))
+    sums = weights.weight_sums(query, key, AttentionRule(0.3))
+    assert torch.equal(sums, weights.weight_sums(query.float(), key.float(), AttentionRule(0.3)))
     assert scores.group_reduce(sums, 2).dtype == torch.float32
 
 
@@ -276,7 +277,7 @@ def test_h2o_4_a_step_sees_heavy_and_recent_and_itself() -> None:
 
     class Counting:
         def observe(
-            self, layer: int, query: Tensor, key: Tensor, value: Tensor, start: int, store: Any, scaling: float
+            self, layer: int, query: Tensor, key: Tensor, value: Tensor, start: int, store: Any, rule: AttentionRule
         ) -> None:
             seen.append(store.policy.scores.shape[1])
 
@@ -357,7 +358,7 @@ def test_snapkv_3_no_score_outweighs_the_window() -> None:
     query, value = torch.ones(HEADS, 4, 2), torch.zeros(KV_HEADS, 20, 2)
     key = torch.zeros(KV_HEADS, 20, 2)
     key[:, [3, 9]] = 30.0  # all the attention of the four last queries: a score of 2 each
-    layer = LayerRecord(0, 1, key, value, 1.0, {LastQueries(4): query})
+    layer = LayerRecord(0, 1, key, value, AttentionRule(1.0), {LastQueries(4): query})
     method: Any = resolve("snapkv@window=4,kernel=1,budget=5")
     assert scores.window_scores(layer, 4)[0, 3] == 2.0
     assert top_positions(method.score(layer), 5).tolist() == [[3, 16, 17, 18, 19]] * KV_HEADS
@@ -647,7 +648,7 @@ def test_bfloat16_models(name: str) -> None:
     cache = KVCache.dense(2, expected=100)
     observers = {wish: wish.observer(2, 100) for wish in method.observes()}
     positions = torch.arange(100)[None]
-    logits = adapter.forward(model, ids[None], positions, [cache], list(observers.values()))
+    logits = adapter.forward(model, ids[None], positions, [cache], [list(observers.values())])
     observed = {wish: observer.results for wish, observer in observers.items()}
     left = method.compress(PrefillRecord(cache, logits[0, -1], shape, 32**-0.5, observed))
     assert left.storage_nbytes == left.nbytes

@@ -24,14 +24,15 @@ from torch import Tensor
 
 from lcbench.errors import BadValue, ModelError
 from lcbench.kv.cache import KVCache
-from lcbench.kv.layer import RingLayer
 from lcbench.kv.observe import LastQueries
 from lcbench.kv.query_statistics import QueryMoments, QueryStatistics
 from lcbench.kv.record import LayerRecord, PrefillRecord
+from lcbench.kv.ring import RingLayer
 from lcbench.methods.evict.dynamickv import DynamicKV, apportion
 from lcbench.methods.evict.expected_attention import ExpectedAttention
 from lcbench.methods.registry import resolve
 from lcbench.models.rope import Rope
+from lcbench.models.rule import AttentionRule
 
 PROMPT = 60
 
@@ -341,7 +342,7 @@ def corm_layer(keys: Tensor, queries: Tensor, options: str) -> Any:
     """One head's layer after a prompt with these keys and last queries."""
     method = resolve(f"corm@{options}")
     observed = {LastQueries(method.window): queries[:, -method.window :]}  # type: ignore[attr-defined]
-    record = LayerRecord(0, 1, keys, keys, 1.0, observed)
+    record = LayerRecord(0, 1, keys, keys, AttentionRule(1.0), observed)
     return method.layer(record, SHAPE)  # type: ignore[attr-defined]
 
 
@@ -350,7 +351,7 @@ def test_corm_finds_all_of_uniform_attention_important() -> None:
     layer = corm_layer(zeros, zeros, "window=5,recent=3")
     for position in range(40, 75):
         layer.append(zeros[:, :1], zeros[:, :1])
-        layer.attend(zeros[:, :1], scaling=1.0)
+        layer.attend(zeros[:, :1], AttentionRule(1.0))
         assert layer.head_positions(0).tolist() == list(range(position + 1))
 
 
@@ -362,13 +363,13 @@ def test_corm_drops_an_unseen_key_at_step_w_exactly(window: int, recent: int) ->
     layer = corm_layer(keys, query.repeat(1, 20, 1), f"window={window},recent={recent}")
     assert layer.head_positions(0).tolist() == list(range(20))
     layer.append(unseen, unseen)  # position 20: its own query is the first that finds it minor
-    layer.attend(query, scaling=1.0)
+    layer.attend(query, AttentionRule(1.0))
     judged = 1
     while judged < max(window, recent) + 3:
         there = 20 in layer.head_positions(0).tolist()
         assert there == (judged < max(window, recent + 1)), f"after {judged} queries"
         layer.append(shown, shown)
-        layer.attend(query, scaling=1.0)
+        layer.attend(query, AttentionRule(1.0))
         judged += 1
     assert layer.entries == layer.seen - 1  # nothing else left
 
@@ -401,7 +402,7 @@ def moments_and_record(seed: int = 0, rope: Rope | None = None) -> tuple[QueryMo
     factor = torch.randn(HEADS, HEAD_DIM, HEAD_DIM, generator=generator) / 5
     moments = QueryMoments(mean, factor @ factor.transpose(1, 2), 50, rope)
     key, value = torch.randn(2, KV_HEADS, 50, HEAD_DIM, generator=generator)
-    return moments, LayerRecord(0, 1, key, value, SCALING, {QueryStatistics(4): moments})
+    return moments, LayerRecord(0, 1, key, value, AttentionRule(SCALING), {QueryStatistics(4): moments})
 
 
 def plain_rope(scaling: float = 1.0) -> Rope:

@@ -14,11 +14,13 @@ from harness import Case
 from torch import Tensor
 
 from lcbench.kv.cache import KVCache
-from lcbench.kv.layer import DenseLayer, LayerKV, RingLayer
+from lcbench.kv.layer import DenseLayer, LayerKV
 from lcbench.kv.record import PrefillRecord
+from lcbench.kv.ring import RingLayer
 from lcbench.methods import registry
 from lcbench.methods.base import Method, Traits
 from lcbench.methods.registry import all_methods, method
+from lcbench.models.rule import AttentionRule
 
 STREAMING, GROWING = CASES["streamingllm"][:2]
 
@@ -192,14 +194,14 @@ def test_chance_is_noticed() -> None:
 class _Impatient(RingLayer):
     """Takes all new tokens before the first of them attends."""
 
-    def attend(self, query: Tensor, *, scaling: float, window: int | None = None) -> Tensor:
+    def attend(self, query: Tensor, rule: AttentionRule) -> Tensor:
         assert self._pending is not None
         key, value = self._pending
         q = key.shape[1]
         for i in range(q - 1):
             self._push(key[:, i], value[:, i], self.seen - q + i)
         self._pending = (key[:, q - 1 :], value[:, q - 1 :])
-        out = super().attend(query[:, -1:], scaling=scaling, window=window)
+        out = super().attend(query[:, -1:], rule)
         return out.expand(-1, q, -1)
 
 

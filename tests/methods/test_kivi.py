@@ -20,6 +20,7 @@ from lcbench.kv.cache import CacheShape
 from lcbench.kv.packing import Packed, quantize, unpack
 from lcbench.methods.quantize.kivi import Kivi, KiviLayer
 from lcbench.methods.registry import resolve
+from lcbench.models.rule import AttentionRule
 
 H, HK, D = 8, 2, 32
 SCALE = D**-0.5
@@ -51,7 +52,7 @@ def decode(
     for start in range(layer.seen, key.shape[1], at_once):
         piece = slice(start, min(start + at_once, key.shape[1]))
         layer.append(key[:, piece], value[:, piece])
-        outputs.append(layer.attend(query[:, piece], scaling=SCALE, window=window))
+        outputs.append(layer.attend(query[:, piece], AttentionRule(SCALE, window)))
     return torch.cat(outputs, dim=1)
 
 
@@ -290,8 +291,8 @@ def test_attention_equals_the_straightforward_version() -> None:
     layer.append(key[:, 300:], value[:, 300:])
     keys = torch.cat([layer.keys.dequantize().transpose(1, 2), layer.exact[0], key[:, 300:]], dim=1)
     values = torch.cat([layer.values.dequantize(), layer.exact[1], value[:, 300:]], dim=1)
-    dense, _ = attention.over_parts(query[:, 300:], [keys], [values], scaling=SCALE)
-    out = layer.attend(query[:, 300:], scaling=SCALE)
+    dense, _ = attention.over_parts(query[:, 300:], [keys], [values], AttentionRule(SCALE))
+    out = layer.attend(query[:, 300:], AttentionRule(SCALE))
     torch.testing.assert_close(out, dense, rtol=0, atol=1e-5)
 
 
@@ -311,13 +312,13 @@ def test_within_the_residual_it_is_the_full_cache_bit_for_bit() -> None:
     for i in range(60, 127):
         out = decode(layer, query[:, : i + 1], key[:, : i + 1], value[:, : i + 1])
         rows = slice(i, i + 1)
-        full, _ = attention.over_parts(query[:, rows], [key[:, : i + 1]], [value[:, : i + 1]], scaling=SCALE)
+        full, _ = attention.over_parts(query[:, rows], [key[:, : i + 1]], [value[:, : i + 1]], AttentionRule(SCALE))
         assert torch.equal(out, full)
     last = decode(layer, query[:, :128], key[:, :128], value[:, :128])  # fills the residual, attends exactly
-    full, _ = attention.over_parts(query[:, 127:128], [key[:, :128]], [value[:, :128]], scaling=SCALE)
+    full, _ = attention.over_parts(query[:, 127:128], [key[:, :128]], [value[:, :128]], AttentionRule(SCALE))
     assert torch.equal(last, full)
     after = decode(layer, query, key, value)
-    full, _ = attention.over_parts(query[:, 128:], [key], [value], scaling=SCALE)
+    full, _ = attention.over_parts(query[:, 128:], [key], [value], AttentionRule(SCALE))
     assert (after - full).abs().max() > 1e-2
 
 

@@ -21,6 +21,7 @@ from lcbench.methods.merge.cam import CaM, CaMLayer, Draws
 from lcbench.methods.merge.ems_approx import EmsApprox
 from lcbench.methods.merge.kvmerger import KVMerger
 from lcbench.methods.registry import resolve
+from lcbench.models.rule import AttentionRule
 
 
 @pytest.fixture(autouse=True)
@@ -211,7 +212,7 @@ def test_without_merging_it_is_streamingllm_to_the_bit(family: str) -> None:
 def step(layer: CaMLayer, key: Tensor, value: Tensor, query: Tensor) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
     """One new token; keys and values ``[Hk, d]`` held afterwards, by position."""
     layer.append(key, value)
-    layer.attend(query, scaling=0.2)
+    layer.attend(query, AttentionRule(0.2))
     where = {int(p): i for i, p in enumerate(layer.positions())}
     return (
         {p: layer._key[:, i].clone() for p, i in where.items()},

@@ -25,6 +25,7 @@ from lcbench.kv.token_store import TokenCodes
 from lcbench.methods.quantize.hf_quantized import LibraryLayer
 from lcbench.methods.quantize.kivi import KiviLayer
 from lcbench.methods.registry import resolve
+from lcbench.models.rule import AttentionRule
 
 QUANTO = pytest.mark.skipif(not cases_quantize_b.installed("optimum.quanto"), reason="optimum-quanto is not installed")
 HQQ = pytest.mark.skipif(not cases_quantize_b.installed("hqq"), reason="hqq is not installed")
@@ -193,7 +194,7 @@ def test_quantizing_everything_again_at_each_step_changes_nothing() -> None:
     query = torch.randn(8, 1, 32, generator=torch.Generator().manual_seed(3))
     for step in range(50, 70):
         store.append(key[:, step : step + 1], value[:, step : step + 1])
-        store.attend(query, scaling=0.2)
+        store.attend(query, AttentionRule(0.2))
         codec = Grouped(4, 32)
         again = [codec.decode(codec.encode(x[:, : step + 1]), 32, torch.float32) for x in (key, value)]
         assert all(torch.equal(a, b) for a, b in zip(store.decoded(torch.float32), again, strict=True))
@@ -264,7 +265,7 @@ def feed(store: Any, key: Tensor, value: Tensor, count: int) -> None:
     query = torch.ones(8, 1, key.shape[2])
     for step in range(store.seen, store.seen + count):
         store.append(key[:, step : step + 1], value[:, step : step + 1])
-        store.attend(query, scaling=0.1)
+        store.attend(query, AttentionRule(0.1))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -310,7 +311,7 @@ def test_the_librarys_error_grows_with_flushes_and_kivis_does_not() -> None:
             feed(store, key, value, 33)
             kivi_query = torch.ones(8, 33, 32)
             kivi.append(key[:, kivi.seen : kivi.seen + 33], value[:, kivi.seen : kivi.seen + 33])
-            kivi.attend(kivi_query, scaling=0.1)
+            kivi.attend(kivi_query, AttentionRule(0.1))
     assert errors == sorted(errors)
     assert errors[3] > 1.2 * errors[0]
     assert all(torch.equal(c, codes[0]) for c in codes)

@@ -35,6 +35,7 @@ from lcbench.methods.retrieve.quest import Quest, QuestLayer
 from lcbench.methods.retrieve.shadowkv import ShadowKV, ShadowLayer
 from lcbench.methods.retrieve.squeezed_attention import SqueezedAttention, SqueezedLayer, quantile
 from lcbench.models import adapter
+from lcbench.models.rule import AttentionRule
 from tiny import loaded_tiny, tiny_model
 
 
@@ -269,12 +270,12 @@ def test_squeezed_scores_sum_to_one_and_keep_their_share(coarse: float) -> None:
             assert isinstance(layer, SqueezedLayer)
             query = method._context_queries(record.layer(i), count)
             assert query.shape == (HEADS, 10, HEAD_DIM)
-            scores = layer.scores(query, SCALING, level)
+            scores = layer.scores(query, AttentionRule(SCALING), level)
             sizes = layer.levels[level].sizes
             assert int(sizes.sum()) == KV_HEADS * count
             sums = (scores * sizes.repeat_interleave(HEADS // KV_HEADS, dim=0)[:, None]).sum(dim=-1)
             assert torch.allclose(sums, torch.ones_like(sums), atol=1e-5)
-            kept.append(layer.key_scores(query, SCALING, level) > layer.thresholds[level])
+            kept.append(layer.key_scores(query, AttentionRule(SCALING), level) > layer.thresholds[level])
         assert len({layer.thresholds[level] for layer in cache.layers}) == 1
         fraction = float(torch.stack(kept).float().mean())
         assert abs(fraction - (1 - share)) < 0.02  # keys of a set pass together
@@ -291,7 +292,7 @@ def test_squeezed_with_one_key_a_set_scores_are_the_softmax() -> None:
         query = method._context_queries(record.layer(i), 48)
         keys = record.layer(i).key[:, :48].repeat_interleave(HEADS // KV_HEADS, dim=0)
         expected = torch.softmax(query @ keys.transpose(1, 2) * SCALING, dim=-1).mean(dim=1)
-        assert torch.allclose(layer.key_scores(query, SCALING, 0), expected, atol=1e-6)
+        assert torch.allclose(layer.key_scores(query, AttentionRule(SCALING), 0), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("coarse", [0.0, 0.15])
@@ -397,7 +398,7 @@ def test_shadowkv_rotation_would_cost_rank() -> None:
     ids, method = tokens(60, seed=16), resolve(SHADOW.replace("rank=20", "rank=16"))
     cache = KVCache.dense(2, expected=60)
     observer = LayerRope().observer(2, 60)
-    adapter.forward(pair.ours, ids[None], torch.arange(60)[None], [cache], [observer])
+    adapter.forward(pair.ours, ids[None], torch.arange(60)[None], [cache], [[observer]])
     shape = replace(SHAPE, layers=2)
     record = PrefillRecord(cache, torch.zeros(1), shape, SCALING, {LayerRope(): observer.results})
     for i, layer in enumerate(method.compress(record).layers):
@@ -421,7 +422,7 @@ def test_shadowkv_sets_are_disjoint_and_together_the_prompt(length: int, outlier
     rules = ShadowKV(budget=4, rank=4, chunk_size=4, outliers=outliers, local_chunks=local, min_prompt=0)
     key = numbers(2, length, 6, seed=seed)
     layer = ShadowLayer(key, key, low_rank(key.transpose(0, 1).flatten(1), 4, torch.float32), rules)
-    chosen = layer.tokens(layer.chosen(numbers(4, 6, seed=seed + 1), 1.0, length + 1))
+    chosen = layer.tokens(layer.chosen(numbers(4, 6, seed=seed + 1), AttentionRule(1.0), length + 1))
     choosable = layer.tokens(layer.ids)
     for head in range(2):
         parts = [layer.outlying[head].tolist(), list(range(layer.local_start, length)), choosable[head].tolist()]
@@ -476,7 +477,7 @@ def test_shadowkv_values_lie_in_pinned_host_memory() -> None:
     expected = force(pair, method.compress(harness.prefill(pair, ids[:60], method)), ids[60:])
     model = copy.deepcopy(pair.ours).cuda()
     cache, observer = KVCache.dense(LAYERS, expected=60), LayerRope().observer(LAYERS, 60)
-    adapter.forward(model, ids[None, :60].cuda(), torch.arange(60).cuda()[None], [cache], [observer])
+    adapter.forward(model, ids[None, :60].cuda(), torch.arange(60).cuda()[None], [cache], [[observer]])
     shape = replace(SHAPE, device=torch.device("cuda:0"))
     record = PrefillRecord(cache, torch.zeros(1), shape, SCALING, {LayerRope(): observer.results})
     left = method.compress(record)

@@ -8,7 +8,8 @@ import harness
 import pytest
 
 from lcbench.errors import BadValue
-from lcbench.kv.layer import DenseLayer, RingLayer
+from lcbench.kv.layer import DenseLayer
+from lcbench.kv.ring import RingLayer
 from lcbench.methods.evict.streamingllm import StreamingLLM
 from lcbench.methods.registry import resolve
 

@@ -57,7 +57,7 @@ def test_a_folder_of_each_family_loads_and_computes_what_transformers_computes(
     info = loaded.info
     assert (info.source, info.layers, info.heads, info.kv_heads, info.head_dim) == ("folder", 4, 8, 2, 32)
     assert (info.dtype, info.device, info.attn) == ("float32", "cpu", "sdpa")
-    assert info.architecture.lower().startswith(kind)
+    assert info.architecture.lower().startswith(kind.replace("_", ""))
     assert info.window == 4096
     assert info.bos_id == 256
     assert not loaded.model.training
@@ -249,10 +249,8 @@ def test_a_shard_that_is_not_there_is_named(tmp_path: Path, own_home: Path) -> N
     ("family", "config", "words"),
     [
         ("FalconConfig", {"num_attention_heads": 4, "num_hidden_layers": 2}, "attention"),
-        ("Gemma2Config", {"num_hidden_layers": 2, "intermediate_size": 64}, "soft-capping"),
         ("MambaConfig", {"num_hidden_layers": 2}, "KV cache"),
         ("JambaConfig", {"num_hidden_layers": 2, "intermediate_size": 64}, "KV cache"),
-        ("GptOssConfig", {"num_hidden_layers": 2, "num_local_experts": 2}, "attention sinks"),
         ("DeepseekV3Config", {"num_hidden_layers": 2}, "different width"),
         ("DiffLlamaConfig", {"num_hidden_layers": 2}, "differential attention"),
         ("BertConfig", {"num_hidden_layers": 2, "num_attention_heads": 4}, "looks ahead"),

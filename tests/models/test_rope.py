@@ -15,6 +15,7 @@ from lcbench.errors import ModelError
 from lcbench.kv.cache import KVCache
 from lcbench.models import adapter
 from lcbench.models.rope import Rope, observed_rope
+from lcbench.models.rule import AttentionRule
 
 LAYERS, LENGTH, HEAD_DIM = 4, 40, 16
 SCALED = {"rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
@@ -62,7 +63,7 @@ class Watcher:
         self.plain.append(rows if rows.shape[1] == LENGTH else rows.transpose(0, 1))
 
     def observe(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, start: int, store: Any, scaling: float
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, start: int, store: Any, rule: AttentionRule
     ) -> None:
         self.ropes.append(observed_rope())
         self.rotated.append(query.clone())
@@ -71,7 +72,7 @@ class Watcher:
 def watched(model: Any) -> Watcher:
     watcher = Watcher(model)
     ids = torch.randint(3, 64, (1, LENGTH), generator=torch.Generator().manual_seed(1))
-    adapter.forward(model, ids, torch.arange(LENGTH)[None], [KVCache.dense(LAYERS, expected=LENGTH)], [watcher])
+    adapter.forward(model, ids, torch.arange(LENGTH)[None], [KVCache.dense(LAYERS, expected=LENGTH)], [[watcher]])
     return watcher
 
 

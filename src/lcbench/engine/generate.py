@@ -41,13 +41,14 @@ def prefill(
     length = len(ids)
     cache = KVCache.dense(shape.layers, expected=length) if cache is None else cache
     observers = {wish: wish.observer(shape.layers, length) for wish in union(observe)}
+    watching = [list(observers.values())]
     tokens = torch.tensor([list(ids)], dtype=torch.int64, device=shape.device)
     positions = torch.arange(length, device=shape.device)[None]
     step = length if chunk is None else chunk
     logits = None
     for start in range(0, length, step):
         piece = slice(start, start + step)
-        logits = adapter.forward(loaded.model, tokens[:, piece], positions[:, piece], [cache], list(observers.values()))
+        logits = adapter.forward(loaded.model, tokens[:, piece], positions[:, piece], [cache], watching)
     assert logits is not None
     return PrefillRecord(
         cache=cache,

@@ -32,6 +32,7 @@ from lcbench.kv import attention
 from lcbench.kv.layer import DenseLayer, outside_window
 from lcbench.models import adapter
 from lcbench.models.info import LoadedModel
+from lcbench.models.rule import AttentionRule
 
 Kind = Literal["retrieval", "reasoning"]
 SAMPLES = 30
@@ -206,12 +207,12 @@ class _Watcher:
         value: Tensor,
         start: int,
         store: adapter.LayerStore,
-        scaling: float,
+        rule: AttentionRule,
     ) -> None:
         assert isinstance(store, DenseLayer)
         keys, values = store.parts()
-        hidden = outside_window(store.positions, store.seen, 1, store.window)
-        _, weights = attention.over_parts(query, keys, values, scaling=scaling, hidden=hidden, return_weights=True)
+        hidden = outside_window(store.positions, store.seen, 1, rule.window)
+        _, weights = attention.over_parts(query, keys, values, rule, hidden=hidden, return_weights=True)
         assert weights is not None
         best = torch.sort(weights[:, 0], dim=-1, descending=True, stable=True)
         self._top[layer] = best.indices[:, : self.count].cpu(), best.values[:, : self.count].double().cpu()
@@ -240,7 +241,7 @@ def _ask(loaded: LoadedModel, kind: Kind, probe: Probe) -> tuple[Tensor, str]:
         watcher = _Watcher(shape.layers, 1 if kind == "retrieval" else size)
         position = torch.tensor([[len(probe.ids) - 1 + step]], device=device)
         ids = torch.tensor([[token]], device=device)
-        token = int(adapter.forward(loaded.model, ids, position, [cache], [watcher])[0, -1].argmax())
+        token = int(adapter.forward(loaded.model, ids, position, [cache], [[watcher]])[0, -1].argmax())
         answer.append(token)
         if kind == "retrieval":
             first = watcher.positions[..., 0]

@@ -15,29 +15,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lcbench.models import flash
+from lcbench.models.rule import AttentionRule
 
 _BLOCK = 512  # query rows per step where logits or masks are materialised
+_ELEMENTS = 2**26  # most logits that exist at once: 256 MiB
 
 
-def causal(query: Tensor, key: Tensor, value: Tensor, *, scaling: float, window: int | None = None) -> Tensor:
+def causal(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
     """Dense causal attention of the last q positions on all n keys, in position order.
 
     Args:
         query: ``[H, q, d]``; row i sits at position n - q + i. key, value: ``[Hk, n, d]``.
-        scaling: factor on the logits.
-        window: a query sees only the ``window`` newest positions up to its own, where set.
+        rule: of the layer, its sliding window included.
 
     Returns:
         ``[H, q, d]`` in the query's dtype.
     """
     q, n = query.shape[1], key.shape[1]
-    if window is not None and window < n:
-        return _blockwise(query, key, value, scaling, window)
-    if q == n:
-        return _sdpa(query, key, value, scaling, is_causal=q > 1)
-    if q == 1:
-        return _sdpa(query, key, value, scaling, is_causal=False)
-    return _blockwise(query, key, value, scaling, None)
+    if rule.plain and (rule.window is None or rule.window >= n):
+        if q == n:
+            return _sdpa(query, key, value, rule.scaling, is_causal=q > 1)
+        if q == 1:
+            return _sdpa(query, key, value, rule.scaling, is_causal=False)
+    return _blockwise(query, key, value, rule)
 
 
 def _sdpa(
@@ -57,12 +57,13 @@ def _sdpa(
     return out[0]
 
 
-def _blockwise(query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None) -> Tensor:
+def _blockwise(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
     """Blocks of query rows, each against exactly the keys it can see: no q x n mask, no wasted products."""
-    q, n = query.shape[1], key.shape[1]
+    (heads, q, _), n, window = query.shape, key.shape[1], rule.window
     out = torch.empty(*query.shape[:2], value.shape[-1], dtype=query.dtype, device=query.device)
-    for start in range(0, q, _BLOCK):
-        stop = min(start + _BLOCK, q)
+    step = _BLOCK if rule.plain else max(1, min(_BLOCK, _ELEMENTS // (heads * n)))
+    for start in range(0, q, step):
+        stop = min(start + step, q)
         first, last = n - q + start, n - q + stop  # positions of the block's rows
         low = 0 if window is None else max(0, first - window + 1)
         rows = torch.arange(first, last, device=query.device)[:, None]
@@ -70,9 +71,12 @@ def _blockwise(query: Tensor, key: Tensor, value: Tensor, scaling: float, window
         mask = cols <= rows
         if window is not None:
             mask &= cols > rows - window
-        out[:, start:stop] = _sdpa(
-            query[:, start:stop], key[:, low:last], value[:, low:last], scaling, is_causal=False, mask=mask
-        )
+        block = query[:, start:stop]
+        seen_keys, seen_values = key[:, low:last], value[:, low:last]
+        if rule.plain:
+            out[:, start:stop] = _sdpa(block, seen_keys, seen_values, rule.scaling, is_causal=False, mask=mask)
+        else:
+            out[:, start:stop], _ = _in_parts(block, [seen_keys], [seen_values], rule, ~mask[None])
     return out
 
 
@@ -91,19 +95,21 @@ def over_parts(
     query: Tensor,
     keys: Sequence[Tensor | Stored],
     values: Sequence[Tensor | Stored],
+    rule: AttentionRule,
     *,
-    scaling: float,
     hidden: Tensor | None = None,
     return_weights: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention over keys and values that lie in several pieces, without joining them.
 
     Used while decoding: what a method compressed, its exact residual and the new tokens are separate tensors. The
-    last q entries are the new tokens themselves, in order; among them attention is causal.
+    last q entries are the new tokens themselves, in order; among them attention is causal. Long queries are taken in
+    blocks, so that no more than `_ELEMENTS` logits exist at once.
 
     Args:
         query: ``[H, q, d]``. keys: pieces ``[Hk, n_i, d]``; values: pieces ``[Hk, m_j, d]`` with the same total n;
             the two may be cut at different places (KIVI's residuals differ). A piece may be `Stored`.
+        rule: of the layer; its window is not looked at, since only the store knows where its entries come from.
         hidden: bool ``[Hk or 1, q or 1, n]``, True where a query must not look (sliding windows, ragged heads); or
             ``[H, q or 1, n]`` where the query heads of a group look at different keys.
         return_weights: also return the softmax weights.
@@ -111,9 +117,37 @@ def over_parts(
     Returns:
         Output ``[H, q, d]`` in the query's dtype, and fp32 weights ``[H, q, n]`` or None.
     """
+    heads, q, _ = query.shape
+    n = sum(v.shape[1] for v in values)
+    step = max(1, _ELEMENTS // (heads * n))
+    outputs, rows = [], []
+    for start in range(0, q, step):
+        stop = min(start + step, q)
+        unseen = hidden if hidden is None or hidden.shape[1] == 1 else hidden[:, start:stop]
+        if q > 1:
+            newest = torch.arange(n - q + start, n - q + stop, device=query.device)
+            future = (torch.arange(n, device=query.device)[None] > newest[:, None])[None]
+            unseen = future if unseen is None else future | unseen
+        out, weights = _in_parts(query[:, start:stop], keys, values, rule, unseen)
+        outputs.append(out)
+        if return_weights:
+            rows.append(weights)
+    if len(outputs) == 1:
+        return outputs[0], rows[0] if return_weights else None
+    return torch.cat(outputs, dim=1), torch.cat(rows, dim=1) if return_weights else None
+
+
+def _in_parts(
+    query: Tensor,
+    keys: Sequence[Tensor | Stored],
+    values: Sequence[Tensor | Stored],
+    rule: AttentionRule,
+    hidden: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Output ``[H, q, d]`` and fp32 weights ``[H, q, n]``; nothing is hidden but what `hidden` says."""
     heads, q, d = query.shape
     kv_heads = keys[0].shape[0]
-    shrink = 2.0 ** math.floor(math.log2(scaling))
+    shrink = 2.0 ** math.floor(math.log2(rule.scaling))
     # A power of two rounds nothing, and applied before the product it keeps fp16 logits from overflowing.
     grouped = query.reshape(kv_heads, heads // kv_heads * q, d) * shrink
     pieces = [
@@ -121,18 +155,15 @@ def over_parts(
         for k in keys
         if (k.shape[1] if isinstance(k, Tensor) else k.shape[2])
     ]
-    logits = (pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)) * (scaling / shrink)
+    logits = rule.capped((pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)) * (rule.scaling / shrink))
     n = logits.shape[-1]
-    shaped = logits.view(kv_heads, heads // kv_heads, q, n)
-    lowest = torch.finfo(torch.float32).min
-    if q > 1:
-        age = torch.arange(n - q, n, device=query.device)
-        future = torch.arange(n, device=query.device)[None] > age[:, None]
-        shaped.masked_fill_(future, lowest)
     if hidden is not None:
+        shaped = logits.view(kv_heads, heads // kv_heads, q, n)
         per_head = hidden.shape[0] == heads
-        shaped.masked_fill_(hidden.view(kv_heads, -1, *hidden.shape[1:]) if per_head else hidden[:, None], lowest)
-    weights = torch.softmax(logits, dim=-1)
+        mask = hidden.view(kv_heads, -1, *hidden.shape[1:]) if per_head else hidden[:, None]
+        shaped.masked_fill_(mask, torch.finfo(torch.float32).min)
+    full = rule.weights(logits.view(heads, q, n))
+    weights = full.reshape(kv_heads, -1, n)
     cast = weights.to(query.dtype)
     out: Tensor | None = None
     at = 0
@@ -148,5 +179,4 @@ def over_parts(
             at += m
     assert out is not None
     assert at == n
-    full = weights.view(heads, q, n) if return_weights else None
     return out.view(heads, q, -1).to(query.dtype), full

@@ -1,14 +1,14 @@
 """The cache of one layer of one sequence: what is stored, what a query sees, how many bytes that is.
 
 Every way of storing keys and values is a `LayerKV`. `DenseLayer` keeps all tokens (or a chosen subset of them),
-`RingLayer` keeps sinks and a rolling window; quantized and other stores live with their methods. Keys are stored after
-RoPE, at the angle of their own position in the text.
+`kv.ring.RingLayer` keeps sinks and a rolling window; quantized and other stores live with their methods. Keys are
+stored after RoPE, at the angle of their own position in the text.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lcbench.kv import attention
 from lcbench.kv.buffer import Buffer
+from lcbench.models.rule import AttentionRule
 
 
 class LayerKV(ABC):
@@ -32,12 +33,32 @@ class LayerKV(ABC):
         """Take the keys and values ``[Hk, q, d]`` of q new tokens (after RoPE). Adds q to ``seen``."""
 
     @abstractmethod
-    def attend(self, query: Tensor, *, scaling: float, window: int | None = None) -> Tensor:
+    def attend(self, query: Tensor, rule: AttentionRule) -> Tensor:
         """Attention output ``[H, q, d]`` of the q newest tokens' queries ``[H, q, d]``; called right after `append`.
 
         A store that changes what it keeps (evicts, quantizes its residual) does so at the end of this call, so that
         the step itself still sees what the method says it sees.
         """
+
+    @classmethod
+    def attend_rows(
+        cls, stores: Sequence[LayerKV], query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule
+    ) -> Tensor:
+        """`append` and `attend` of several sequences at once, each through its own store of this class.
+
+        A class that computes rows together overrides it; the result must be that of the loop here.
+
+        Args:
+            stores: R stores. query: ``[R, H, q, d]``. key, value: ``[R, Hk, q, d]``, the new tokens of each.
+
+        Returns:
+            ``[R, H, q, d]``.
+        """
+        outputs = []
+        for row, store in enumerate(stores):
+            store.append(key[row], value[row])
+            outputs.append(store.attend(query[row], rule))
+        return outputs[0][None] if len(outputs) == 1 else torch.stack(outputs)
 
     @abstractmethod
     def tensors(self) -> Iterator[Tensor]:
@@ -153,7 +174,7 @@ class DenseLayer(LayerKV):
         self.expected = expected
         self.policy = policy
         self.tail: Tail | None = None
-        self.window: int | None = None  # sliding window of the model's layer, known once it attended
+        self.rule: AttentionRule | None = None  # of the model's layer, known once it attended
         self._tail_start = self.seen
         self._waiting: tuple[Tensor, Tensor] | None = None
 
@@ -209,29 +230,27 @@ class DenseLayer(LayerKV):
             values.append(self.tail.value)
         return keys, values
 
-    def attend(self, query: Tensor, *, scaling: float, window: int | None = None) -> Tensor:
-        self.window = window
+    def attend(self, query: Tensor, rule: AttentionRule) -> Tensor:
+        self.rule = rule
         if self._waiting is None:
-            return self._attend(query, scaling, window)
+            return self._attend(query, rule)
         key, value = self._waiting
         self._waiting = None
         outputs = []
         for i in range(query.shape[1]):  # one by one: what a token's step evicts, the next token does not see
             self._append(key[:, i : i + 1], value[:, i : i + 1])
-            outputs.append(self._attend(query[:, i : i + 1], scaling, window))
+            outputs.append(self._attend(query[:, i : i + 1], rule))
         return torch.cat(outputs, dim=1)
 
-    def _attend(self, query: Tensor, scaling: float, window: int | None) -> Tensor:
+    def _attend(self, query: Tensor, rule: AttentionRule) -> Tensor:
         keys, values = self.parts()
         weights: Tensor | None = None
         if self.tail is None and self.kept is None and query.shape[1] > 1:
-            out = attention.causal(query, keys[0], values[0], scaling=scaling, window=window)
+            out = attention.causal(query, keys[0], values[0], rule)
         else:
-            hidden = outside_window(self.positions, self.seen, query.shape[1], window)
+            hidden = outside_window(self.positions, self.seen, query.shape[1], rule.window)
             wants = self.policy is not None and self.policy.needs_weights
-            out, weights = attention.over_parts(
-                query, keys, values, scaling=scaling, hidden=hidden, return_weights=wants
-            )
+            out, weights = attention.over_parts(query, keys, values, rule, hidden=hidden, return_weights=wants)
         if self.policy is not None and self.tail is not None:
             self.policy.after_attend(self, weights)
         return out
@@ -281,7 +300,7 @@ class DenseLayer(LayerKV):
             expected=self.expected,
             policy=None if self.policy is None else self.policy.fork(),
         )
-        new.filled, new.window = self.filled, self.window
+        new.filled, new.rule = self.filled, self.rule
         new._tail_start = self._tail_start
         if self.tail is not None:
             new.tail = self.tail.fork()
@@ -311,85 +330,3 @@ def outside_window(positions: Callable[[], Tensor], seen: int, q: int, window: i
     rows = torch.arange(seen - q, seen, device=held.device)[:, None]
     hidden = held[..., None, :] <= rows - window
     return hidden if held.ndim == 2 else hidden[None]
-
-
-def _grown(buffer: Tensor, used: int, size: int) -> Tensor:
-    new = buffer.new_empty(buffer.shape[0], size, buffer.shape[2])
-    new[:, :used] = buffer[:, :used]
-    return new
-
-
-class RingLayer(LayerKV):
-    """Attention sinks and a rolling window of recent tokens, in fixed memory.
-
-    Sinks are the first tokens of the text; the window is a ring that overwrites its oldest entry, so nothing is moved
-    or copied while decoding. Keys keep the angle of their own position, hence their order in memory is free.
-
-    Args:
-        key, value: ``[Hk, n, d]``, the kept prompt tokens: ``sinks`` first ones, then recent ones, ascending.
-        sinks: how many of them are never overwritten.
-        capacity: most entries ever held (>= n, > sinks).
-        kept: their positions ``[n]`` int64. seen: tokens gone through so far.
-    """
-
-    def __init__(self, key: Tensor, value: Tensor, *, sinks: int, capacity: int, kept: Tensor, seen: int) -> None:
-        n = key.shape[1]
-        self.sinks, self.capacity, self.seen, self.length = sinks, capacity, seen, n
-        self._key, self._value = key.contiguous(), value.contiguous()
-        self._kept = kept.to("cpu", torch.int64).clone()
-        self._pending: tuple[Tensor, Tensor] | None = None
-        self._next = sinks  # where the ring is overwritten next, once full
-
-    def append(self, key: Tensor, value: Tensor) -> None:
-        assert self._pending is None, "attend must follow append"
-        self._pending = (key, value)
-        self.seen += key.shape[1]
-
-    def _push(self, key: Tensor, value: Tensor, position: int) -> None:
-        if self.length < self.capacity:
-            if self.length == self._key.shape[1]:
-                size = min(self.capacity, self.length + Buffer.BLOCK)
-                self._key = _grown(self._key, self.length, size)
-                self._value = _grown(self._value, self.length, size)
-                self._kept = torch.cat([self._kept, self._kept.new_zeros(size - self.length)])
-            at = self.length
-            self.length += 1
-        else:
-            at = self._next
-            self._next = at + 1 if at + 1 < self.capacity else self.sinks
-        self._key[:, at], self._value[:, at] = key, value
-        self._kept[at] = position
-
-    def attend(self, query: Tensor, *, scaling: float, window: int | None = None) -> Tensor:
-        assert self._pending is not None, "attend must follow append"
-        new_key, new_value = self._pending
-        self._pending = None
-        q = query.shape[1]
-        outputs = []
-        for i in range(q):  # one by one: a later token may overwrite what an earlier one still sees
-            position = self.seen - q + i
-            self._push(new_key[:, i], new_value[:, i], position)
-            key, value = self._key[:, : self.length], self._value[:, : self.length]
-            hidden = outside_window(lambda: self.positions().to(query.device), position + 1, 1, window)
-            out, _ = attention.over_parts(query[:, i : i + 1], [key], [value], scaling=scaling, hidden=hidden)
-            outputs.append(out)
-        return outputs[0] if q == 1 else torch.cat(outputs, dim=1)
-
-    def positions(self) -> Tensor:
-        return self._kept[: self.length].clone()
-
-    def tensors(self) -> Iterator[Tensor]:
-        yield from (self._key[:, : self.length], self._value[:, : self.length])
-
-    def fork(self) -> RingLayer:
-        assert self._pending is None, "attend must follow append"
-        new = RingLayer(
-            self._key[:, : self.length].clone(),
-            self._value[:, : self.length].clone(),
-            sinks=self.sinks,
-            capacity=self.capacity,
-            kept=self._kept[: self.length],
-            seen=self.seen,
-        )
-        new._next = self._next
-        return new

@@ -16,6 +16,7 @@ from torch import Tensor
 from lcbench.kv.layer import DenseLayer
 from lcbench.kv.weights import weight_sums
 from lcbench.models.adapter import LayerStore
+from lcbench.models.rule import AttentionRule
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class PrefillObserver:
         value: Tensor,
         start: int,
         store: LayerStore,
-        scaling: float,
+        rule: AttentionRule,
     ) -> None:
         """See `models.adapter.Observer`. Must be overridden."""
         raise TypeError(f"{type(self).__name__} does not observe")
@@ -72,7 +73,7 @@ class _LastQueriesObserver(PrefillObserver):
         value: Tensor,
         start: int,
         store: LayerStore,
-        scaling: float,
+        rule: AttentionRule,
     ) -> None:
         stop = start + query.shape[1]
         if stop > self.first:
@@ -104,13 +105,13 @@ class _ColumnSumsObserver(PrefillObserver):
         value: Tensor,
         start: int,
         store: LayerStore,
-        scaling: float,
+        rule: AttentionRule,
     ) -> None:
         assert isinstance(store, DenseLayer), "column sums are observed on a dense prompt"
         keys, _ = store.parts()
         if start == 0:
             self.results[layer] = torch.zeros(query.shape[0], self.prompt_tokens, device=query.device)
-        sums = weight_sums(query, keys[0], scaling=scaling, window=store.window)
+        sums = weight_sums(query, keys[0], rule)
         self.results[layer][:, : sums.shape[1]] += sums
 
 

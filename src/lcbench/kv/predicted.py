@@ -19,6 +19,7 @@ from lcbench.kv.cache import KVCache
 from lcbench.kv.codecs import Codec
 from lcbench.kv.layer import LayerKV, outside_window
 from lcbench.models.rope import Rope
+from lcbench.models.rule import AttentionRule
 
 Pair = tuple[Tensor, Tensor]
 
@@ -116,7 +117,7 @@ class PredictedLayer(LayerKV):
         self._pending = (key, value)
         self.seen += key.shape[1]
 
-    def attend(self, query: Tensor, *, scaling: float, window: int | None = None) -> Tensor:
+    def attend(self, query: Tensor, rule: AttentionRule) -> Tensor:
         assert self._pending is not None, "attend must follow append"
         key, value = self._pending
         self._pending = None
@@ -130,9 +131,9 @@ class PredictedLayer(LayerKV):
             for buffer, rows in zip(exact, (key[:, new], value[:, new]), strict=True):
                 buffer.append(rows)
             taken = self.seen - q + i + 1
-            hidden = outside_window(partial(torch.arange, taken, device=query.device), taken, 1, window)
+            hidden = outside_window(partial(torch.arange, taken, device=query.device), taken, 1, rule.window)
             keys, values = ([a.used, b, c.used] for a, b, c in zip(self._first, seen, self._waiting, strict=True))
-            out, _ = attention.over_parts(query[:, new], keys, values, scaling=scaling, hidden=hidden)
+            out, _ = attention.over_parts(query[:, new], keys, values, rule, hidden=hidden)
             outputs.append(out)
             if len(self._waiting[0]) >= self.chunk:
                 restored = self._settled(restored)

@@ -10,6 +10,7 @@ from torch import Tensor
 from lcbench.kv.observe import Observation, PrefillObserver
 from lcbench.models.adapter import LayerStore
 from lcbench.models.rope import Rope, observed_rope
+from lcbench.models.rule import AttentionRule
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class _QueryStatisticsObserver(PrefillObserver):
         value: Tensor,
         start: int,
         store: LayerStore,
-        scaling: float,
+        rule: AttentionRule,
     ) -> None:
         skipped = max(0, self.first - start)
         if skipped >= query.shape[1]:

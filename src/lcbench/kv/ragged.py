@@ -18,6 +18,7 @@ from torch import Tensor
 from lcbench.kv import attention
 from lcbench.kv.layer import DenseLayer, LayerKV, Tail, outside_window
 from lcbench.kv.record import LayerRecord, take
+from lcbench.models.rule import AttentionRule
 
 
 class RaggedPolicy(Protocol):
@@ -80,19 +81,19 @@ class RaggedLayer(LayerKV):
         self._pending = (key, value)
         self.seen += key.shape[1]
 
-    def attend(self, query: Tensor, *, scaling: float, window: int | None = None) -> Tensor:
+    def attend(self, query: Tensor, rule: AttentionRule) -> Tensor:
         assert self._pending is not None, "attend must follow append"
         key, value = self._pending
         self._pending = None
         q = query.shape[1]
         if self.policy is None:
             self._take(key, value)
-            return self._over_heads(query, self.seen, scaling, window)[0]
+            return self._over_heads(query, self.seen, rule)[0]
         outputs = []
         for i in range(q):  # one by one: what a token's step evicts, the next token no longer sees
             new = slice(i, i + 1)
             self._take(key[:, new], value[:, new])
-            out, weights = self._over_heads(query[:, new], self.seen - q + i + 1, scaling, window)
+            out, weights = self._over_heads(query[:, new], self.seen - q + i + 1, rule)
             outputs.append(out)
             self.policy.after_attend(self, weights)
         return outputs[0] if q == 1 else torch.cat(outputs, dim=1)
@@ -105,9 +106,7 @@ class RaggedLayer(LayerKV):
             self.tail = Tail.like(key, value)
         self.tail.append(key, value)
 
-    def _over_heads(
-        self, query: Tensor, seen: int, scaling: float, window: int | None
-    ) -> tuple[Tensor, Sequence[Tensor]]:
+    def _over_heads(self, query: Tensor, seen: int, rule: AttentionRule) -> tuple[Tensor, Sequence[Tensor]]:
         """Output ``[H, q, d]`` of the q newest queries and, for a policy, the weights ``[g, n_h]`` of each head."""
         assert self.tail is not None
         heads, q, _ = query.shape
@@ -116,12 +115,12 @@ class RaggedLayer(LayerKV):
         kept_weights: list[Tensor] = []
         for head, rows in enumerate(self._rows):
             mine = slice(head * groups, (head + 1) * groups)
-            hidden = outside_window(partial(self.head_positions, head), seen, q, window)
+            hidden = outside_window(partial(self.head_positions, head), seen, q, rule.window)
             out[mine], weights = attention.over_parts(
                 query[mine],
                 [self.key[None, rows], self.tail.key[head, None]],
                 [self.value[None, rows], self.tail.value[head, None]],
-                scaling=scaling,
+                rule.of_heads(mine),
                 hidden=hidden,
                 return_weights=self.policy is not None,
             )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lcbench.kv.cache import CacheShape, KVCache
 from lcbench.kv.layer import DenseLayer
+from lcbench.models.rule import AttentionRule
 
 
 @dataclass(frozen=True)
@@ -20,22 +21,30 @@ class LayerRecord:
     Attributes:
         index: layer number, 0 at the bottom. layers: how many there are.
         key, value: ``[Hk, L, d]`` after RoPE, model dtype.
-        scaling: factor the model puts on q.k.
+        rule: how the layer makes weights of products.
         observed: observation to what its observer kept for this layer (see `kv.observe`).
-        window: tokens a query of this layer sees, itself included; None for all.
     """
 
     index: int
     layers: int
     key: Tensor
     value: Tensor
-    scaling: float
+    rule: AttentionRule
     observed: Mapping[Any, Any] = field(default_factory=dict)
-    window: int | None = None
 
     @property
     def length(self) -> int:
         return int(self.key.shape[1])
+
+    @property
+    def scaling(self) -> float:
+        """Factor on q.k."""
+        return self.rule.scaling
+
+    @property
+    def window(self) -> int | None:
+        """Tokens a query of this layer sees, itself included; None for all."""
+        return self.rule.window
 
 
 @dataclass(frozen=True)
@@ -73,9 +82,8 @@ class PrefillRecord:
             len(self.cache.layers),
             key,
             value,
-            self.scaling,
+            store.rule or AttentionRule(self.scaling),
             {what: per_layer[index] for what, per_layer in self.observed.items()},
-            store.window,
         )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from lcbench.kv.observe import Observation, PrefillObserver
 from lcbench.models.adapter import LayerStore
 from lcbench.models.rope import Rope, observed_rope
+from lcbench.models.rule import AttentionRule
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class _LayerRopeObserver(PrefillObserver):
         value: Tensor,
         start: int,
         store: LayerStore,
-        scaling: float,
+        rule: AttentionRule,
     ) -> None:
         self.results[layer] = observed_rope()
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from lcbench.kv.observe import Observation, PrefillObserver
 from lcbench.models.adapter import LayerStore
 from lcbench.models.rope import observed_rope
+from lcbench.models.rule import AttentionRule
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class _RotationObserver(PrefillObserver):
         value: Tensor,
         start: int,
         store: LayerStore,
-        scaling: float,
+        rule: AttentionRule,
     ) -> None:
         if start + query.shape[1] == self.prompt_tokens:  # frequencies may follow the length; the last chunk's count
             self.results[layer] = observed_rope()

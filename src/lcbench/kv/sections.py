@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lcbench.kv.weights import ELEMENTS
+from lcbench.models.rule import AttentionRule
 
 
 class Section(NamedTuple):
@@ -31,12 +32,12 @@ class Section(NamedTuple):
 
 
 def over_sections(
-    sections: Sequence[Section], *, scaling: float, received: bool = False
+    sections: Sequence[Section], rule: AttentionRule, *, received: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """One softmax over all sections; every query must see at least one key.
 
     Args:
-        scaling: factor on the logits.
+        rule: of the layer; its window is not looked at, a section hides what is out of sight.
         received: also sum what each key of the first section got from the q queries.
 
     Returns:
@@ -48,7 +49,7 @@ def over_sections(
     held = sum(section.key.shape[1] for section in sections)
     step = max(1, ELEMENTS // (group * q * held))  # KV heads at once: logits of 64 MiB
     parts = [
-        _some_heads(sections, slice(kv, kv + step), slice(kv * group, (kv + step) * group), scaling)
+        _some_heads(sections, slice(kv, kv + step), slice(kv * group, (kv + step) * group), rule)
         for kv in range(0, kv_heads, step)
     ]
     out = parts[0][0] if len(parts) == 1 else torch.cat([part for part, _ in parts])
@@ -58,19 +59,20 @@ def over_sections(
     return out, torch.cat([weights[..., :first].sum(dim=1) for _, weights in parts])
 
 
-def _some_heads(sections: Sequence[Section], kv: slice, mine: slice, scaling: float) -> tuple[Tensor, Tensor]:
+def _some_heads(sections: Sequence[Section], kv: slice, mine: slice, rule: AttentionRule) -> tuple[Tensor, Tensor]:
     """Output and fp32 weights ``[h, q, n]`` of the query heads of some KV heads."""
-    shrink = 2.0 ** math.floor(math.log2(scaling))  # rounds nothing, and keeps fp16 logits from overflowing
+    shrink = 2.0 ** math.floor(math.log2(rule.scaling))  # rounds nothing, and keeps fp16 logits from overflowing
     logits = []
     for section in sections:
         query, key = section.query[mine], section.key[kv]
         heads, q, d = query.shape
         rows = (query * shrink).reshape(key.shape[0], -1, d)
-        part = torch.matmul(rows, key.transpose(1, 2)).float().view(heads, q, key.shape[1]) * (scaling / shrink)
+        part = torch.matmul(rows, key.transpose(1, 2)).float().view(heads, q, key.shape[1])
+        part = rule.capped(part * (rule.scaling / shrink))
         if section.hidden is not None:
             part.masked_fill_(section.hidden, -torch.inf)
         logits.append(part)
-    weights = torch.softmax(torch.cat(logits, dim=-1), dim=-1)
+    weights = rule.of_heads(mine).weights(torch.cat(logits, dim=-1))
     grouped = weights.view(sections[0].key[kv].shape[0], -1, weights.shape[2])
     out: Tensor | None = None
     at = 0

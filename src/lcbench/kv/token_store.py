@@ -12,6 +12,7 @@ from lcbench.kv import attention
 from lcbench.kv.buffer import Buffer
 from lcbench.kv.codecs import Codec
 from lcbench.kv.layer import LayerKV, outside_window
+from lcbench.models.rule import AttentionRule
 
 
 class TokenCodes(LayerKV):
@@ -57,17 +58,17 @@ class TokenCodes(LayerKV):
         self._pending = (key, value)
         self.seen += key.shape[1]
 
-    def attend(self, query: Tensor, *, scaling: float, window: int | None = None) -> Tensor:
+    def attend(self, query: Tensor, rule: AttentionRule) -> Tensor:
         assert self._pending is not None, "attend must follow append"
         key, value = self._pending
         self._pending = None
         if not self.own_exact:
             self._store(key, value)
             keys, values = self.decoded(query.dtype)
-            return attention.causal(query, keys, values, scaling=scaling, window=window)
-        return self._one_by_one(query, key, value, scaling, window)
+            return attention.causal(query, keys, values, rule)
+        return self._one_by_one(query, key, value, rule)
 
-    def _one_by_one(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None) -> Tensor:
+    def _one_by_one(self, query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
         past = [self.decoded(query.dtype)] if self._buffers[0] else []
         q = query.shape[1]
         outputs = []
@@ -75,9 +76,9 @@ class TokenCodes(LayerKV):
             new = slice(i, i + 1)
             pieces = [*past, (key[:, new], value[:, new])]
             seen = self.seen - q + i + 1
-            hidden = outside_window(partial(torch.arange, seen, device=query.device), seen, 1, window)
+            hidden = outside_window(partial(torch.arange, seen, device=query.device), seen, 1, rule.window)
             out, _ = attention.over_parts(
-                query[:, new], [k for k, _ in pieces], [v for _, v in pieces], scaling=scaling, hidden=hidden
+                query[:, new], [k for k, _ in pieces], [v for _, v in pieces], rule, hidden=hidden
             )
             outputs.append(out)
             past.append(self._store(key[:, new], value[:, new], query.dtype))

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lcbench.models.rule import AttentionRule
+
 ELEMENTS = 2**24  # weights of a block: 64 MiB
 _ROWS = 512  # most query rows of a block
 
@@ -29,19 +31,18 @@ class Block(NamedTuple):
     weights: Tensor
 
 
-def weight_blocks(query: Tensor, key: Tensor, *, scaling: float, window: int | None = None) -> Iterator[Block]:
+def weight_blocks(query: Tensor, key: Tensor, rule: AttentionRule) -> Iterator[Block]:
     """Causal attention weights of the last q positions on all n keys.
 
     Args:
         query: ``[H, q, d]``; row i sits at position n - q + i. key: ``[Hk, n, d]``; both after RoPE, any dtype.
-        scaling: factor on the logits.
-        window: a query sees only the ``window`` newest positions up to its own, where set.
+        rule: of the layer, its sliding window included.
 
     Yields:
         KV head by KV head, blocks of rows in ascending order that together cover all q rows once.
     """
     (heads, q, _), (kv_heads, n, _) = query.shape, key.shape
-    g = heads // kv_heads
+    g, window = heads // kv_heads, rule.window
     step = max(1, min(_ROWS, ELEMENTS // (g * n)))
     for kv in range(kv_heads):
         group = slice(kv * g, kv * g + g)
@@ -55,14 +56,14 @@ def weight_blocks(query: Tensor, key: Tensor, *, scaling: float, window: int | N
             unseen = col > row
             if window is not None:
                 unseen |= col <= row - window
-            logits = torch.matmul(query[group, start:stop].float() * scaling, columns[:, low:last])
-            weights = torch.softmax(logits.masked_fill_(unseen, -torch.inf), dim=-1)
+            logits = rule.capped(torch.matmul(query[group, start:stop].float() * rule.scaling, columns[:, low:last]))
+            weights = rule.of_heads(group).weights(logits.masked_fill_(unseen, -torch.inf))
             yield Block(group, slice(start, stop), slice(low, last), weights)
 
 
-def weight_sums(query: Tensor, key: Tensor, *, scaling: float, window: int | None = None) -> Tensor:
+def weight_sums(query: Tensor, key: Tensor, rule: AttentionRule) -> Tensor:
     """Attention that each key gets from the last q positions together: fp32 ``[H, n]``; arguments as above."""
     sums = torch.zeros(query.shape[0], key.shape[1], device=key.device)
-    for heads, _, cols, weights in weight_blocks(query, key, scaling=scaling, window=window):
+    for heads, _, cols, weights in weight_blocks(query, key, rule):
         sums[heads, cols] += weights.sum(dim=1)
     return sums

@@ -11,7 +11,7 @@ The engine calls the same hooks for every method, in this order; each has a do-n
 
 The classes below name the usual kinds and leave one hook to write: `Scorer` (importance of each token),
 `CacheTransform` (a record to a cache), `AttentionMethod` (own attention in both phases), `PromptTransform`,
-`ModelTransform`. Methods that act while decoding return stores that do (`kv.layer.DecodePolicy`, `RingLayer`).
+`ModelTransform`. Methods that act while decoding return stores that do (`kv.layer.DecodePolicy`, `kv.ring.RingLayer`).
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 
 from lcbench.errors import ModelError
+from lcbench.models.rule import AttentionRule
 
 ATTENTION_NAME = "lcb_attention"
 
@@ -30,9 +31,13 @@ class LayerStore(Protocol):
     @property
     def seen(self) -> int: ...
 
-    def append(self, key: Tensor, value: Tensor) -> None: ...
-
-    def attend(self, query: Tensor, *, scaling: float, window: int | None) -> Tensor: ...
+    @classmethod
+    def attend_rows(
+        cls, stores: Sequence[Any], query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule
+    ) -> Tensor:
+        """Take the new keys and values ``[R, Hk, q, d]`` of R stores of this class and answer their queries
+        ``[R, H, q, d]``."""
+        ...
 
 
 class CacheStore(Protocol):
@@ -46,11 +51,11 @@ class CacheStore(Protocol):
 
 
 class Observer(Protocol):
-    """Watches the attention of a forward pass; must not change what it is given.
+    """Watches the attention of one sequence in a forward pass; must not change what it is given.
 
-    ``observe`` gets, for one sequence and one layer: query ``[H, q, d]`` of the new tokens and key ``[Hk, q, d]``,
-    value ``[Hk, q, d]`` of the same tokens (all after RoPE), the position of the first of them, and the layer's
-    store *after* they were appended and attended.
+    ``observe`` gets, for one layer: query ``[H, q, d]`` of the new tokens and key ``[Hk, q, d]``,
+    value ``[Hk, q, d]`` of the same tokens (all after RoPE), the position of the first of them, the layer's store
+    *after* they were appended and attended, and the layer's rule.
     """
 
     def observe(
@@ -61,14 +66,14 @@ class Observer(Protocol):
         value: Tensor,
         start: int,
         store: LayerStore,
-        scaling: float,
+        rule: AttentionRule,
     ) -> None: ...
 
 
 @dataclass
 class _Session:
     rows: Sequence[CacheStore]
-    observers: Sequence[Observer] = ()
+    observers: Sequence[Sequence[Observer]] = ()
     layers_seen: set[int] = field(default_factory=set)
     model: Any = None
     attention: torch.nn.Module | None = None
@@ -113,7 +118,7 @@ def _attention(
     Args:
         query: ``[B, H, q, d]`` after RoPE. key, value: ``[B, Hk, q, d]``, the new tokens only.
         scaling: factor on the logits (``d ** -0.5`` unless the model says otherwise).
-        sliding_window: keys further than this many positions back are not visible, where the layer has a window.
+        sliding_window, softcap, s_aux: see `AttentionRule` (window, softcap, sinks).
 
     Returns:
         Output ``[B, q, H, d]`` and no weights.
@@ -124,27 +129,37 @@ def _attention(
             "A model prepared by lcbench was called directly.",
             "Use lcbench.models.adapter.forward, or load it again.",
         )
-    if softcap is not None or s_aux is not None:
-        kind = "logit soft-capping" if softcap is not None else "attention sinks"
-        raise ModelError(
-            f"{type(module).__name__} uses {kind}, which lcbench's attention does not compute yet.",
-            "Choose a Llama, Mistral, Qwen, Phi-3, SmolLM or OLMo model.",
-        )
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     session.layers_seen.add(layer)
     session.attention = module
-    scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    window = int(sliding_window) if sliding_window else None
-    outputs = []
-    for row, cache in enumerate(session.rows):
-        store = cache.layers[layer]
-        start = store.seen
-        store.append(key[row], value[row])
-        outputs.append(store.attend(query[row], scaling=scale, window=window))
-        for observer in session.observers:
-            observer.observe(layer, query[row], key[row], value[row], start, store, scale)
-    out = outputs[0].unsqueeze(0) if len(outputs) == 1 else torch.stack(outputs)
+    rule = AttentionRule(
+        query.shape[-1] ** -0.5 if scaling is None else float(scaling),
+        int(sliding_window) if sliding_window else None,
+        None if softcap is None else float(softcap),
+        s_aux,
+    )
+    stores = [cache.layers[layer] for cache in session.rows]
+    starts = [store.seen for store in stores]
+    out = _attend_rows(stores, query, key, value, rule)
+    for row, observers in enumerate(session.observers):
+        for observer in observers:
+            observer.observe(layer, query[row], key[row], value[row], starts[row], stores[row], rule)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _attend_rows(
+    stores: Sequence[LayerStore], query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule
+) -> Tensor:
+    """Output ``[B, H, q, d]``; rows whose stores are of one class are handed to that class together."""
+    classes: dict[type[LayerStore], list[int]] = {}
+    for row, store in enumerate(stores):
+        classes.setdefault(type(store), []).append(row)
+    if len(classes) == 1:
+        return type(stores[0]).attend_rows(stores, query, key, value, rule)
+    out = torch.empty(*query.shape[:3], value.shape[-1], dtype=query.dtype, device=query.device)
+    for kind, rows in classes.items():
+        out[rows] = kind.attend_rows([stores[row] for row in rows], query[rows], key[rows], value[rows], rule)
+    return out
 
 
 AttentionInterface.register(ATTENTION_NAME, _attention)
@@ -173,11 +188,11 @@ class _Catch:
     def __getitem__(self, layer: int) -> _Catch:
         return self
 
-    def append(self, key: Tensor, value: Tensor) -> None:
-        pass
-
-    def attend(self, query: Tensor, *, scaling: float, window: int | None) -> Tensor:
-        self.queries.append(query)
+    @classmethod
+    def attend_rows(
+        cls, stores: Sequence[_Catch], query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule
+    ) -> Tensor:
+        stores[0].queries.append(query[0])
         return torch.zeros_like(query)
 
 
@@ -207,15 +222,10 @@ def check_supported(model: Any) -> None:
     if not model._can_set_attn_implementation():
         raise ModelError(
             f"{name} does not let its attention be replaced, so no cache method can run on it.",
-            "Choose a Llama, Mistral, Qwen, Phi-3, SmolLM or OLMo model.",
+            "Choose a Llama, Mistral, Qwen, Gemma, Phi-3, SmolLM, OLMo or GPT-OSS model.",
         )
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{name} is an encoder-decoder model; lcbench evaluates decoder-only models.", "")
-    if getattr(config, "final_logit_softcapping", None) or getattr(config, "attn_logit_softcapping", None):
-        raise ModelError(
-            f"{name} uses logit soft-capping, which lcbench's attention does not compute yet.",
-            "Choose a Llama, Mistral, Qwen, Phi-3, SmolLM or OLMo model.",
-        )
     kinds = set(getattr(config, "layer_types", None) or ())
     if kinds - {"full_attention", "sliding_attention"}:
         raise ModelError(
@@ -236,7 +246,7 @@ def forward(
     input_ids: Tensor,
     positions: Tensor,
     rows: Sequence[CacheStore],
-    observers: Sequence[Observer] = (),
+    observers: Sequence[Sequence[Observer]] = (),
     *,
     all_logits: bool = False,
 ) -> Tensor:
@@ -247,7 +257,7 @@ def forward(
         input_ids: ``[R, q]`` int64, the new tokens of each row.
         positions: ``[R, q]`` int64, their positions in the text (never derived from the cache's length).
         rows: R caches; each gets its row's keys and values appended.
-        observers: watch every layer of the pass.
+        observers: those of each row, which watch every layer of the pass; () for none at all.
         all_logits: logits of all q tokens instead of the last alone.
 
     Returns:

@@ -12,7 +12,7 @@ from typing import Any
 from lcbench.errors import ModelError
 from lcbench.models import adapter
 
-_CHOOSE = "Choose a Llama, Mistral, Qwen, Phi-3, SmolLM or OLMo model."
+_CHOOSE = "Choose a Llama, Mistral, Qwen, Gemma, Phi-3, SmolLM, OLMo or GPT-OSS model."
 _BESIDE_INTERFACE = {
     "diffllama": "differential attention",
     "doge": "attention masks computed from the values",
@@ -23,7 +23,7 @@ def check(model: Any) -> None:
     """Refuse a model that lcbench cannot serve; works on the meta device, before any weight is read.
 
     Raises:
-        ModelError: as `adapter.check_supported`, and for encoders, attention sinks, keys and values of different
+        ModelError: as `adapter.check_supported`, and for encoders, keys and values of different
             width, layers that differ, and the families above.
     """
     adapter.check_supported(model)
@@ -33,8 +33,6 @@ def check(model: Any) -> None:
     reason = _BESIDE_INTERFACE.get(config.model_type, "")
     if any(getattr(m, "is_causal", True) is False for m in layered):
         reason = "attention that looks ahead"
-    elif any(n.rpartition(".")[2] == "sinks" for n, _ in model.named_parameters()):
-        reason = "attention sinks"
     elif getattr(config, "kv_lora_rank", None) or getattr(config, "v_head_dim", None) not in (None, *widths):
         reason = "keys and values of different width"
     elif len(widths) > 1:

@@ -70,7 +70,7 @@ def _latest_importance(record: LayerRecord, window: int) -> Tensor:
     query, length = last_queries(record, window), record.length
     latest = torch.arange(-1, length - 1, device=query.device, dtype=torch.int32).repeat(record.key.shape[0], 1)
     groups = query.shape[0] // record.key.shape[0]
-    for block in weight_blocks(query, record.key, scaling=record.scaling, window=record.window):
+    for block in weight_blocks(query, record.key, record.rule):
         first = length - query.shape[1] + block.rows.start
         at = torch.arange(first, first + block.weights.shape[1], device=query.device, dtype=torch.int32)
         important = (block.weights >= _threshold(at)[:, None]).any(dim=0)  # [rows, cols]

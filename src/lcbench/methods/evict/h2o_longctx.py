@@ -17,6 +17,7 @@ from lcbench.kv.layer import DenseLayer, outside_window
 from lcbench.kv.record import PrefillRecord
 from lcbench.methods.base import Method, Traits
 from lcbench.methods.registry import method
+from lcbench.models.rule import AttentionRule
 
 PRESETS = {"2x": 0.25, "4x": 0.125, "6x": 0.083, "8x": 0.0625}  # heavy and recent each
 
@@ -91,14 +92,14 @@ class MaskedLayer(DenseLayer):
     def acts(self) -> bool:
         return True
 
-    def _attend(self, query: Tensor, scaling: float, window: int | None) -> Tensor:
+    def _attend(self, query: Tensor, rule: AttentionRule) -> Tensor:
         keys, values = self.parts()
-        hidden = outside_window(self.positions, self.seen, 1, window)
+        hidden = outside_window(self.positions, self.seen, 1, rule.window)
         if self.masked is not None:
             own = torch.zeros_like(self.masked[:, :1])
             masked = torch.cat([self.masked, own], dim=1)[:, None]
             hidden = masked if hidden is None else masked | hidden
-        out, weights = attention.over_parts(query, keys, values, scaling=scaling, hidden=hidden, return_weights=True)
+        out, weights = attention.over_parts(query, keys, values, rule, hidden=hidden, return_weights=True)
         assert weights is not None
         self._mark(weights[:, 0])
         return out
@@ -124,7 +125,7 @@ class MaskedLayer(DenseLayer):
         assert self.key is not None
         assert self.value is not None
         new = MaskedLayer(self.key, self.value, self.limits)
-        new.seen, new._tail_start, new.window = self.seen, self._tail_start, self.window
+        new.seen, new._tail_start, new.rule = self.seen, self._tail_start, self.rule
         new.scores, new.masked = self.scores, self.masked
         if self.tail is not None:
             new.tail = self.tail.fork()

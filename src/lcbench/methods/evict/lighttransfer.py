@@ -11,9 +11,10 @@ from torch import Tensor
 from lcbench.config.options import param
 from lcbench.errors import BadValue
 from lcbench.kv.cache import KVCache
-from lcbench.kv.layer import DenseLayer, LayerKV, RingLayer
+from lcbench.kv.layer import DenseLayer, LayerKV
 from lcbench.kv.observe import LastQueries, Observation
 from lcbench.kv.record import LayerRecord, PrefillRecord, take
+from lcbench.kv.ring import RingLayer
 from lcbench.kv.scores import last_queries
 from lcbench.kv.weights import weight_blocks
 from lcbench.methods.base import Method, Traits
@@ -92,7 +93,7 @@ class LightTransfer(Method):
         """Mean attention mass on sinks and recent keys, in [0, 1]."""
         query, length = last_queries(record, self.queries), record.length
         mass = 0.0
-        for block in weight_blocks(query, record.key, scaling=record.scaling, window=record.window):
+        for block in weight_blocks(query, record.key, record.rule):
             first = length - query.shape[1] + block.rows.start
             row = torch.arange(first, first + block.weights.shape[1], device=query.device)[:, None]
             col = torch.arange(block.cols.start, block.cols.stop, device=query.device)[None]

@@ -12,8 +12,9 @@ from lcbench.config.budget import Budget
 from lcbench.config.options import param
 from lcbench.errors import BadValue
 from lcbench.kv.cache import KVCache
-from lcbench.kv.layer import DenseLayer, LayerKV, RingLayer
+from lcbench.kv.layer import DenseLayer, LayerKV
 from lcbench.kv.record import PrefillRecord, take
+from lcbench.kv.ring import RingLayer
 from lcbench.methods.base import QUARTER, Method, Traits
 from lcbench.methods.registry import method
 

@@ -14,12 +14,14 @@ from lcbench.config.options import param
 from lcbench.errors import BadValue
 from lcbench.kv import attention
 from lcbench.kv.cache import CacheShape, KVCache
-from lcbench.kv.layer import LayerKV, RingLayer, outside_window
+from lcbench.kv.layer import LayerKV, outside_window
+from lcbench.kv.ring import RingLayer
 from lcbench.kv.rope import moved
 from lcbench.kv.sections import Section, over_sections
 from lcbench.methods.base import AttentionMethod, Traits
 from lcbench.methods.registry import method
 from lcbench.models.rope import observed_rope
+from lcbench.models.rule import AttentionRule
 
 PRESETS = {"2x": 0.5, "4x": 0.25, "6x": 0.17, "8x": 0.125}  # tokens kept, as a share of the prompt
 INIT_SHARE = 0.021  # of those tokens, the first ones
@@ -107,28 +109,28 @@ class StreamingLayer(LayerKV):
             self._pending = (key, value)
         self.seen += key.shape[1]
 
-    def attend(self, query: Tensor, *, scaling: float, window: int | None = None) -> Tensor:
+    def attend(self, query: Tensor, rule: AttentionRule) -> Tensor:
         if self._ring is not None:
-            return self._ring.attend(query, scaling=scaling, window=window)
+            return self._ring.attend(query, rule)
         assert self._pending is not None, "attend must follow append"
-        out = self._read(query, *self._pending, scaling, window)
+        out = self._read(query, *self._pending, rule)
         self._pending = None
         return out
 
-    def _read(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None) -> Tensor:
+    def _read(self, query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
         """Attention of a piece of the prompt; then forgets what no later query sees."""
         start = self.seen - query.shape[1]
         if self._held is not None:
             key, value = torch.cat([self._held[0], key], dim=1), torch.cat([self._held[1], value], dim=1)
         gap = self.seen - key.shape[1]  # tokens forgotten between the first ones and the window
         if self.seen <= self.n_local:
-            out = attention.causal(query, key, value, scaling=scaling, window=window)
+            out = attention.causal(query, key, value, rule)
         else:
             blocks = range(start, self.seen, _ROWS)
             pieces = [(first, min(first + _ROWS, self.seen)) for first in blocks]
             out = torch.cat(
                 [
-                    self._rows(query[:, first - start : stop - start], key, value, first, gap, scaling, window)
+                    self._rows(query[:, first - start : stop - start], key, value, first, gap, rule)
                     for first, stop in pieces
                 ],
                 dim=1,
@@ -144,25 +146,23 @@ class StreamingLayer(LayerKV):
             self._held, self._ring = None, _SinkRing(self, key, value, kept)
         return out
 
-    def _rows(
-        self, query: Tensor, key: Tensor, value: Tensor, first: int, gap: int, scaling: float, window: int | None
-    ) -> Tensor:
+    def _rows(self, query: Tensor, key: Tensor, value: Tensor, first: int, gap: int, rule: AttentionRule) -> Tensor:
         """Output of the queries from position ``first`` on, over keys that lack ``gap`` tokens after the first ones."""
         stop = first + query.shape[1]
         low = max(0, first - self.n_local + 1)
         rows = torch.arange(first, stop, device=query.device)[:, None]
         near = rows - torch.arange(low, stop, device=query.device)[None]
-        hidden = (near < 0) | (near >= min(self.n_local, window or self.n_local))
+        hidden = (near < 0) | (near >= min(self.n_local, rule.window or self.n_local))
         inside = slice(low - gap, stop - gap)
         sections = [Section(query, key[:, inside], value[:, inside], hidden)]
         sinks = min(self.n_init, stop - self.n_local)
         if sinks > 0:
             far = rows - torch.arange(sinks, device=query.device)[None]
             hidden = far < self.n_local
-            if window is not None:
-                hidden |= far >= window
+            if rule.window is not None:
+                hidden |= far >= rule.window
             sections.append(Section(self.far_query(query, first), key[:, :sinks], value[:, :sinks], hidden))
-        return over_sections(sections, scaling=scaling)[0]
+        return over_sections(sections, rule)[0]
 
     def far_query(self, query: Tensor, first: int) -> Tensor:
         """Queries ``[H, q, d]`` from position ``first`` on at the angles at which they see the first tokens."""
@@ -197,7 +197,7 @@ class _SinkRing(RingLayer):
         )
         self.layer = layer
 
-    def attend(self, query: Tensor, *, scaling: float, window: int | None = None) -> Tensor:
+    def attend(self, query: Tensor, rule: AttentionRule) -> Tensor:
         assert self._pending is not None, "attend must follow append"
         new_key, new_value = self._pending
         self._pending = None
@@ -206,21 +206,21 @@ class _SinkRing(RingLayer):
         for i in range(q):  # one by one: a later token may overwrite what an earlier one still sees
             position = self.seen - q + i
             self._push(new_key[:, i], new_value[:, i], position)
-            outputs.append(self._one(query[:, i : i + 1], position, scaling, window))
+            outputs.append(self._one(query[:, i : i + 1], position, rule))
         return outputs[0] if q == 1 else torch.cat(outputs, dim=1)
 
-    def _one(self, query: Tensor, position: int, scaling: float, window: int | None) -> Tensor:
+    def _one(self, query: Tensor, position: int, rule: AttentionRule) -> Tensor:
         held = slice(0, self.length)
         key, value = self._key[:, held], self._value[:, held]
-        hidden = outside_window(lambda: self.positions().to(query.device), position + 1, 1, window)
+        hidden = outside_window(lambda: self.positions().to(query.device), position + 1, 1, rule.window)
         mask = None if hidden is None else hidden[0]
         sinks = min(self.sinks, max(0, position - self.layer.n_local + 1))  # those the window has left
         near = Section(query, key[:, sinks:], value[:, sinks:], None if mask is None else mask[:, sinks:])
         if sinks == 0:
-            return over_sections([near], scaling=scaling)[0]
+            return over_sections([near], rule)[0]
         turned = self.layer.far_query(query, position)
         far = Section(turned, key[:, :sinks], value[:, :sinks], None if mask is None else mask[:, :sinks])
-        return over_sections([near, far], scaling=scaling)[0]
+        return over_sections([near, far], rule)[0]
 
     def forked(self, layer: StreamingLayer) -> _SinkRing:
         """A copy that belongs to ``layer``."""

@@ -14,12 +14,14 @@ from lcbench.config.budget import Budget
 from lcbench.config.options import param
 from lcbench.kv import attention
 from lcbench.kv.cache import KVCache
-from lcbench.kv.layer import LayerKV, RingLayer, outside_window
+from lcbench.kv.layer import LayerKV, outside_window
 from lcbench.kv.observe import ColumnSums, LastQueries, Observation
 from lcbench.kv.record import LayerRecord, PrefillRecord
+from lcbench.kv.ring import RingLayer
 from lcbench.kv.scores import column_sums, group_reduce, last_query_weights
 from lcbench.methods.base import Method, Traits
 from lcbench.methods.registry import method
+from lcbench.models.rule import AttentionRule
 
 
 @method("cam", paper="OpenReview:LCTmppB165", traits=Traits(family="merge"))
@@ -186,7 +188,7 @@ class CaMLayer(RingLayer):
         self.recent, self.method, self.draw, self.received = recent, method, draw, received
         self._origin = seen - recent if seen > start + recent else start  # position of the ring's first place
 
-    def attend(self, query: Tensor, *, scaling: float, window: int | None = None) -> Tensor:
+    def attend(self, query: Tensor, rule: AttentionRule) -> Tensor:
         assert self._pending is not None, "attend must follow append"
         new_key, new_value = self._pending
         self._pending = None
@@ -196,9 +198,9 @@ class CaMLayer(RingLayer):
             position = self.seen - q + i
             self._push(new_key[:, i], new_value[:, i], position)
             key, value = self._key[:, : self.length], self._value[:, : self.length]
-            hidden = outside_window(lambda: self.positions().to(query.device), position + 1, 1, window)
+            hidden = outside_window(lambda: self.positions().to(query.device), position + 1, 1, rule.window)
             out, weights = attention.over_parts(
-                query[:, i : i + 1], [key], [value], scaling=scaling, hidden=hidden, return_weights=True
+                query[:, i : i + 1], [key], [value], rule, hidden=hidden, return_weights=True
             )
             assert weights is not None
             outputs.append(out)

@@ -20,6 +20,7 @@ from lcbench.kv.record import LayerRecord
 from lcbench.methods.base import CacheTransform, Traits
 from lcbench.methods.registry import method
 from lcbench.models import adapter
+from lcbench.models.rule import AttentionRule
 
 _BITS = {"quanto": (2, 4), "hqq": (1, 2, 3, 4, 8)}
 _AXES = {"quanto": (0, -1), "hqq": (0, 1)}
@@ -168,7 +169,7 @@ class LibraryLayer(LayerKV):
         self._pending = (key, value)
         self.seen += key.shape[1]
 
-    def attend(self, query: Tensor, *, scaling: float, window: int | None = None) -> Tensor:
+    def attend(self, query: Tensor, rule: AttentionRule) -> Tensor:
         assert self._pending is not None, "attend must follow append"
         key, value = self._pending
         self._pending = None
@@ -178,8 +179,8 @@ class LibraryLayer(LayerKV):
             flushes = self.residual + 1 >= self.method.residual_length
             keys, values = self._update(key[:, new], value[:, new], flushes=flushes)
             taken = self._taken
-            hidden = outside_window(partial(torch.arange, taken, device=query.device), taken, 1, window)
-            out, _ = attention.over_parts(query[:, new], [keys], [values], scaling=scaling, hidden=hidden)
+            hidden = outside_window(partial(torch.arange, taken, device=query.device), taken, 1, rule.window)
+            out, _ = attention.over_parts(query[:, new], [keys], [values], rule, hidden=hidden)
             outputs.append(out)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 

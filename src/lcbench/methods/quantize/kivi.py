@@ -20,6 +20,7 @@ from lcbench.kv.packing import BITS, WORD, Packed, quantize
 from lcbench.kv.record import LayerRecord
 from lcbench.methods.base import CacheTransform, Traits
 from lcbench.methods.registry import method
+from lcbench.models.rule import AttentionRule
 
 
 @method("kivi", paper="arXiv:2402.02750", traits=Traits(family="quantize"))
@@ -121,7 +122,7 @@ class KiviLayer(LayerKV):
         self._pending = (key, value)
         self.seen += key.shape[1]
 
-    def attend(self, query: Tensor, *, scaling: float, window: int | None = None) -> Tensor:
+    def attend(self, query: Tensor, rule: AttentionRule) -> Tensor:
         assert self._pending is not None, "attend must follow append"
         key, value = self._pending
         self._pending = None
@@ -132,10 +133,10 @@ class KiviLayer(LayerKV):
             self._exact_keys.append(key[:, new])
             self._exact_values.append(value[:, new])
             seen = self.seen - q + i + 1
-            hidden = outside_window(partial(torch.arange, seen, device=query.device), seen, 1, window)
+            hidden = outside_window(partial(torch.arange, seen, device=query.device), seen, 1, rule.window)
             exact_keys, exact_values = self.exact
             out, _ = attention.over_parts(
-                query[:, new], [self.keys, exact_keys], [self.values, exact_values], scaling=scaling, hidden=hidden
+                query[:, new], [self.keys, exact_keys], [self.values, exact_values], rule, hidden=hidden
             )
             outputs.append(out)
             self._settle()

@@ -20,6 +20,7 @@ from lcbench.kv.whole import WholeLayer
 from lcbench.methods.base import AttentionMethod, Traits
 from lcbench.methods.registry import method
 from lcbench.models.rope import observed_rope
+from lcbench.models.rule import AttentionRule
 
 PRESETS = {"2x": 0.5, "4x": 0.25, "6x": 0.17, "8x": 0.125}  # tokens seen, as a share of the prompt
 INIT_SHARE, BLOCK_SHARE = 0.021, 0.324  # of those tokens: first ones, looked-up ones
@@ -136,25 +137,23 @@ class InfLLMLayer(WholeLayer):
         """Position of the first token after the blocks."""
         return self.first + self.block_count * self.rules.block_size
 
-    def _attend(self, query: Tensor, scaling: float, window: int | None) -> Tensor:
+    def _attend(self, query: Tensor, rule: AttentionRule) -> Tensor:
         start = self.seen - query.shape[1]
-        outputs = [
-            self._run(query[:, a - start : b - start], a, scaling, window) for a, b in self.runs.cut(start, self.seen)
-        ]
+        outputs = [self._run(query[:, a - start : b - start], a, rule) for a, b in self.runs.cut(start, self.seen)]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
-    def _run(self, query: Tensor, start: int, scaling: float, window: int | None) -> Tensor:
+    def _run(self, query: Tensor, start: int, rule: AttentionRule) -> Tensor:
         """Attention of the queries from position ``start`` on, and what follows from it."""
         stop = start + query.shape[1]
         low = max(0, start - self.n_local + 1)
         rows = torch.arange(start, stop, device=query.device)[:, None]
         age = rows - torch.arange(low, stop, device=query.device)[None]
-        hidden = (age < 0) | (age >= min(self.n_local, window or self.n_local))
+        hidden = (age < 0) | (age >= min(self.n_local, rule.window or self.n_local))
         sections = [Section(query, *self.rows([(low, stop)]), hidden)]
-        far = self._far(query, rows, stop, window)
+        far = self._far(query, rows, stop, rule.window)
         if far is not None:
             sections.append(far)
-        out, received = over_sections(sections, scaling=scaling, received=True)
+        out, received = over_sections(sections, rule, received=True)
         assert received is not None
         self._credit(received, low, start, stop)
         self._settle(stop)

@@ -21,6 +21,7 @@ from lcbench.kv.whole import WholeLayer
 from lcbench.methods.base import AttentionMethod, Traits
 from lcbench.methods.registry import method
 from lcbench.models.rope import Rope, observed_rope
+from lcbench.models.rule import AttentionRule
 
 
 @method("longcache", paper="arXiv:2407.15176", traits=Traits(family="retrieve", prefill="own"))
@@ -97,18 +98,16 @@ class LongCacheLayer(WholeLayer):
         self.rules = rules
         self.runs = Runs("longcache", rules.chunk_size, rules.scope, prompt_tokens)
 
-    def _attend(self, query: Tensor, scaling: float, window: int | None) -> Tensor:
+    def _attend(self, query: Tensor, rule: AttentionRule) -> Tensor:
         start = self.seen - query.shape[1]
-        outputs = [
-            self._run(query[:, a - start : b - start], a, scaling, window) for a, b in self.runs.cut(start, self.seen)
-        ]
+        outputs = [self._run(query[:, a - start : b - start], a, rule) for a, b in self.runs.cut(start, self.seen)]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
-    def _run(self, query: Tensor, start: int, scaling: float, window: int | None) -> Tensor:
+    def _run(self, query: Tensor, start: int, rule: AttentionRule) -> Tensor:
         rules, stop = self.rules, start + query.shape[1]
         scope = min(rules.scope, self.runs.last)
         if stop <= scope or stop <= rules.global_size + rules.local_size:
-            return self._dense(query, stop, scaling, window)
+            return self._dense(query, stop, rule)
         rope = observed_rope()
         seen = self._seen(query, start, rope)
         positions = torch.cat([torch.arange(a, b, device=query.device) for a, b in seen])
@@ -116,19 +115,19 @@ class LongCacheLayer(WholeLayer):
         asked = torch.arange(start, stop, device=query.device)
         key, value = self.rows(seen)
         age = asked[:, None] - positions[None]
-        hidden = age < 0 if window is None else (age < 0) | (age >= window)
+        hidden = age < 0 if rule.window is None else (age < 0) | (age >= rule.window)
         section = Section(
             moved(rope, query, asked, angles[-len(asked) :]), moved(rope, key, positions, angles), value, hidden
         )
-        return over_sections([section], scaling=scaling)[0]
+        return over_sections([section], rule)[0]
 
-    def _dense(self, query: Tensor, stop: int, scaling: float, window: int | None) -> Tensor:
+    def _dense(self, query: Tensor, stop: int, rule: AttentionRule) -> Tensor:
         if query.shape[1] == 1 and stop == self.seen:
             keys, values = self.parts()
-            hidden = outside_window(self.positions, stop, 1, window)
-            return attention.over_parts(query, keys, values, scaling=scaling, hidden=hidden)[0]
+            hidden = outside_window(self.positions, stop, 1, rule.window)
+            return attention.over_parts(query, keys, values, rule, hidden=hidden)[0]
         key, value = self.rows([(0, stop)])
-        return attention.causal(query, key, value, scaling=scaling, window=window)
+        return attention.causal(query, key, value, rule)
 
     def middle(self, seen: int) -> tuple[int, int]:
         """First position that can be looked up by a run that ends after ``seen`` tokens, and one past the last."""

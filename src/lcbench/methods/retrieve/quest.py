@@ -19,6 +19,7 @@ from lcbench.kv.record import PrefillRecord
 from lcbench.kv.whole import WholeLayer
 from lcbench.methods.base import Method, Traits, top_positions
 from lcbench.methods.registry import method
+from lcbench.models.rule import AttentionRule
 
 
 @method("quest", paper="arXiv:2406.10774", traits=Traits(family="retrieve"))
@@ -102,27 +103,27 @@ class QuestLayer(WholeLayer):
             self._least.append(least)
             self._greatest.append(greatest)
 
-    def _attend(self, query: Tensor, scaling: float, window: int | None) -> Tensor:
+    def _attend(self, query: Tensor, rule: AttentionRule) -> Tensor:
         q = query.shape[1]
         if self.seen <= self.budget:
-            return super()._attend(query, scaling, window)
+            return super()._attend(query, rule)
         outputs = []
         for i in range(q):  # one by one: each reads pages of its own
-            outputs.append(self._one(query[:, i : i + 1], self.seen - q + i + 1, scaling, window))
+            outputs.append(self._one(query[:, i : i + 1], self.seen - q + i + 1, rule))
         return outputs[0] if q == 1 else torch.cat(outputs, dim=1)
 
-    def _one(self, query: Tensor, seen: int, scaling: float, window: int | None) -> Tensor:
+    def _one(self, query: Tensor, seen: int, rule: AttentionRule) -> Tensor:
         """Attention of the query at position ``seen - 1``."""
         if seen <= self.budget:
             key, value = self.rows([(0, seen)])
-            hidden = outside_window(lambda: torch.arange(seen, device=query.device), seen, 1, window)
-            return attention.over_parts(query, [key], [value], scaling=scaling, hidden=hidden)[0]
-        places = self.places(self.scores(query[:, 0], seen, window), seen)
+            hidden = outside_window(lambda: torch.arange(seen, device=query.device), seen, 1, rule.window)
+            return attention.over_parts(query, [key], [value], rule, hidden=hidden)[0]
+        places = self.places(self.scores(query[:, 0], seen, rule.window), seen)
         hidden = places >= seen
-        if window is not None:
-            hidden |= places < seen - window
+        if rule.window is not None:
+            hidden |= places < seen - rule.window
         key, value = self.at(places.clamp(max=seen - 1))
-        return attention.over_parts(query, [key], [value], scaling=scaling, hidden=hidden[:, None])[0]
+        return attention.over_parts(query, [key], [value], rule, hidden=hidden[:, None])[0]
 
     def scores(self, query: Tensor, seen: int, window: int | None = None) -> Tensor:
         """Bound of each page for queries ``[H, d]`` after ``seen`` tokens: fp32 ``[Hk or H, pages]``, -inf for a page

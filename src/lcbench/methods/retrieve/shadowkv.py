@@ -22,6 +22,7 @@ from lcbench.kv.rope import LayerRope, rotated, unrotated
 from lcbench.methods.base import Method, Traits, top_positions
 from lcbench.methods.registry import method
 from lcbench.models.rope import observed_rope
+from lcbench.models.rule import AttentionRule
 
 
 @method("shadowkv", paper="arXiv:2410.21465", traits=Traits(family="retrieve"))
@@ -130,31 +131,32 @@ class ShadowLayer(LayerKV):
         self.tail.append(key, value)
         self.seen += key.shape[1]
 
-    def attend(self, query: Tensor, *, scaling: float, window: int | None = None) -> Tensor:
+    def attend(self, query: Tensor, rule: AttentionRule) -> Tensor:
         q = query.shape[1]
         outputs = []
         for i in range(q):  # one by one: each chooses chunks of its own
-            outputs.append(self._one(query[:, i : i + 1], self.seen - q + i + 1, scaling, window))
+            outputs.append(self._one(query[:, i : i + 1], self.seen - q + i + 1, rule))
         return outputs[0] if q == 1 else torch.cat(outputs, dim=1)
 
-    def _one(self, query: Tensor, seen: int, scaling: float, window: int | None) -> Tensor:
+    def _one(self, query: Tensor, seen: int, rule: AttentionRule) -> Tensor:
         """Attention of the query at position ``seen - 1``."""
-        places = self.tokens(self.chosen(query[:, 0], scaling, seen, window))
+        places = self.tokens(self.chosen(query[:, 0], rule, seen))
         new = slice(0, seen - self.prompt)
         keys = [self._local[0], self._outliers[0], self.rebuilt(places), self.tail.key[:, new]]
         values = [self._local[1], self._outliers[1], self._fetched(places), self.tail.value[:, new]]
         hidden = None
-        if window is not None and seen > window:
-            hidden = self._places(places, seen)[:, None] < seen - window
-        return attention.over_parts(query, keys, values, scaling=scaling, hidden=hidden)[0]
+        if rule.window is not None and seen > rule.window:
+            hidden = self._places(places, seen)[:, None] < seen - rule.window
+        return attention.over_parts(query, keys, values, rule, hidden=hidden)[0]
 
-    def chosen(self, query: Tensor, scaling: float, seen: int, window: int | None = None) -> Tensor:
+    def chosen(self, query: Tensor, rule: AttentionRule, seen: int) -> Tensor:
         """Chunks ``[Hk, budget / chunk_size]`` whose landmarks suit queries ``[H, d]`` best, ascending."""
         kv_heads, _, d = self.landmarks.shape
-        logits = query.float().view(kv_heads, -1, d) @ self.landmarks.float().transpose(1, 2) * scaling
-        if window is not None:
+        rows = query.float().view(kv_heads, -1, d)
+        logits = rule.capped(rows @ self.landmarks.float().transpose(1, 2) * rule.scaling)
+        if rule.window is not None:
             last = self.ids.long() * self.rules.chunk_size + self.rules.chunk_size - 1
-            logits.masked_fill_((last < seen - window)[:, None], torch.finfo(torch.float32).min)
+            logits.masked_fill_((last < seen - rule.window)[:, None], torch.finfo(torch.float32).min)
         likely = torch.softmax(logits, dim=-1).amax(dim=1)
         best = top_positions(likely, self.rules.budget // self.rules.chunk_size)
         return self.ids.long().gather(1, best)

@@ -22,6 +22,7 @@ from lcbench.kv.scores import last_queries
 from lcbench.kv.whole import WholeLayer
 from lcbench.methods.base import Method, Traits
 from lcbench.methods.registry import method
+from lcbench.models.rule import AttentionRule
 
 _OBSERVED = 512  # last queries of the prompt that are recorded: those of the question and, before it, of the context
 
@@ -81,12 +82,14 @@ class SqueezedAttention(Method):
         count = self.clustered(record)
         if count == 0:
             return record.cache.fork()
-        layers = [self._layer(record.layer(i), count) for i in range(record.shape.layers)]
-        asked = [self._context_queries(record.layer(i), count) for i in range(record.shape.layers)]
+        records = [record.layer(i) for i in range(record.shape.layers)]
+        layers = [self._layer(one, count) for one in records]
+        asked = [self._context_queries(one, count) for one in records]
         for level, percentile in ((0, self.percentile), (1, self.percentile_lower)):
             if level < len(layers[0].levels):
                 scores = [
-                    layer.key_scores(query, record.scaling, level) for layer, query in zip(layers, asked, strict=True)
+                    layer.key_scores(query, one.rule, level)
+                    for layer, query, one in zip(layers, asked, records, strict=True)
                 ]
                 limit = quantile(torch.cat([s.flatten() for s in scores]), percentile) if percentile > 0 else -1.0
                 for layer in layers:
@@ -156,7 +159,7 @@ class SqueezedLayer(WholeLayer):
         self.thresholds: list[float] = []
         self.prompt = self.seen
 
-    def scores(self, query: Tensor, scaling: float, level: int, alive: Tensor | None = None) -> Tensor:
+    def scores(self, query: Tensor, rule: AttentionRule, level: int, alive: Tensor | None = None) -> Tensor:
         """Scores of the sets of a level for queries ``[H, q, d]``: fp32 ``[H, q, k]``, 0 for a set without keys.
 
         Args:
@@ -165,7 +168,7 @@ class SqueezedLayer(WholeLayer):
         centroids, sizes, _ = self.levels[level]
         kv_heads, count, _ = centroids.shape
         rows = query.float().reshape(kv_heads, -1, query.shape[2])
-        logits = (rows @ centroids.float().transpose(1, 2) * scaling).view(*query.shape[:2], count)
+        logits = rule.capped(rows @ centroids.float().transpose(1, 2) * rule.scaling).view(*query.shape[:2], count)
         weights = sizes.repeat_interleave(query.shape[0] // kv_heads, dim=0)[:, None].float()
         if alive is not None:
             weights = weights * alive
@@ -174,43 +177,43 @@ class SqueezedLayer(WholeLayer):
         grown = torch.exp(logits - logits.amax(dim=-1, keepdim=True).clamp(min=limits.min))
         return grown / (weights * grown).sum(dim=-1, keepdim=True).clamp(min=limits.tiny)
 
-    def key_scores(self, query: Tensor, scaling: float, level: int) -> Tensor:
+    def key_scores(self, query: Tensor, rule: AttentionRule, level: int) -> Tensor:
         """Scores ``[H, n]`` of the clustered keys, mean over the queries ``[H, q, d]``."""
-        scores = self.scores(query, scaling, level).mean(dim=1)
+        scores = self.scores(query, rule, level).mean(dim=1)
         labels = self.levels[0].labels.long()
         if level == 1:
             labels = self.levels[1].labels.long().gather(1, labels)
         return scores.gather(1, labels.repeat_interleave(query.shape[0] // labels.shape[0], dim=0))
 
-    def selected(self, query: Tensor, scaling: float, *, together: bool = False) -> Tensor:
+    def selected(self, query: Tensor, rule: AttentionRule, *, together: bool = False) -> Tensor:
         """Which of the clustered keys each query reads: bool ``[Hk, q, n]``, or ``[Hk, 1, n]`` for all together."""
         alive: Tensor | None = None
         if len(self.levels) > 1:
-            upper = self._passed(query, scaling, 1, None, together)
+            upper = self._passed(query, rule, 1, None, together)
             below = self.levels[1].labels.long()
             below = below.repeat_interleave(query.shape[0] // below.shape[0], dim=0)
             alive = upper.gather(2, below[:, None].expand(-1, upper.shape[1], -1))
-        passed = self._passed(query, scaling, 0, alive, together)
+        passed = self._passed(query, rule, 0, alive, together)
         labels = self.levels[0].labels.long()
         per_kv = passed.view(labels.shape[0], -1, *passed.shape[1:]).any(dim=1)
         return per_kv.gather(2, labels[:, None].expand(-1, per_kv.shape[1], -1))
 
-    def _passed(self, query: Tensor, scaling: float, level: int, alive: Tensor | None, together: bool) -> Tensor:
+    def _passed(self, query: Tensor, rule: AttentionRule, level: int, alive: Tensor | None, together: bool) -> Tensor:
         """Sets of a level above its threshold, bool ``[H, q or 1, k]``."""
-        scores = self.scores(query, scaling, level, alive)
+        scores = self.scores(query, rule, level, alive)
         if together:
             scores = scores.mean(dim=1, keepdim=True)
         passed = scores > self.thresholds[level]
         return passed if alive is None else passed & alive
 
-    def _attend(self, query: Tensor, scaling: float, window: int | None) -> Tensor:
+    def _attend(self, query: Tensor, rule: AttentionRule) -> Tensor:
         q, keys, values = query.shape[1], *self.parts()
         together = self.joint and q > 1 and self.seen - q == self.prompt
-        selected = self.selected(query, scaling, together=together)
+        selected = self.selected(query, rule, together=together)
         read = F.pad(selected.expand(-1, q, -1), (0, self.seen - selected.shape[2]), value=True)
-        hidden = outside_window(self.positions, self.seen, q, window)
+        hidden = outside_window(self.positions, self.seen, q, rule.window)
         hidden = ~read if hidden is None else ~read | hidden
-        return attention.over_parts(query, keys, values, scaling=scaling, hidden=hidden)[0]
+        return attention.over_parts(query, keys, values, rule, hidden=hidden)[0]
 
     def _sets(self) -> Iterator[Tensor]:
         for level in self.levels:
