@@ -47,6 +47,18 @@ def score(
         "", "--base-length", help="With --longscore: lengths whose mean is the base, e.g. 512,1024. Default: shortest."
     ),
     against: str = typer.Option("full", "--against", help="Method that losses are split against."),
+    judge: str | None = typer.Option(
+        None, "--judge", help="Grade QA and summaries of 100-LongBench: openai:MODEL (any such endpoint) | hf:MODEL."
+    ),
+    judge_url: str | None = typer.Option(
+        None, "--judge-url", help="Address of the endpoint, e.g. http://127.0.0.1:8000/v1. Key: LCBENCH_JUDGE_KEY."
+    ),
+    qa_filter: float = typer.Option(
+        0.5, "--qa-filter", help="With --judge: leave out questions answered this well without the context; 0: none."
+    ),
+    judge_timeout: float = typer.Option(60.0, "--judge-timeout", help="Seconds for one call."),
+    judge_calls: int = typer.Option(8, "--judge-calls", help="Calls at a time."),
+    yes: bool = typer.Option(False, "--yes", "-y", help="With --judge: do not ask before the first call."),
 ) -> None:
     """Score predictions as the benchmark's authors score them, with 95 % intervals. Exit code 1: some samples failed.
 
@@ -61,9 +73,17 @@ def score(
     lengths = LongScoreOptions(longscore, mode, bases, against)
     options = ScoreOptions(code_sim, strict_recursion, rouge_score, jobs, seed, longscore=lengths)  # type: ignore[arg-type]
     target = path if path is not None else latest_run()
+    grader = None
+    if judge is not None:
+        from lcbench.cli.judge import JudgeOptions, grading
+        from lcbench.config.home import home
+
+        grader = grading(JudgeOptions(judge, judge_url, qa_filter, judge_timeout, judge_calls, yes), home())
+    elif judge_url is not None:
+        raise BadValue("--judge-url without a judge.", "Name the model: --judge openai:MODEL")
     if out is not None:
         _refuse_overwriting(out, target)
-    table = score_path(target, options, benchmark)
+    table = score_path(target, options, benchmark, grader)
     if out is not None:
         write_json(out, table.to_dict())
     if as_json:
@@ -139,10 +159,12 @@ def _tasks(method: MethodScores) -> Table:
     buckets = list(dict.fromkeys(k for lengths in split for k in lengths if lengths[k].n))
     columns = list(dict.fromkeys(k for s in scores for k in s.columns))
     partial = any(s.partial is not None for s in scores)
+    judged = any(s.n_filtered or s.n_judge_failed for s in scores)
     grid = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     grid.add_column("task", overflow="fold", min_width=min(14, max(len(s.task) for s in scores)))
     grid.add_column("metric", overflow="fold")
-    for title in ("n", "errors", "score", "95 % interval", *buckets, *(["partial"] if partial else []), *columns):
+    fates = ("filtered", "no verdict") if judged else ()
+    for title in ("n", "errors", *fates, "score", "95 % interval", *buckets, *(["partial"] * partial), *columns):
         grid.add_column(title, justify="right", no_wrap=True)
     for one in scores:
         grid.add_row(
@@ -150,6 +172,7 @@ def _tasks(method: MethodScores) -> Table:
             escape(one.metric),
             str(one.n),
             f"[red]{one.n_error}[/]" if one.n_error else "0",
+            *([str(one.n_filtered), str(one.n_judge_failed)] if judged else []),
             _number(one.score),
             _interval(one.interval),
             *(_number(one.by_length[b].score if b in one.by_length else None) for b in buckets),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from lcbench.scoring.benchmark import assign
 from lcbench.scoring.bootstrap import Bootstrap, Replicates
 from lcbench.scoring.files import SUFFIXES, find_files, read_file
 from lcbench.scoring.groups import Groups
+from lcbench.scoring.judge.apply import judged_score, remarks, without_context
+from lcbench.scoring.judge.grading import Grading, Verdicts
 from lcbench.scoring.longscore.ladder import Scored, is_no_context
 from lcbench.scoring.longscore.result import LongScoreOptions, long_scores
 from lcbench.scoring.metrics import CODE_SIM, METRICS, CodeSim
@@ -81,11 +83,17 @@ def score_run(run: RunDirectory, options: ScoreOptions = DEFAULTS) -> dict[str, 
     return score_directory(run, options).to_dict()
 
 
-def score_path(path: Path | str, options: ScoreOptions = DEFAULTS, benchmark: str | None = None) -> ScoreTable:
+def score_path(
+    path: Path | str,
+    options: ScoreOptions = DEFAULTS,
+    benchmark: str | None = None,
+    grading: Grading | None = None,
+) -> ScoreTable:
     """Score whatever ``path`` is: a run directory, a predictions file, a folder of them, a folder of such folders.
 
     Args:
         benchmark: "longbench" or "longbench-e" for prediction files; None guesses. A run knows its own.
+        grading: a judge for the tasks that one can grade, of a run; None: the metrics of the tasks.
 
     Raises:
         UsageError: nothing there, two files of one dataset, or ``benchmark`` given for a run.
@@ -96,7 +104,11 @@ def score_path(path: Path | str, options: ScoreOptions = DEFAULTS, benchmark: st
     if path.is_dir() and (path / RUN_FILE).exists():
         if benchmark is not None:
             raise BadValue(f"{path} is a run directory, which knows its benchmarks.", "Leave --benchmark out.")
-        return score_directory(RunDirectory.open(path), options)
+        return score_directory(RunDirectory.open(path), options, grading)
+    if grading is not None:
+        raise BadValue(
+            f"{path} is no run directory, and a judge grades runs only.", "Give a run, or leave --judge out."
+        )
     notes: list[str] = []
     if path.is_file():
         inputs = {_shown(path.resolve().parent): assign([read_file(path)], benchmark, path.parent, notes)}
@@ -112,8 +124,8 @@ def score_path(path: Path | str, options: ScoreOptions = DEFAULTS, benchmark: st
     return _table("folder", _shown(path), inputs, options, notes)
 
 
-def score_directory(run: RunDirectory, options: ScoreOptions = DEFAULTS) -> ScoreTable:
-    """Score every method and task of a run that has records. Raises CorruptFile, UnknownName."""
+def score_directory(run: RunDirectory, options: ScoreOptions = DEFAULTS, grading: Grading | None = None) -> ScoreTable:
+    """Score every method and task of a run that has records. Raises CorruptFile, UnknownName, and as the judge."""
     inputs: dict[str, list[TaskSamples]] = {}
     notes = []
     for method in run.methods:
@@ -127,7 +139,14 @@ def score_directory(run: RunDirectory, options: ScoreOptions = DEFAULTS) -> Scor
                 notes.append(f"{method} has no predictions for {task} yet.")
     if not inputs:
         raise NotARun(f"{run.path} has no predictions yet.", "Start or continue the run first: lcbench run")
-    return _table("run", _shown(run.path), inputs, options, notes)
+    verdicts: Mapping[tuple[str, str], Verdicts] = {}
+    if grading is not None:
+        verdicts = grading.grade(inputs, without_context(run))
+        if not verdicts:
+            raise BadValue(f"{run.path} has no task that a judge grades.", "Leave --judge out.")
+        notes += remarks(grading, verdicts, list(inputs))
+    table = _table("run", _shown(run.path), inputs, options, notes, verdicts)
+    return table if grading is None else replace(table, judge=grading.record())
 
 
 def _of_run(run: RunDirectory, method: str, task: str) -> TaskSamples:
@@ -162,7 +181,12 @@ def _shown(path: Path) -> str:
 
 
 def _table(
-    source: str, name: str, inputs: Mapping[str, Sequence[TaskSamples]], options: ScoreOptions, notes: Sequence[str]
+    source: str,
+    name: str,
+    inputs: Mapping[str, Sequence[TaskSamples]],
+    options: ScoreOptions,
+    notes: Sequence[str],
+    verdicts: Mapping[tuple[str, str], Verdicts] | None = None,
 ) -> ScoreTable:
     values = _all_values([task for tasks in inputs.values() for task in tasks], options)
     bootstrap = Bootstrap(options.seed, options.resamples)
@@ -173,9 +197,14 @@ def _table(
         scores: dict[str, TaskScore] = {}
         replicates: dict[str, Replicates | None] = {}
         for task in tasks:
-            found = next(values)
-            scored.setdefault(method, []).append(Scored(task, found))
-            scores[task.task], replicates[task.task] = task_score(task, found, options.code_sim, bootstrap)
+            found, verdict = next(values), (verdicts or {}).get((method, task.task))
+            if verdict is not None:
+                score, draws, all_rows = judged_score(task, verdict, bootstrap)
+            else:
+                score, draws = task_score(task, found, options.code_sim, bootstrap)
+                all_rows = Scored(task, found)
+            scores[task.task], replicates[task.task] = score, draws
+            scored.setdefault(method, []).append(all_rows)
             more += _remarks(method if len(inputs) > 1 else "", task)
         groups = Groups(scores, replicates, bootstrap)
         methods[method] = MethodScores(scores, groups.categories, groups.overall)

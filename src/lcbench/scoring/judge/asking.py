@@ -8,11 +8,18 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from lcbench.scoring.judge.cache import ReplyCache
-from lcbench.scoring.judge.endpoint import NoReply
 from lcbench.scoring.judge.rubric import Grades, Question, read_reply, system_text
 
 _TRIES = 2  # replies asked for when the first cannot be read
 _LETTERS_A_TOKEN = 4
+
+
+class NoReply(Exception):
+    """One question without a reply, after every attempt; ``reason`` is a clause for the record."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class Judge(Protocol):

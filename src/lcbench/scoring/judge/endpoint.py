@@ -23,6 +23,7 @@ from lcbench.data.fetch import require_http
 from lcbench.data.hub import origin_of, shown
 from lcbench.data.neterrors import reason
 from lcbench.errors import BadValue, NetworkError, UsageError
+from lcbench.scoring.judge.asking import NoReply
 
 OPENAI = "https://api.openai.com/v1"
 KEY, OPENAI_KEY = "LCBENCH_JUDGE_KEY", "OPENAI_API_KEY"
@@ -32,14 +33,6 @@ TEMPERATURE, TOP_P, MAX_TOKENS = 0.1, 0.9, 1024
 _AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 _MOST_BYTES = 4 << 20
 _LOCAL = {"127.0.0.1", "::1", "localhost"}
-
-
-class NoReply(Exception):
-    """One question without a reply, after every attempt; ``reason`` is a clause for the record."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 class _Again(Exception):
