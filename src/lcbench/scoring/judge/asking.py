@@ -80,34 +80,26 @@ class Asker:
     asked: int = 0
     cached: int = 0
 
-    def preview(self, questions: Sequence[Question]) -> None:
-        """Tell `confirm` what asking all of these may cost; nothing when every reply is known."""
-        unique = list(dict.fromkeys(questions))
-        missing = [q for q in unique if self._remembered(q) is None]
+    def recall(self, questions: Iterable[Question]) -> None:
+        """Fill `grades` from the cache, without a call."""
+        for question in dict.fromkeys(questions):
+            known = self._remembered(question) if question not in self.grades else None
+            if known is not None:
+                self.grades[question] = known
+                self.cached += 1
+
+    def preview(self, questions: Iterable[Question]) -> None:
+        """Tell `confirm` what asking these may cost; nothing when all their grades are known."""
+        missing = [q for q in dict.fromkeys(questions) if q not in self.grades]
         if missing:
             letters = sum(len(q.prompt) + len(system_text()) for q in missing)
             most = int(self.judge.identity.get("max_tokens", 0))
-            self.confirm(
-                Budget(
-                    self.judge.label,
-                    len(missing),
-                    len(unique) - len(missing),
-                    letters // _LETTERS_A_TOKEN,
-                    most * len(missing),
-                )
-            )
+            calls, tokens = len(missing), letters // _LETTERS_A_TOKEN
+            self.confirm(Budget(self.judge.label, calls, self.cached, tokens, most * calls))
 
     def ask(self, questions: Iterable[Question]) -> None:
         """Fill `grades` for these questions. Raises what the judge raises when going on makes no sense."""
-        wanted = [q for q in dict.fromkeys(questions) if q not in self.grades]
-        missing = []
-        for question in wanted:
-            known = self._remembered(question)
-            if known is None:
-                missing.append(question)
-            else:
-                self.grades[question] = known
-                self.cached += 1
+        missing = [q for q in dict.fromkeys(questions) if q not in self.grades]
         for done, (question, grades) in enumerate(self._replies(missing), start=1):
             self.grades[question] = grades
             self.asked += 1

@@ -89,10 +89,13 @@ class Grading:
             for task in tasks
             if is_judged(task)
         ]
-        first, second = _questions(jobs)
-        self.asker.preview(first + second)
+        rows = [row for job in jobs for row in job.rows]
+        first = [question for row in rows for question in row.first]
+        self.asker.recall([*first, *(question for row in rows for question in row.main)])
+        # Before the first round is answered, all of the second may be needed.
+        self.asker.preview([*first, *(question for row in rows for question in self._second(row, unknown=row.main))])
         self.asker.ask(first)
-        self.asker.ask([q for job in jobs for row in job.rows for q in self._second(job, row)])
+        self.asker.ask([question for row in rows for question in self._second(row)])
         return {(job.method, job.task.task): self._verdicts(job) for job in jobs}
 
     # -- what is asked -----------------------------------------------------------------------------------------------
@@ -100,18 +103,20 @@ class Grading:
     def _rows(self, task: TaskSamples, without: Mapping[str, Sequence[PredictionRecord]]) -> list[_Row]:
         answers: dict[str, PredictionRecord] = {}
         if self.threshold > 0 and task.facts.metric == QA:
-            answers = {str(r.meta.get("question_id")): r for r in without.get(_bare(task.task), ())}
+            answers = {_question_id(record.meta): record for record in without.get(_bare(task.task), ())}
         rows = []
         for index, sample in enumerate(task.samples):
-            other = answers.get(str(sample.meta.get("question_id")))
+            asked = _question_id(sample.meta)
+            other = answers.get(asked) if asked else None
             text = scored_text(task.facts, other.pred) if other is not None and other.ok else None
             rows.append(_row(task, index, sample, text))
         return rows
 
-    def _second(self, job: _Job, row: _Row) -> tuple[Question, ...]:
-        """Questions of the second round that the first has not made needless."""
-        alone = self._best(row.alone, qa_score)
-        if isinstance(alone, str) or self._filtered(row):
+    def _second(self, row: _Row, unknown: tuple[Question, ...] = ()) -> tuple[Question, ...]:
+        """Questions of the second round that the first has not made needless; ``unknown`` before it is answered."""
+        if not all(question in self._grades for question in row.first):
+            return unknown
+        if isinstance(self._best(row.alone, qa_score), str) or self._filtered(row):
             return ()
         if row.fluency is not None:
             grades = self._grades[row.fluency]
@@ -192,6 +197,11 @@ class _Row:
     main: tuple[Question, ...]
     has_answer_without: bool
 
+    @property
+    def first(self) -> tuple[Question, ...]:
+        """Questions of the first round: their verdicts can make the others needless."""
+        return self.alone if self.fluency is None else (*self.alone, self.fluency)
+
 
 @dataclass(frozen=True)
 class _Job:
@@ -223,11 +233,10 @@ def _row(task: TaskSamples, index: int, sample: Sample, without: str | None) -> 
     )
 
 
-def _questions(jobs: Sequence[_Job]) -> tuple[list[Question], list[Question]]:
-    """Of the first round (answers without the context, fluency) and of the second."""
-    rows = [row for job in jobs for row in job.rows]
-    first = [q for row in rows for q in (*row.alone, *([row.fluency] if row.fluency else []))]
-    return first, [q for row in rows for q in row.main]
+def _question_id(meta: Mapping[str, Any]) -> str:
+    """What joins a row with the same question asked without its context; "" where the task does not say."""
+    value = meta.get("question_id")
+    return value if isinstance(value, str) else ""
 
 
 def _bare(task: str) -> str:
