@@ -20,7 +20,7 @@ from lcbench.errors import BadValue, DataMissing, UnknownName, UsageError
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from lcbench.tasks.hundred.build import Order, Workshop
+    from lcbench.tasks.hundred.build import Order
     from lcbench.tasks.hundred.counting import TokenCounter
     from lcbench.tasks.hundred.pools import Material
     from lcbench.tasks.hundred.recipe import Built
@@ -44,27 +44,42 @@ def build(
         None, "--name", help="Name of the build. Default: default, with --custom: custom.", rich_help_panel=_WHAT
     ),
     pools: str | None = typer.Option(
-        None, "--pools", metavar="DIR|ZIP|URL", help="Take the pools from here, not from the downloaded data.",
-        rich_help_panel=_FROM, show_default=False,
+        None,
+        "--pools",
+        metavar="DIR|ZIP|URL",
+        help="Take the pools from here, not from the downloaded data.",
+        rich_help_panel=_FROM,
+        show_default=False,
     ),
     custom: Path | None = typer.Option(
-        None, "--custom", metavar="DIR", help="Build from your own documents and questions.", rich_help_panel=_FROM,
+        None,
+        "--custom",
+        metavar="DIR",
+        help="Build from your own documents and questions.",
+        rich_help_panel=_FROM,
         show_default=False,
     ),
     strict: bool = typer.Option(
         False, "--strict", help="Refuse to build when a pool is not complete.", rich_help_panel=_FROM
     ),
     tokenizer: str | None = typer.Option(
-        None, "--tokenizer", help="Whose tokens count: a model (as --model of run), a tokenizer.json, or words. "
-        "Default: LCBENCH_MODEL, else demo.", rich_help_panel=_HOW,
+        None,
+        "--tokenizer",
+        help="Whose tokens count: a model (as --model of run), a tokenizer.json, or words. "
+        "Default: LCBENCH_MODEL, else demo.",
+        rich_help_panel=_HOW,
     ),
     seed: int = typer.Option(42, "--seed", help="Of all draws.", rich_help_panel=_HOW),
     mode: str = typer.Option(
-        "reference", "--mode", help="reference (as the code builds) | paper (as described, without label faults).",
+        "reference",
+        "--mode",
+        help="reference (as the code builds) | paper (as described, without label faults).",
         rich_help_panel=_HOW,
     ),
     fill: str = typer.Option(
-        "exact", "--fill", help="exact (lengths are what they say) | reference (its rule, which leaves gaps).",
+        "exact",
+        "--fill",
+        help="exact (lengths are what they say) | reference (its rule, which leaves gaps).",
         rich_help_panel=_HOW,
     ),
     base_below: str = typer.Option(
@@ -168,9 +183,7 @@ def _order(
     )  # fmt: skip
 
 
-def _build(
-    order: Order, source: _Source, overwrite: bool, console: Console, quiet: bool, *, explicit: bool
-) -> None:
+def _build(order: Order, source: _Source, overwrite: bool, console: Console, quiet: bool, *, explicit: bool) -> None:
     from lcbench.tasks.hundred.build import Workshop
     from lcbench.tasks.hundred.names import length_text
     from lcbench.tasks.hundred.recipe import build_folder
@@ -253,7 +266,8 @@ def _show(made: Sequence[Built]) -> None:
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("task", "length", "contexts", "questions", "tokens", "label faults"):
-        table.add_column(column, justify="left" if column in ("task", "label faults") else "right", no_wrap=column != "label faults")
+        words = column in ("task", "label faults")
+        table.add_column(column, justify="left" if words else "right", no_wrap=column != "label faults")
     for built in made:
         lengths = built.lengths
         tokens = f"{min(lengths):,} to {max(lengths):,}" if lengths else "none"

@@ -18,7 +18,7 @@ WORDS = "words"
 _BATCH_CHARACTERS = 1 << 22  # of texts tokenized at once: bounds the memory of a count
 
 
-@dataclass(frozen=True)
+@dataclass
 class TokenizerCounter:
     """Counts with a tokenizer, the special tokens it puts around a text included.
 
@@ -42,7 +42,7 @@ class TokenizerCounter:
         return counts
 
 
-@dataclass(frozen=True)
+@dataclass
 class WordCounter:
     """Counts words between blanks: no tokenizer is needed, and the same text is as long for every model."""
 
@@ -55,7 +55,7 @@ class WordCounter:
 
 
 def token_counter(name: str, home: Path, say: Say = lambda text: None) -> TokenizerCounter | WordCounter:
-    """The counter that ``name`` means: "words", a ``tokenizer.json`` file, or a model as `lcbench run --model` takes it.
+    """The counter that ``name`` means: "words", a ``tokenizer.json`` file, or a model as ``lcbench run --model``.
 
     Raises:
         UsageError: a file that is not a tokenizer. ModelError: no such model.

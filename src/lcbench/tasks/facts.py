@@ -1,7 +1,8 @@
 """What is fixed about the built-in tasks: category, metric, cut, rows. Data only; imports nothing heavy.
 
 Source: `LongBench/task.md`, `pred.py` and `eval.py` of THUDM/LongBench for the 21 tasks; `eval_trec.py` and
-`utils/metrics.py` of uservan/100-LongBench for its eight. Prompts and answer lengths are not here: they are the official configuration files, downloaded and verified like data.
+`utils/metrics.py` of uservan/100-LongBench for its eight. Prompts and answer lengths are not here: they are the
+official configuration files, downloaded and verified like data.
 """
 
 from __future__ import annotations

@@ -20,7 +20,17 @@ from lcbench.tasks.hundred.draws import Draws
 from lcbench.tasks.hundred.fill import tolerance
 from lcbench.tasks.hundred.names import BASE, DEFAULT_BUILD, TASKS, UNIT, base_lengths, length_text
 from lcbench.tasks.hundred.pools import Material, Mode
-from lcbench.tasks.hundred.recipe import Built, Recipe, build_folder, file_of, header, read_recipe, sources, to_line, write
+from lcbench.tasks.hundred.recipe import (
+    Built,
+    Recipe,
+    build_folder,
+    file_of,
+    header,
+    read_recipe,
+    sources,
+    to_line,
+    write,
+)
 
 Builder = Callable[[Kit, int, int, Draws], Context]
 Progress = Callable[[str, int, int], None]
@@ -72,7 +82,8 @@ class Order:
 
     def files(self) -> list[tuple[str, int | str]]:
         """Task and length of every file: the base sets first, then every length."""
-        return [(task, length) for length in (BASE, *self.lengths) for task in self.tasks]
+        lengths: list[int | str] = [BASE, *self.lengths]
+        return [(task, length) for length in lengths for task in self.tasks]
 
 
 class Workshop:
@@ -119,7 +130,11 @@ class Workshop:
     def _differences(self, old: Recipe) -> list[str]:
         """What keeps a file from being part of this build."""
         new = self.recipe(old.task, old.length)
-        found = [f"{key}: was {value}, now {new.shared[key]}" for key, value in old.shared.items() if value != new.shared[key]]
+        found = [
+            f"{key}: was {value}, now {new.shared[key]}"
+            for key, value in old.shared.items()
+            if value != new.shared[key]
+        ]
         known = {pool: self._material.files_of.get(pool) for pool in POOLS_OF[old.task]}
         if old.sources != new.sources and None not in known.values():
             found.append("other sources")

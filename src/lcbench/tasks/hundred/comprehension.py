@@ -208,9 +208,7 @@ def _among(
     return document, pieces, [number for number, (_, mine) in enumerate(mixed, 1) if mine]
 
 
-def _fitting_sample(
-    kit: Kit, index: Index, budget: int, draws: Draws, shorten: Shorten | None
-) -> Document | None:
+def _fitting_sample(kit: Kit, index: Index, budget: int, draws: Draws, shorten: Shorten | None) -> Document | None:
     """A document of passages whose passages fit together, headers included."""
     for _ in range(_TRIES):
         document = _asked(kit, index, budget, draws, shorten)
@@ -225,6 +223,6 @@ def _fitting_sample(
 def _nothing(what: str, budget: int, index: Index) -> DataMissing:
     shortest = index.documents[0].tokens if index else 0
     return DataMissing(
-        f"Nothing of {what} fits into {budget} tokens: the shortest of {len(index.documents)} documents has {shortest}.",
+        f"Nothing of {what} fits into {budget} tokens: the shortest of {len(index.documents)} has {shortest}.",
         "Build longer contexts, leave the task out with --tasks, or download more of the pools.",
     )

@@ -94,7 +94,7 @@ class Kit:
         if not index:
             raise DataMissing(
                 f"There are no documents in the pool{'s' if len(pools) > 1 else ''} {', '.join(pools)}.",
-                "Download more of the pools (lcbench download 100-longbench-pools), or leave the task out with --tasks.",
+                "Download more of the pools (lcbench download 100-longbench-pools), or leave the task out (--tasks).",
             )
         return index
 

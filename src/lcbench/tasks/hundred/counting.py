@@ -41,7 +41,7 @@ def shortened(text: str, tokens: int, counter: TokenCounter) -> tuple[str, int]:
             low = max(low, place)
         else:
             high = min(high, place)
-        if best and 0 <= tokens - best_tokens <= 2 or high - low <= 4:
+        if (best and 0 <= tokens - best_tokens <= 2) or high - low <= 4:
             break
         rate = max(1.0, cut / count) if count else 4.0
         place = int(cut + (tokens - count) * rate)

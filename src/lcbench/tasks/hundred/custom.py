@@ -108,11 +108,9 @@ def _asked(row: dict[str, Any], filename: str, number: int, texts: dict[str, str
     lost = [name for name in names if name not in texts]
     if lost:
         raise CorruptFile(f"{where}: there is no document '{lost[0]}'.", "Name a .txt or .md file of the folder.")
-    if filename == SUMMARIES:
-        answers, text = [row.get("summary")], row.get("query", "")
-    else:
-        answers, text = row.get("answers"), row.get("question")
-        answers = [answers] if isinstance(answers, str) else answers
+    answers: Any = [row.get("summary")] if filename == SUMMARIES else row.get("answers")
+    answers = [answers] if isinstance(answers, str) else answers
+    text = row.get("query", "") if filename == SUMMARIES else row.get("question")
     if not isinstance(text, str) or (filename == QUESTIONS and not text.strip()):
         raise CorruptFile(f"{where}: {'the question' if filename == QUESTIONS else 'query'} is not text.", _MEND)
     if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a.strip() for a in answers):

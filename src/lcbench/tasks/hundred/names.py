@@ -96,5 +96,7 @@ def base_lengths(below: int) -> list[int]:
         BadValue: ``below`` leaves no room for three lengths.
     """
     if below < UNIT:
-        raise BadValue(f"Base sets below {below} tokens have no room for three lengths.", "Use --base-below 1k or more.")
+        raise BadValue(
+            f"Base sets below {below} tokens have no room for three lengths.", "Use --base-below 1k or more."
+        )
     return [max(LEAST_BASE, below // 4), below // 2, 3 * below // 4]

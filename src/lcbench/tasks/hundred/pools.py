@@ -201,9 +201,12 @@ def gather(
     if place is None:
         material = _gather(names, Installed(home), mode)
     else:
-        with tempfile.TemporaryDirectory(prefix="lcbench-pools-") as folder, Fetcher(bearer) as fetcher:
-            with open_place(place, fetcher, Path(folder)) as opened:
-                material = _gather(names, Elsewhere(opened, Path(folder)), mode)
+        with (
+            tempfile.TemporaryDirectory(prefix="lcbench-pools-") as folder,
+            Fetcher(bearer) as fetcher,
+            open_place(place, fetcher, Path(folder)) as opened,
+        ):
+            material = _gather(names, Elsewhere(opened, Path(folder)), mode)
     if not any(material.pools.values()):
         raise DataMissing(
             f"None of the pools of 100-LongBench is {'in ' + place if place else 'downloaded'}.",

@@ -219,5 +219,3 @@ _AGAIN = "Build it again: lcbench build 100-longbench --overwrite …"
 
 def _corrupt(path: Path, number: int, what: str) -> CorruptFile:
     return CorruptFile(f"{path}, line {number}: {what}.", _AGAIN)
-
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from lcbench.errors import DataMissing
 from lcbench.tasks.hundred.context import (
@@ -134,7 +135,7 @@ def kv_retrieval(kit: Kit, target: int, budget: int, draws: Draws) -> Context:
     Reference: the value of the first key is asked. Paper: the end of the chain.
     """
     keys = [draws.uuid() for _ in range(PAIRS + 1)]
-    pairs = [texts()["pair"].replace("{key}", a).replace("{value}", b) for a, b in zip(keys, keys[1:], strict=False)]
+    pairs = [texts()["pair"].replace("{key}", a).replace("{value}", b) for a, b in pairwise(keys)]
     pieces = _noise(kit, target, budget, pairs, PAIRS + 1, draws)
     places = draws.sample(range(len(pieces)), PAIRS)
     ask = "ask_chain" if kit.paper else "ask_pair"
@@ -219,5 +220,3 @@ def _with_needles(pieces: Sequence[Document], needles: dict[int, str], form: str
         template = texts()[form].replace("{number}", str(place + 1))
         parts.append(needles.get(place, "") + template.replace("{text}", text))
     return "".join(parts)
-
-

@@ -162,9 +162,7 @@ class HundredTask(Task):
             fields = {"context": context["new_context"], "input": asked, "instruction": context["instruction"]}
             meta = self._meta(recipe, target, context["length"], question, accepted)
             meta |= {key: context.get(key) for key in ("base_length", "context_id", "document_id", "faults", "chance")}
-            rows.append(
-                Row(f"{context['_id']}-q{number}", fields, accepted, length=context["length"], meta=meta)
-            )
+            rows.append(Row(f"{context['_id']}-q{number}", fields, accepted, length=context["length"], meta=meta))
         return rows
 
     def _meta(
