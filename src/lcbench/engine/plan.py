@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from lcbench.methods.base import Method
 from lcbench.tasks.base import Row, Task
@@ -41,6 +41,7 @@ class PromptSet:
         max_new_tokens: tokens an answer may take, the same for every row.
         sha256: over all prompts' token ids.
         sample: first and last 200 characters of one prompt, for people.
+        counts: rows whose prompt was "cut", was "too_long" (an error row) or was "skipped".
     """
 
     task: Task
@@ -51,6 +52,7 @@ class PromptSet:
     sha256: str
     sample: tuple[str, str]
     notes: tuple[str, ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 def group_methods(methods: Sequence[Method]) -> list[tuple[bool, tuple[Method, ...]]]:

@@ -12,11 +12,13 @@ from lcbench.config.spec import RunSpec
 from lcbench.engine.plan import PreparedPrompt, PromptSet, group_methods
 from lcbench.errors import SampleError
 from lcbench.methods.base import Method
+from lcbench.methods.registry import resolve as resolve_method
 from lcbench.models.chat import Encoded, encode_prompt
 from lcbench.models.info import LoadedModel, ModelInfo
 from lcbench.tasks.base import Loaded, Row, Task
 from lcbench.tasks.truncation import Fitted, fit, fit_exact, require_fit
 
+FULL = "full"
 _SHOWN = 200  # characters of each end of a prompt that are kept for people
 
 
@@ -39,7 +41,7 @@ def prepare(
     sets = []
     for task, loaded in tasks:
         maker = _PromptMaker(spec, info, tokenizer, task, home)
-        for shared, group in group_methods(methods):
+        for shared, group in group_methods(askers(task, methods)):
             prompts = []
             for i, row in enumerate(loaded.rows):
                 prompt = maker.make(row, group[0] if not shared else None)
@@ -58,9 +60,17 @@ def prepare(
                     sha256=_digest(prompts),
                     sample=maker.sample,
                     notes=tuple(notes),
+                    counts=maker.counts,
                 )
             )
     return sets
+
+
+def askers(task: Task, methods: Sequence[Method]) -> Sequence[Method]:
+    """The methods that answer a task: all of them, or ``full`` alone where it asks about the model only."""
+    if not task.once:
+        return methods
+    return [m for m in methods if m.name == FULL] or [resolve_method(FULL)]
 
 
 def _digest(prompts: Sequence[PreparedPrompt]) -> str:
@@ -98,7 +108,7 @@ class _PromptMaker:
             rendered = self._render(text)
             self.sample = (rendered[:_SHOWN], rendered[-_SHOWN:])
         try:
-            if self.task.truncate == "error":
+            if self.task.truncate == "error" and self.spec.over_length != "truncate":
                 return self._whole(row, text)
             fitted = self._fit(text)
         except SampleError as error:
@@ -140,6 +150,11 @@ class _PromptMaker:
             max_input_tokens=self.spec.max_input_tokens,
         )
         return PreparedPrompt(row, array("q", ids), len(ids))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Prompts that were cut, refused and skipped so far, for run.json."""
+        return {"cut": self.cut, "too_long": self.too_long, "skipped": self.skipped}
 
     def notes(self, rows: int) -> list[str]:
         """What the user should know about these prompts."""

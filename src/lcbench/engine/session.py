@@ -74,7 +74,7 @@ def open_session(spec: RunSpec, home: Path, *, say: Say) -> Session:
     methods = resolve_methods(spec)
     tasks: list[Task] = []
     for text in spec.tasks:
-        tasks += [task for task in resolve_tasks(text) if task.id not in {t.id for t in tasks}]
+        tasks += [task for task in resolve_tasks(text, home) if task.id not in {t.id for t in tasks}]
     loaded = [(task, task.load(home, spec.limit)) for task in tasks]
     for task, rows in loaded:
         if rows.note:
@@ -146,6 +146,8 @@ class Session:
                 "prompt_begins": own[0].sample[0],
                 "prompt_ends": own[0].sample[1],
                 "notes": list(own[0].notes),
+                "once": task.once,
+                **own[0].counts,
             }
         methods = {
             m.id: {
