@@ -12,23 +12,7 @@ from lcbench.scoring.judge.cache import ReplyCache
 from lcbench.scoring.judge.endpoint import Endpoint
 from lcbench.scoring.judge.grading import Grading
 from lcbench.store.rundir import RunDirectory
-from lcbench.tasks import facts
 from scoring.judge.stand_in import QUICK, StandIn
-
-
-@pytest.fixture(autouse=True)
-def hundred_facts(monkeypatch: Any) -> None:
-    known = {
-        f"100-longbench/{name}": facts.TaskFacts(
-            f"100-longbench/{name}", "100-longbench", category, "en", metric, True, False, 0, False
-        )
-        for name, category, metric in (
-            ("single_doc_qa", "single-doc-qa", "qa_f1"),
-            ("single_doc_sum", "summarization", "rouge"),
-            ("kv_retrieval", "key-retrieval", "last_uuid"),
-        )
-    }
-    monkeypatch.setattr(facts, "TASK_FACTS", {**known, **facts.TASK_FACTS})
 
 
 @pytest.fixture

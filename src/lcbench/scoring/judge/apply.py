@@ -13,6 +13,7 @@ from lcbench.scoring.samples import TaskSamples
 from lcbench.scoring.table import TaskScore
 from lcbench.store.rundir import RunDirectory
 from lcbench.store.schema import PredictionRecord
+from lcbench.tasks.hundred.names import NO_CONTEXT
 
 ASKED_ONCE_BY = "full"
 """The method that answers questions without their context, once for all methods of a run."""
@@ -24,7 +25,7 @@ def without_context(run: RunDirectory) -> dict[str, list[PredictionRecord]]:
     for task in run.tasks:
         if is_no_context(task):
             name, _, options = task.partition("@")
-            rest = ",".join(piece for piece in options.split(",") if piece != "no-context")
+            rest = ",".join(piece for piece in options.split(",") if piece != NO_CONTEXT)
             found[f"{name}@{rest}" if rest else name] = run.records(ASKED_ONCE_BY, task)
     return found
 

@@ -12,10 +12,11 @@ from typing import Any
 
 from lcbench.scoring.judge.asking import Asker
 from lcbench.scoring.judge.rubric import Grades, Kind, Question, prompts_sha256, qa_score, summary_score
-from lcbench.scoring.longscore.ladder import HUNDRED, split_task
+from lcbench.scoring.longscore.ladder import split_task
 from lcbench.scoring.rows import scored_text
 from lcbench.scoring.samples import Sample, TaskSamples
 from lcbench.store.schema import PredictionRecord
+from lcbench.tasks.facts import HUNDRED
 
 QA, SUMMARY = "qa_f1", "rouge"
 METRIC = {QA: "qa_judge", SUMMARY: "summary_judge"}

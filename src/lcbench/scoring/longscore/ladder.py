@@ -14,9 +14,9 @@ from dataclasses import dataclass, fields, replace
 from lcbench.errors import BadValue, UnknownName
 from lcbench.scoring.aggregate import BUCKETS, Values, bucket_of, bucket_percent, percent
 from lcbench.scoring.samples import LONGBENCH_E, Sample, TaskSamples
+from lcbench.tasks.facts import HUNDRED
+from lcbench.tasks.hundred.names import BASE, NO_CONTEXT
 
-HUNDRED = "100-longbench"
-BASE = "base"
 _VARIANT = re.compile(r"(?:length=)?(base|\d+k?)", re.IGNORECASE)
 
 
@@ -169,7 +169,7 @@ def is_hundred(task: str) -> bool:
 
 def is_no_context(task: str) -> bool:
     """Whether a task id asks questions without their context: those answers filter others and have no score."""
-    return "no-context" in task.partition("@")[2].split(",")
+    return NO_CONTEXT in task.partition("@")[2].split(",")
 
 
 def find_ladders(tasks: Sequence[Scored], mode: str, base_lengths: Sequence[str] = ()) -> list[Ladder]:
