@@ -145,7 +145,7 @@ def show(table: ScoreTable, target: Path) -> None:
     if table.longscore is not None:
         from lcbench.reporting.longscore import terminal, view
 
-        console.print(terminal.render(view.of_scores(table.longscore), over_length=False))
+        console.print(terminal.render(view.of_scores(table.longscore), console, over_length=False))
     if table.source == "run":
         shown = shlex.quote(str(target))
         console.print(escape(f"Next:    lcbench report {shown}"), soft_wrap=True)
