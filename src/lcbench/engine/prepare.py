@@ -15,6 +15,7 @@ from lcbench.methods.base import Method
 from lcbench.methods.registry import resolve as resolve_method
 from lcbench.models.chat import Encoded, encode_prompt
 from lcbench.models.info import LoadedModel, ModelInfo
+from lcbench.models.official_chat import cut_without_special_tokens
 from lcbench.tasks.base import Loaded, Row, Task
 from lcbench.tasks.truncation import Fitted, fit, fit_exact, require_fit
 
@@ -88,6 +89,7 @@ class _PromptMaker:
     def __init__(self, spec: RunSpec, info: ModelInfo, tokenizer: Any, task: Task, home: Path) -> None:
         self.spec, self.info, self.tokenizer, self.task, self.home = spec, info, tokenizer, task, home
         self.answer_tokens = task.answer_tokens(home)
+        self._special = not (spec.model.chat == "official" and cut_without_special_tokens(info.name))
         self.sample = ("", "")
         self.double_bos = 0
         self.cut = 0
@@ -170,7 +172,7 @@ class _PromptMaker:
         return found
 
     def _encode(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, verbose=False)["input_ids"])
+        return list(self.tokenizer(text, add_special_tokens=self._special, verbose=False)["input_ids"])
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))

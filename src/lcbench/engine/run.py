@@ -10,7 +10,8 @@ from typing import Literal, TypeVar
 
 import torch
 
-from lcbench.engine.generate import Generated, decode, prefill
+from lcbench.engine.answer import scorer_stop, text_of
+from lcbench.engine.generate import decode, prefill
 from lcbench.engine.plan import PreparedPrompt, PromptSet
 from lcbench.errors import LcbenchError, SampleError, StoreError
 from lcbench.kv.record import PrefillRecord
@@ -20,7 +21,6 @@ from lcbench.models.info import LoadedModel
 from lcbench.store.rundir import RunDirectory
 from lcbench.store.schema import STATUS_ERROR, PredictionRecord
 from lcbench.tasks.base import Task
-from lcbench.tasks.early_stop import finished as scorer_is_finished
 
 _T = TypeVar("_T")
 
@@ -164,7 +164,7 @@ class _Worker:
                     max_new_tokens=prompts.max_new_tokens,
                     min_new_tokens=prompts.task.min_new_tokens,
                     stop_ids=_stop_ids(self.loaded, prompts.task),
-                    finished=_finished(self.loaded, prompts.task),
+                    finished=scorer_stop(self.loaded, prompts.task),
                 )
             self.run.record_timing(
                 method.id,
@@ -174,7 +174,7 @@ class _Worker:
             )
             return replace(
                 _blank(prompts, prompt, method),
-                pred=_text(self.loaded, generated),
+                pred=text_of(self.loaded, generated.ids),
                 kept_tokens=round(entries, 2),
                 new_tokens=generated.new_tokens,
                 kv_bytes=held,
@@ -243,22 +243,11 @@ def sample_seed(seed: int, task: str, row: str) -> int:
     return int.from_bytes(digest[:6], "big")
 
 
-def _text(loaded: LoadedModel, generated: Generated) -> str:
-    return str(loaded.tokenizer.decode(generated.ids, skip_special_tokens=True))
-
-
 def _stop_ids(loaded: LoadedModel, task: Task) -> Sequence[int]:
     """The token that ends an answer besides the end tokens: the last id of an encoded newline, as LongBench does."""
     if task.stop != "newline":
         return ()
     return [int(i) for i in loaded.tokenizer.encode("\n", add_special_tokens=False)[-1:]]
-
-
-def _finished(loaded: LoadedModel, task: Task) -> Callable[[list[int]], bool] | None:
-    """Whether the scorer would read no further than what has been generated."""
-    if not task.early_stop:
-        return None
-    return lambda ids: scorer_is_finished(task.name, str(loaded.tokenizer.decode(ids, skip_special_tokens=True)))
 
 
 def iterate_failures(run: RunDirectory) -> Iterator[str]:

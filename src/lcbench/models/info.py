@@ -37,6 +37,7 @@ class ModelInfo:
         bos_id: the tokenizer's, or None.
         chat_template_sha256: hex digest of the template that prompts are wrapped in, None without one.
         versions: library to version.
+        answer_rule: family whose answers LongBench cleans its own way ("xgen", "internlm"), with ``--chat official``.
     """
 
     name: str
@@ -61,6 +62,7 @@ class ModelInfo:
     bos_id: int | None
     chat_template_sha256: str | None
     versions: Mapping[str, str]
+    answer_rule: str | None = None
 
     @property
     def identity(self) -> str:
