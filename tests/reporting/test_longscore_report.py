@@ -22,6 +22,7 @@ from lcbench.reporting.longscore.tables import ranking, sentences
 from lcbench.reporting.longscore.view import Entry, view
 from lcbench.reporting.terminal import render
 from lcbench.scoring.longscore.plain import from_scores, mean_of_curves
+from lcbench.scoring.run import score_run
 from lcbench.store.rundir import RunDirectory
 from lcbench.store.schema import PredictionRecord
 
@@ -213,3 +214,28 @@ def test_a_run_without_lengths_has_no_such_section(tmp_path: Path) -> None:
     report = build([RunDirectory.open(tmp_path / "r")], with_published=True)
     assert report.longscore is None
     assert "longscore" not in json.loads(json_.render(report))
+
+
+def test_judged_scores_are_kept_while_they_fit_and_said_to_be_gone_when_they_do_not(tmp_path: Path) -> None:
+    import os
+    import time
+
+    task = "100-longbench/single_doc_qa@8k"
+    spec = {"model": {"name": "m"}, "methods": ["full"], "tasks": [task, "100-longbench/single_doc_qa@no-context"]}
+    with RunDirectory.create_or_continue(tmp_path / "r", spec, {}) as run:
+        for i in range(3):
+            run.append("full", task, PredictionRecord("Paris", ["Paris"], None, 1, str(i)))
+        run.append("full", spec["tasks"][1], PredictionRecord("x", ["Paris"], None, 0, "0"))
+        stored = score_run(run)
+        score = stored["methods"]["full"]["tasks"][task]
+        score.update(metric="qa_judge", score=12.5, n=1, n_error=1, n_judge_failed=1, n_filtered=1)
+        run.write_scores({**stored, "judge": {"model": "j"}})
+        report = build([RunDirectory.open(run.path)])
+        (line,) = report.lines
+        assert (line.metric, next(iter(report.cells.values())).score) == ("qa_judge", 12.5)
+        run.append("full", task, PredictionRecord("London", ["Paris"], None, 1, "3"))
+        later = time.time() + 5
+        os.utime(run.predictions_path("full", task), (later, later))
+    report = build([RunDirectory.open(tmp_path / "r")])
+    assert [line.metric for line in report.lines] == ["qa_f1"]
+    assert any("scores.json was made by a judge" in note for note in report.notes)

@@ -84,6 +84,9 @@ def score(
     if out is not None:
         _refuse_overwriting(out, target)
     table = score_path(target, options, benchmark, grader)
+    if grader is not None:
+        asker = grader.asker
+        typer.echo(f"Judge: {asker.asked} questions asked, {asker.cached} known from before.", err=True)
     if out is not None:
         write_json(out, table.to_dict())
     if as_json:
