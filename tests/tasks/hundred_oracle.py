@@ -66,9 +66,7 @@ def check(recipe: dict[str, Any], context: dict[str, Any], rows: Rows) -> None:
 def _asked_of(context: dict[str, Any], rows: Rows, prefix: str = "") -> None:
     """Every question stands in the raw rows of the target document, with these answers."""
     excerpt = context["old_context"] not in rows
-    known = [
-        pair for text, pairs in rows.items() if text == context["old_context"] or excerpt for pair in pairs
-    ]
+    known = [pair for text, pairs in rows.items() if text == context["old_context"] or excerpt for pair in pairs]
     for question, asked, answers in zip(context["questions"], context["input"], context["answers"], strict=True):
         assert (question, answers) in [(q, list(a)) for q, a in known], f"no row asks {question!r} with these answers"
         assert question in asked
