@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,7 @@ def local(monkeypatch: Any) -> LocalJudge:
     import tiny
 
     model = tiny.loaded_tiny(layers=1)
+    model = replace(model, info=replace(model.info, weights_sha256="a" * 64))
     monkeypatch.setattr(loading, "load", lambda spec, home, say=None: model)
     monkeypatch.setattr(loading, "describe", lambda spec, home, say=None: (model.info, model.tokenizer))
     return LocalJudge("tiny", Path("unused"))
