@@ -29,6 +29,9 @@ def report(
         show_default=False,
     ),
     out: Path | None = typer.Option(None, "--out", "-o", help="Write to this file instead of the terminal."),
+    with_published: bool = typer.Option(
+        False, "--with-published", help="Published models of 100-LongBench beside one's own, in rankings and curves."
+    ),
 ) -> None:
     """Print scores, KV bytes and savings: tasks down, methods across; several runs are merged by model and method.
 
@@ -42,7 +45,7 @@ def report(
     from lcbench.store.locate import latest_run
     from lcbench.store.rundir import RunDirectory
 
-    made = build([RunDirectory.open(path) for path in runs or [latest_run()]])
+    made = build([RunDirectory.open(path) for path in runs or [latest_run()]], with_published=with_published)
     if chosen == "table":
         _table(made, out)
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
+from lcbench.reporting.longscore.data import rows
 from lcbench.reporting.table import Report
 from lcbench.reporting.words import clean
 
@@ -34,7 +35,7 @@ _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 def render(report: Report) -> str:
     """Comma-separated text with a header, lines ending in LF; scores 0 to 100, bytes as whole numbers.
 
-    ``kind`` tells whole tasks, parts of one length, and means apart.
+    ``kind`` tells whole tasks, parts of one length, means, and what belongs to LongScore apart.
     The notes are repeated in every row, so that a row taken out of the file still says what it is.
     """
     buffer = io.StringIO()
@@ -67,6 +68,9 @@ def render(report: Report) -> str:
                     notes,
                 ]
             )
+    for row in () if report.longscore is None else rows(report.longscore):
+        named = {**dict.fromkeys(HEADER, ""), **row, "notes": notes}
+        writer.writerow([_text(v) if k in ("model", "method", "task", "length") else v for k, v in named.items()])
     return buffer.getvalue()
 
 
