@@ -209,11 +209,12 @@ def test_runs_with_different_tasks_share_a_column(tmp_path: Path) -> None:
     b = make(tmp_path / "b", {("full", "hotpotqa"): [wrong(0)]})
     report = build([a, b, RunDirectory.open(tmp_path / "a")])
     assert [(c.method, c.run) for c in report.columns] == [("full", ""), ("kivi", "")]
-    assert [line.name for line in report.lines] == ["qasper", "hotpotqa"]
+    assert [line.name for line in report.lines] == ["qasper", "hotpotqa", "macro_en, part: 2 tasks"]
     assert cell(report, "qasper", "full").score == 100.0
     assert cell(report, "hotpotqa", "full").score == 0.0
     assert cell(report, "hotpotqa", "full").run == str(tmp_path / "b")
-    assert len(report.cells) == 3
+    assert cell(report, "macro_en, part: 2 tasks", "full").score == 50.0  # over the tasks of both runs
+    assert len(report.cells) == 4  # kivi has one task: no mean
     assert report.runs == (str(tmp_path / "a"), str(tmp_path / "b"))
     assert next(note for note in report.notes if "--limit 1" in note).startswith(f"{tmp_path / 'a'}: ")
 
@@ -256,7 +257,11 @@ def test_means_say_when_they_are_only_a_part(tmp_path: Path) -> None:
     assert any(note.startswith("macro_en, part: 3 tasks: LongBench") for note in report.notes)
     other = make(tmp_path / "s", {("full", "passkey"): [right(0)], ("kivi", "passkey"): [right(0)]})
     merged = build([run, other])
-    assert not [line for line in merged.lines if line.kind == "mean"]
+    assert {line.name: line.members for line in merged.lines if line.kind == "mean"} == {
+        "en/single-doc-qa, part: 2 tasks": ("qasper", "multifieldqa_en"),
+        "macro_en, part: 3 tasks": ("qasper", "multifieldqa_en", "hotpotqa"),
+    }
+    assert any(note.startswith("macro_en, part: 3 tasks: LongBench") for note in merged.notes)
 
 
 def test_lengths_follow_their_task(tmp_path: Path) -> None:
