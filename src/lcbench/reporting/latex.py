@@ -30,6 +30,9 @@ _SIGNS = {
     "'": r"\textquotesingle{}",
     "`": r"\textasciigrave{}",
     "-": "{-}",  # two in a row would become a dash
+    "[": "{[}",  # at the begin of a row, [ and * would belong to the \\\\ of the row before
+    "]": "{]}",
+    "*": "{*}",
     "–": "--",
     "—": "---",
     "−": "$-$",

@@ -28,7 +28,8 @@ def render(report: Report, console: Console, *, fold: bool = False) -> Renderabl
     Methods go across, with everything of a cell on one line where there is room and on two or three where there is
     less; when even that is too wide, methods go down below each task, and the narrower the terminal the fewer columns.
     """
-    if fold and foldable(report) > _MANY_TASKS and not _fits(_one_line(report), console):
+    many = sum(line.kind == "task" for line in report.lines) > _MANY_TASKS
+    if fold and many and foldable(report) and not _fits(_one_line(report), console):
         report = folded(report)
     names = short_names(line.name for line in report.lines if line.kind == "task")
     notes = [f"{short}: {name}" for name, short in names.items() if short != name] + list(report.notes)
