@@ -52,6 +52,9 @@ def report(
     every_task: bool = typer.Option(
         False, "--every-task", help="table: each task on its own also where categories would be folded."
     ),
+    with_published: bool = typer.Option(
+        False, "--with-published", help="Published models of 100-LongBench beside one's own, in rankings and curves."
+    ),
 ) -> None:
     """Print scores, KV bytes and savings: tasks down, methods across; several runs are merged by model and method.
 
@@ -71,7 +74,7 @@ def report(
     if chosen == "parquet" and out is None and sys.stdout.isatty():
         raise BadValue("Parquet is no text for a terminal.", "Name a file: --out results.parquet")
     opened = [RunDirectory.open(path) for path in runs or [latest_run()]]
-    made = build(opened)
+    made = build(opened, with_published=with_published)
     samples, drawn, missing = _drawn(made, opened, wanted=figures is not None, page=chosen == "html")
     if figures is not None:
         _write_figures(drawn, missing, figures)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lcbench.reporting.longscore.merge import Part, merge
 from lcbench.reporting.notes import notes_of, overall_notes
 from lcbench.reporting.scored import scores_of, shared_options
 from lcbench.reporting.table import Cell, Column, Line, Report
@@ -16,11 +17,14 @@ from lcbench.store.rundir import RunDirectory
 from lcbench.store.schema import PredictionRecord
 
 
-def build(runs: Sequence[RunDirectory]) -> Report:
+def build(runs: Sequence[RunDirectory], *, with_published: bool = False) -> Report:
     """One table of all ``runs``, merged by model and method.
 
     Runs of the same model and method with different tasks share a column. Where two of them hold the same task, or
     weights differ under one name, each run has a column of its own, marked with its folder.
+
+    Args:
+        with_published: set published LongScores beside the runs' own.
 
     Raises:
         NotARun: a run without any prediction. CorruptFile: a predictions file with a bad line.
@@ -45,13 +49,27 @@ def build(runs: Sequence[RunDirectory]) -> Report:
     notes = [note for part in parts for note in _marked(part, len(parts))]
     whole = [cell for (line, _), cell in cells.items() if line.kind == "task"]
     notes += overall_notes(lines, whole, labels)
-    return Report(
+    report = Report(
         tuple(lines),
         tuple(dict.fromkeys(columns.values())),
         cells,
         tuple(dict.fromkeys(notes)),
         tuple(part.path for part in parts),
     )
+    return replace(report, longscore=merge(_long_parts(parts, columns, report), with_published=with_published))
+
+
+def _long_parts(parts: Sequence[_Part], columns: Mapping[tuple[str, str], Column], report: Report) -> list[Part]:
+    """What each run gives to LongScore."""
+    return [
+        Part(
+            part.path,
+            part.longscore,
+            part.judged,
+            {method: (report.label(columns[part.path, method]), part.model) for method in part.cells},
+        )
+        for part in parts
+    ]
 
 
 @dataclass
@@ -65,6 +83,8 @@ class _Part:
     cells: dict[str, dict[Line, Cell]] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    longscore: Mapping[str, Any] | None = None
+    judged: bool = False
 
 
 def _distinct(runs: Sequence[RunDirectory]) -> list[RunDirectory]:
@@ -94,6 +114,7 @@ def _part(run: RunDirectory) -> _Part:
                 part.labels[line.name] = label
         part.cells[method] = lines
     part.notes = [*notes_of(run, records), *scores["notes"]]
+    part.longscore, part.judged = scores.get("longscore"), "judge" in scores
     return part
 
 

@@ -18,7 +18,7 @@ _DIGITS = {"score": 4, "low": 4, "high": 4, "ratio": 4, "kv_bytes": 0, "kv_bytes
 def render(report: Report) -> str:
     """Comma-separated text with a header, lines ending in LF; scores 0 to 100, bytes as whole numbers.
 
-    ``kind`` tells whole tasks, parts of one length, and means apart.
+    ``kind`` tells whole tasks, parts of one length, means, and what belongs to LongScore apart.
     The notes are repeated in every row, so that a row taken out of the file still says what it is.
     """
     buffer = io.StringIO()
@@ -33,7 +33,7 @@ def render(report: Report) -> str:
 def _field(name: str, value: Any) -> Any:
     if name in _DIGITS:
         return "" if value is None else f"{value:.{_DIGITS[name]}f}"
-    return _text(value) if isinstance(value, str) else value
+    return _text(value) if isinstance(value, str) else value if value is not None else ""
 
 
 def _text(text: str, longest: int = 300) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from lcbench.reporting.longscore.data import rows as longscore_rows
 from lcbench.reporting.table import Report
 
 COLUMNS = (
@@ -26,11 +27,15 @@ COLUMNS = (
     "run",
 )
 
+_EMPTY = {**dict.fromkeys(COLUMNS, ""), **dict.fromkeys(COLUMNS[6:14])}
+"""A row without anything in it: no text, no numbers."""
+
 
 def flat_rows(report: Report) -> Iterator[dict[str, Any]]:
     """One dict a cell, keyed by `COLUMNS`, raw: scores 0 to 100, bytes as numbers, None where there is nothing.
 
-    ``kind`` tells whole tasks, parts of one length, and means apart; ``memory`` is of whole tasks alone.
+    ``kind`` tells whole tasks, parts of one length, means, and what belongs to LongScore apart; ``memory`` is of whole
+    tasks alone.
     """
     for line in report.lines:
         for column in report.columns:
@@ -54,3 +59,5 @@ def flat_rows(report: Report) -> Iterator[dict[str, Any]]:
                     "memory": cell.memory if line.kind == "task" else "",
                     "run": cell.run,
                 }
+    for row in () if report.longscore is None else longscore_rows(report.longscore):
+        yield {**_EMPTY, **row}

@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from lcbench.reporting.longscore.view import LongView
+
 
 @dataclass(frozen=True)
 class Column:
@@ -83,6 +85,7 @@ class Report:
         cells: by (line, column); absent where a method did not run a task.
         notes: what a reader must know: subsets, limits, windows, unfinished tasks, simulated memory.
         runs: folders of the runs.
+        longscore: LongScores, rankings and losses; None where no task exists at several lengths.
     """
 
     lines: tuple[Line, ...]
@@ -90,6 +93,7 @@ class Report:
     cells: Mapping[tuple[Line, Column], Cell]
     notes: tuple[str, ...] = ()
     runs: tuple[str, ...] = ()
+    longscore: LongView | None = None
 
     @property
     def several_models(self) -> bool:

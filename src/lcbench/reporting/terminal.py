@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lcbench.reporting.folding import foldable, folded
+from lcbench.reporting.longscore import terminal as longscore
 from lcbench.reporting.table import Cell, Line, Report
 from lcbench.reporting.words import bytes_text, clean, interval_text, ratio_text, score_text, short_names
 
@@ -35,6 +36,8 @@ def render(report: Report, console: Console, *, fold: bool = False) -> Renderabl
     notes = [f"{short}: {name}" for name, short in names.items() if short != name] + list(report.notes)
     parts: list[RenderableType] = [_best_table(_renamed(report, names), console)]
     parts += [Padding(Text(clean(note, longest=1000), style="dim"), (0, 0, 0, 1)) for note in notes]
+    if report.longscore is not None:
+        parts.append(longscore.render(report.longscore, console))
     return Group(*parts)
 
 
