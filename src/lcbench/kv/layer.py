@@ -216,7 +216,7 @@ class DenseLayer(LayerKV):
     def _leave_stack(self) -> None:
         if self.stack is not None:
             (self.key, self.value), (key, value) = self.stack.give_back(self, self.filled)
-            self.stack = None
+            self.stack = self.plan = None
             if key.shape[1]:
                 self.tail = Tail(Buffer(key), Buffer(value))
 

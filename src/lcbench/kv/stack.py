@@ -83,6 +83,7 @@ class DenseStack:
             if id(self.rows[r]) not in staying:
                 self._drop(r)
 
+    @torch.inference_mode()  # rows leave outside of a forward pass, too
     def _drop(self, r: int) -> None:
         last = len(self.rows) - 1
         if r != last:
@@ -92,6 +93,8 @@ class DenseStack:
         self.rows.pop()
         self.pads.pop()
         self._mask = None
+        if not self.rows:
+            self.key, self.value = self.key.new_empty(0), self.value.new_empty(0)
 
     def give_back(self, row: Stackable, filled: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Copies of a row's key and value ``[Hk, n, d]``, the first ``filled`` entries and the others; it leaves."""
