@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from lcbench.reporting.efficiency import efficiency_notes
+from lcbench.reporting.efficiency_table import cells_of, columns_of
 from lcbench.reporting.table import Cell, Report
 from lcbench.reporting.words import bytes_text, clean, interval_text, ratio_text, score_text
 
 
 def render(report: Report) -> str:
-    """Two tables and the notes, ending in a newline."""
+    """Two tables, a third where the efficiency bench was run, and the notes; ends in a newline."""
     tasks = [line for line in report.lines if line.kind == "task"]
     labels = [_escape(report.label(column)) for column in report.columns]
     scores = [["task", "metric", "n", "errors", *labels]]
@@ -29,9 +31,21 @@ def render(report: Report) -> str:
         "",
         *_table(kept, left=1),
     ]
-    if report.notes:
-        parts += ["", *(f"- {_escape(note)}" for note in report.notes)]
+    if not report.lines:
+        parts = []
+    notes = list(report.notes)
+    if report.efficiency:
+        parts += [""] * bool(parts) + _efficiency(report)
+        notes += efficiency_notes(report.efficiency)
+    if notes:
+        parts += ["", *(f"- {_escape(note)}" for note in notes)]
     return "\n".join(parts) + "\n"
+
+
+def _efficiency(report: Report) -> list[str]:
+    columns = columns_of(report.efficiency)
+    rows = [columns, *([_escape(text) for text in cells_of(row, columns)] for row in report.efficiency)]
+    return ["Speed and memory, each method alone", "", *_table(rows, left=1)]
 
 
 def _score(cell: Cell | None) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from lcbench.reporting.efficiency import EfficiencyRow
+
 
 @dataclass(frozen=True)
 class Column:
@@ -80,6 +82,7 @@ class Report:
         cells: by (line, column); absent where a method did not run a task.
         notes: what a reader must know: subsets, limits, windows, unfinished tasks, simulated memory.
         runs: folders of the runs.
+        efficiency: what `lcbench bench` measured in them, each method alone.
     """
 
     lines: tuple[Line, ...]
@@ -87,6 +90,7 @@ class Report:
     cells: Mapping[tuple[Line, Column], Cell]
     notes: tuple[str, ...] = ()
     runs: tuple[str, ...] = ()
+    efficiency: tuple[EfficiencyRow, ...] = ()
 
     @property
     def several_models(self) -> bool:
