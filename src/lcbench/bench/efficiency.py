@@ -211,7 +211,7 @@ def run_pass(
     """Read R prompts, compress, decode together.
 
     Args:
-        metered: also measure memory by part, from the last prompt on: then the other R - 1 caches are held.
+        metered: also measure memory by part, for the last prompt (when the other R - 1 caches are held) and decoding.
         held: further caches that decode along, as if their prompts had been read before (see `capacity`).
     """
     device, weights = loaded.info.device, loaded.info.weight_bytes
@@ -219,13 +219,12 @@ def run_pass(
     caches, logits, firsts, kv = list(held), [], [], {}
     prompts = work.prompts(loaded.info.vocab)
     with ExitStack() as stack:
+        meter = stack.enter_context(AllocatorPeak(device, held=weights)) if metered else None
         with Stopwatch(device) as reading:
             for number, ids in enumerate(prompts):
                 last = number == len(prompts) - 1
-                meter = AllocatorPeak(device, held=weights + storage_nbytes(caches)) if metered and last else None
-                meter = stack.enter_context(meter) if meter else None
                 with Stopwatch(device) as one:
-                    cache, row, sizes = _read(loaded, method, ids, work, meter, caches)
+                    cache, row, sizes = _read(loaded, method, ids, work, meter if last else None, caches)
                     int(torch.argmax(row))
                 caches.append(cache)
                 logits.append(row)

@@ -21,8 +21,8 @@ class AllocatorPeak:
     there: it does not shrink when tensors are freed, so a second measurement would start from the peak of the first.
 
     Args:
-        held: bytes of tensors alive at the start. Used on a CPU alone, where nobody else keeps that count; tensors
-            made before the block must then live as long as the block.
+        held: bytes of tensors alive at the start. Used on a CPU alone, where nobody else keeps that count: there the
+            recorder knows nothing of memory from before the block, and misses it when it is freed inside.
 
     Attributes:
         parts: name to the most bytes of tensors alive at once during that part, in order; filled when the block ends.
@@ -70,10 +70,7 @@ class AllocatorPeak:
 
 
 def _highest(events: Any, held: int) -> dict[str, int]:
-    """For each marked part the highest sum of allocations and frees, from ``held`` on.
-
-    The recorder leaves out frees of memory from before it began, hence the condition on ``held``.
-    """
+    """For each marked part the highest sum of allocations and frees, from ``held`` on."""
     named = [event for event in events if event.name().startswith(_MARK)]
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
     parts = {}

@@ -9,7 +9,9 @@ from lcbench.reporting.table import Report
 
 
 def render(report: Report) -> str:
-    """An object with ``runs``, ``methods``, ``tasks``, ``cells``, ``efficiency``, ``notes``; scores 0 to 100, bytes as numbers.
+    """An object with ``runs``, ``methods``, ``tasks``, ``cells``, ``efficiency`` and ``notes``.
+
+    Scores are 0 to 100, bytes are numbers.
 
     ``cells`` is a list; each names its model, method and line, and carries the fields of `table.Cell` and ``ratio``.
     """

@@ -29,7 +29,11 @@ def default_run_path(spec: RunSpec | Mapping[str, Any]) -> Path:
     data = spec.to_dict() if isinstance(spec, RunSpec) else dict(spec)
     canonical = json.dumps(data, sort_keys=True, ensure_ascii=True)
     digest = hashlib.sha256(canonical.encode()).hexdigest()[:6]
-    parts = [_slug(_last_part(str(data["model"]["name"])), 30), _joined(data["tasks"], 30), _joined(data["methods"], 45)]
+    parts = [
+        _slug(_last_part(str(data["model"]["name"])), 30),
+        _joined(data["tasks"], 30),
+        _joined(data["methods"], 45),
+    ]
     return Path(RUNS) / "-".join([*(part for part in parts if part), digest])
 
 
