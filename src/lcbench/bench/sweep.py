@@ -238,7 +238,7 @@ def cell_row(cell: Cell, method: Method, loaded: LoadedModel, bandwidth: float) 
         "kv_end_bytes": cell.kv_end_bytes,
         "kv_bytes_full": cell.kv_bytes_full,
         "resident_peak_bytes": cell.resident_bytes,
-        "copy_bandwidth": bandwidth,
+        "copy_bytes_per_second": bandwidth,
         "step_bytes": cell.step_bytes,
         "limit_tokens_per_second": cell.work.batch * bandwidth / cell.step_bytes,
     }

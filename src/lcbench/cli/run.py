@@ -63,7 +63,7 @@ def run(
     over_length: str | None = typer.Option(
         None,
         "--over-length",
-        help="A prompt that may not be cut and does not fit: error | skip. Default: error.",
+        help="A prompt that its task does not cut and that does not fit: error | truncate | skip. Default: error.",
         rich_help_panel="How much",
     ),
     truncation: str | None = typer.Option(

@@ -1,6 +1,7 @@
 """Typed options of methods and tasks: ``kivi@bits=2,group_size=64`` to a dataclass and back to a stable id.
 
-A *spec string* is ``name`` or ``name@key=value,key=value`` (``:`` works like ``@``). Methods and tasks are frozen
+A *spec string* is ``name`` or ``name@key=value,key=value`` (``:`` works like ``@``). A thing that exists at several
+lengths may be written with its lengths alone: ``name@8k,16k``, ``name@base``. Methods and tasks are frozen
 dataclasses whose fields, made with `param`, are their options; `build` fills one from text with full checking,
 `identifier` writes the id: the name and the options that were written or differ from their defaults, in field order
 and canonical form. A default that the user wrote stays in the id, so that tables show what was asked for.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -20,7 +22,12 @@ from lcbench.config.budget import Budget
 from lcbench.errors import BadValue, UnknownName, UsageError
 
 T = TypeVar("T")
+PRESETS = ("2x", "4x", "6x", "8x")
+PRESET = "preset"  # the option that a bare 4x in ``name@4x`` sets
 _GIVEN = "_given_options"  # not a field: two instances with equal options stay equal
+BARE = ""  # the key under which an option that was written without one stands in `Item.options`
+
+_LENGTH = re.compile(r"(?:\d+k?|base|no-context)(?:/(?:\d+k?|base|no-context))*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,8 @@ class Item:
     options: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
-        return self.name + ("@" + ",".join(f"{k}={v}" for k, v in self.options) if self.options else "")
+        texts = (f"{k}={v}" if k != BARE else v.replace("/", ",") for k, v in self.options)
+        return self.name + ("@" + ",".join(texts) if self.options else "")
 
 
 def param(
@@ -41,6 +49,7 @@ def param(
     minimum: float | None = None,
     maximum: float | None = None,
     choices: tuple[Any, ...] | None = None,
+    bare: bool = False,
 ) -> Any:
     """A dataclass field that is a user option.
 
@@ -49,24 +58,33 @@ def param(
         doc: one line for `lcbench list`, with the unit.
         minimum, maximum: inclusive bounds for numbers (of every element, for tuples).
         choices: the only values allowed.
+        bare: the option is a length and is written without its name: ``task@16k``. At most one of a class.
     """
     return dataclasses.field(
-        default=default, metadata={"doc": doc, "minimum": minimum, "maximum": maximum, "choices": choices}
+        default=default,
+        metadata={"doc": doc, "minimum": minimum, "maximum": maximum, "choices": choices, "bare": bare},
     )
 
 
 def split_items(text: str) -> list[str]:
-    """Split ``a,b@k=v,l=w,c`` at the commas between items: a piece holding ``=`` but no ``@`` continues the last."""
+    """Split ``a,b@k=v,l=w,c`` at the commas between items: a piece holding ``=`` but no ``@`` continues the last, and
+    so does a bare length (``16k``, ``base``) after an item that has options: ``a@8k,16k,b``."""
     items: list[str] = []
     for piece in (p.strip() for p in text.split(",")):
         if not piece:
             continue
         starts_option = "=" in piece and "@" not in piece.split("=", 1)[0] and ":" not in piece.split("=", 1)[0]
-        if starts_option and items:
+        more_lengths = bool(items) and _cut_name(items[-1])[1] != "" and _LENGTH.fullmatch(piece) is not None
+        if (starts_option or more_lengths) and items:
             items[-1] += "," + piece
         else:
             items.append(piece)
     return items
+
+
+def split_parts(text: str) -> list[str]:
+    """Split the composition ``snapkv@budget=0.25+kivi@bits=2`` at the ``+`` before a name; ``1e+05`` stays whole."""
+    return [part.strip() for part in re.split(r"\+(?![0-9])", text)]
 
 
 def parse_item(text: str, kind: str) -> Item:
@@ -75,8 +93,12 @@ def parse_item(text: str, kind: str) -> Item:
     if not name:
         raise UsageError(f"Empty {kind} name in '{text}'.", f"Write the {kind} name first, e.g. name@key=value.")
     options: list[tuple[str, str]] = []
+    lengths: list[str] = []
     for piece in rest.split(",") if sep else []:
-        key, eq, value = piece.partition("=")
+        if _LENGTH.fullmatch(piece.strip()):
+            lengths.append(piece.strip().lower())
+            continue
+        key, eq, value = piece.partition("=") if piece.strip() not in PRESETS else (PRESET, "=", piece)
         if not eq or not key.strip() or not value.strip():
             raise UsageError(
                 f"Option '{piece}' of {kind} '{name}' is not key=value.", f"Write {name}@key=value,key=value."
@@ -84,7 +106,7 @@ def parse_item(text: str, kind: str) -> Item:
         if key.strip() in dict(options):
             raise UsageError(f"Option '{key.strip()}' of {kind} '{name}' is given twice.", "Give it once.")
         options.append((key.strip(), value.strip()))
-    return Item(name, tuple(options))
+    return Item(name, (((BARE, "/".join(lengths)),) if lengths else ()) + tuple(options))
 
 
 def _cut_name(text: str) -> tuple[str, str, str]:
@@ -103,8 +125,14 @@ def build(cls: type[T], item: Item, kind: str) -> T:
     """
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
+    bare = next((name for name, f in fields.items() if f.metadata.get("bare")), None)
     values: dict[str, Any] = {}
     for key, text in item.options:
+        if key == BARE and bare is None:
+            raise UsageError(
+                f"Option '{text}' of {kind} '{item.name}' is not key=value.", f"Write {item.name}@key=value,key=value."
+            )
+        key = bare if key == BARE and bare is not None else key
         if key not in fields:
             raise UnknownName("parameter", key, fields, where=f" of {kind} '{item.name}'")
         where = f"{item.name}@{key}"
@@ -201,7 +229,8 @@ def options_of(instance: Any, *, only_changed: bool = False) -> dict[str, str]:
 def identifier(name: str, instance: Any) -> str:
     """``name`` or ``name@k=v,k=v`` with the options that were written or differ from their defaults."""
     changed = options_of(instance, only_changed=True)
-    return str(Item(name, tuple(changed.items())))
+    bare = {f.name for f in dataclasses.fields(instance) if f.metadata.get("bare")}
+    return str(Item(name, tuple((BARE if key in bare else key, value) for key, value in changed.items())))
 
 
 def apply_settings(items: Iterable[Item], settings: Mapping[str, str], fields_of: Mapping[str, set[str]]) -> list[Item]:

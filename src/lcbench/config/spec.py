@@ -18,7 +18,7 @@ from lcbench.errors import BadValue, UnknownName, UsageError
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 AttentionBackend = Literal["auto", "sdpa", "flash_attention_2"]
 LoadIn = Literal["8bit", "4bit"]
-OverLength = Literal["error", "skip"]
+OverLength = Literal["error", "truncate", "skip"]
 Truncation = Literal["middle", "exact-ids"]
 Context = Literal["full", "none"]
 Question = Literal["visible", "hidden"]
@@ -67,7 +67,8 @@ class RunSpec:
         limit: at most this many rows a task.
         max_input_tokens: a window smaller than the model's.
         prefill_chunk: tokens a forward pass while reading the prompt; None reads it at once.
-        over_length: a prompt longer than the window that its task may not cut: "error" row, or "skip" it.
+        over_length: a prompt longer than the window that its task does not cut: "error" row, "truncate" it in the
+            middle nevertheless, or "skip" it.
         truncation: how a long prompt loses its middle: "middle" decodes and joins both ends as LongBench's script
             does, "exact-ids" drops ids and never tokenizes twice.
         context: "full", or "none" to ask without the context (what the model knew before; contamination).

@@ -222,7 +222,7 @@ class _Installer:
 
     def _keep(self, place: Place, entry: FileEntry) -> None:
         """The full file is installed: say so, and that a subset which the place offers is not taken."""
-        offered = place.find(self._manifest, entry) if entry.kind == "rows" and place.lists else []
+        offered = place.find(self._manifest, entry) if entry.kind in ("rows", "parquet") and place.lists else []
         if offered and offered[0].subset:
             note = f"the full file is installed; {offered[0].base} is left aside"
             self._note(entry, "kept", note)

@@ -13,14 +13,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import lcbench
 from lcbench.data.checksum import Expected
 from lcbench.data.schema import FieldType, Schema
 from lcbench.errors import BadValue, CorruptFile, DataMissing, UnknownName
 
-Kind = Literal["rows", "config", "text"]
+Kind = Literal["rows", "parquet", "config", "text"]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 _HEX = {"sha256": re.compile(r"[0-9a-f]{64}"), "git_blob": re.compile(r"[0-9a-f]{40}")}
@@ -58,11 +58,12 @@ class FileEntry:
     Attributes:
         path: its name below the data set's folder, with ``/``.
         source: name of its `Source`.
-        kind: "rows" (JSON lines), "config" (one JSON object) or "text".
-        rows: number of lines of a "rows" file.
+        kind: "rows" (JSON lines), "parquet" (a table), "config" (one JSON object) or "text".
+        rows: number of rows of a "rows" file; of a "parquet" file where it is known.
         expected: size and checksums as far as known. Unknown ones are pinned by the first download.
         tasks: tasks that read it. groups: names under which it is downloaded together with others.
         optional: no task needs it; its absence is only mentioned.
+        schema: fields of its rows where they are not those of the data set; of a "parquet" file, the columns read.
     """
 
     path: str
@@ -73,6 +74,7 @@ class FileEntry:
     tasks: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     optional: bool = False
+    schema: Schema | None = None
 
     @property
     def base(self) -> str:
@@ -108,6 +110,10 @@ class Manifest:
         if len(hits) != 1:
             raise UnknownName("file", name, self.files, where=f" of data set {self.name}", listing="lcbench download")
         return hits[0]
+
+    def schema_of(self, entry: FileEntry) -> Schema:
+        """Fields of the rows of one file."""
+        return self.schema if entry.schema is None else entry.schema
 
     @property
     def configs(self) -> tuple[FileEntry, ...]:
@@ -243,10 +249,7 @@ def _manifest(data: Any, where: str) -> Manifest:
     name = _text(data, "name", where)
     if not _NAME.fullmatch(name):
         raise BadValue(f"The name '{name}' of {where} is not lower-case letters, digits, '-', '_' and '.'.", "Mend it.")
-    schema = {
-        key: FieldType.parse(str(text), f" of field '{key}' in {where}")
-        for key, text in _mapping(data.get("schema", {}), f"schema of {where}").items()
-    }
+    schema = _schema(data.get("schema", {}), where)
     sources = {
         key: _source(key, value, f"source '{key}' of {where}")
         for key, value in _mapping(data["sources"], f"sources of {where}").items()
@@ -256,14 +259,23 @@ def _manifest(data: Any, where: str) -> Manifest:
         entry = _file(value, sources, f"file {number} of {where}")
         if entry.path.lower() in {known.lower() for known in files}:
             raise BadValue(f"The file '{entry.path}' is listed twice in {where}.", "List it once.")
-        if entry.kind == "rows" and not schema:
+        if entry.kind in ("rows", "parquet") and not (schema or entry.schema):
             raise BadValue(f"The file '{entry.path}' of {where} has rows, but there is no schema.", "Add the schema.")
         files[entry.path] = entry
     texts = {key: _text(data, key, where) for key in ("title", "homepage", "licence", "citation")}
     return Manifest(
         name=name, sources=MappingProxyType(sources), files=MappingProxyType(files),
-        schema=MappingProxyType(schema), **texts,
+        schema=schema, **texts,
     )  # fmt: skip
+
+
+def _schema(data: Any, where: str) -> Schema:
+    return MappingProxyType(
+        {
+            key: FieldType.parse(str(text), f" of field '{key}' in {where}")
+            for key, text in _mapping(data, f"schema of {where}").items()
+        }
+    )
 
 
 def _source(name: str, data: Any, where: str) -> Source:
@@ -290,7 +302,9 @@ def _source(name: str, data: Any, where: str) -> Source:
     )  # fmt: skip
 
 
-_FILE_KEYS = {"path", "source", "kind", "rows", "tasks", "groups", "optional", "sha256", "git_blob", "size"}
+_FILE_KEYS = {
+    "path", "source", "kind", "rows", "tasks", "groups", "optional", "sha256", "git_blob", "size", "schema",
+}  # fmt: skip
 
 
 def _file(data: Any, sources: Mapping[str, Source], where: str) -> FileEntry:
@@ -301,10 +315,10 @@ def _file(data: Any, sources: Mapping[str, Source], where: str) -> FileEntry:
     if source not in sources:
         raise UnknownName("source", source, sources, where=f" of {where}")
     kind = _text(data, "kind", where) or "rows"
-    if kind not in ("rows", "config", "text"):
-        raise UnknownName("kind", kind, ("rows", "config", "text"), where=f" of {where}")
+    if kind not in get_args(Kind):
+        raise UnknownName("kind", kind, get_args(Kind), where=f" of {where}")
     rows = _number(data, "rows", where)
-    if (kind == "rows") != (rows is not None):
+    if kind != "parquet" and (kind == "rows") != (rows is not None):
         raise BadValue(f"The {where} ({path}) needs a row count exactly when its kind is rows.", "Mend it.")
     for key, form in _HEX.items():
         if key in data and not form.fullmatch(_text(data, key, where)):
@@ -316,6 +330,7 @@ def _file(data: Any, sources: Mapping[str, Source], where: str) -> FileEntry:
     return FileEntry(
         path, source, cast(Kind, kind), rows, expected,
         tuple(_words(data, "tasks", where)), tuple(_words(data, "groups", where)), optional,
+        _schema(data["schema"], where) if "schema" in data else None,
     )  # fmt: skip
 
 

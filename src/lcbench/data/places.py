@@ -265,7 +265,7 @@ def _local(text: str) -> Place:
 def _subset_of(entry: FileEntry, name: str) -> int | None:
     """N when ``name`` (perhaps with ``.gz``) is that of the first N rows of ``entry``, else None."""
     match = _SUBSET.fullmatch(name.removesuffix(".gz"))
-    if entry.kind != "rows" or match is None or match[1] + match[3] != entry.base:
+    if entry.kind not in ("rows", "parquet") or match is None or match[1] + match[3] != entry.base:
         return None
     return int(match[2])
 

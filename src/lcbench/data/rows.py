@@ -1,4 +1,4 @@
-"""JSON lines to rows: every line checked against the schema, the values exactly as written.
+"""JSON lines and parquet tables to rows: every line checked against the schema, the values exactly as written.
 
 The rows go through `datasets` with the features of the manifest, but not through its JSON loader: that one guesses
 types before it casts, so that ``"2020-01-01"`` comes back as ``"2020-01-01 00:00:00"``, a number where text should be
@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from lcbench.data.manifest import FileEntry
 from lcbench.data.schema import FieldType, Schema, row_problem
 from lcbench.errors import CorruptFile
 
@@ -37,6 +38,51 @@ def parse_rows(content: bytes, schema: Schema, where: str, next_step: str) -> li
         if problem:
             raise CorruptFile(f"{where}, line {number}: {problem}.", next_step)
         rows.append(row)
+    return rows
+
+
+def read_table(
+    entry: FileEntry, content: bytes, schema: Schema, where: str, next_step: str, limit: int | None = None
+) -> list[dict[str, Any]]:
+    """Rows of a "rows" or "parquet" file, at most ``limit``; every line of JSON is checked nevertheless.
+
+    Raises:
+        CorruptFile: as `parse_rows` and `parse_parquet`.
+    """
+    if entry.kind == "parquet":
+        return parse_parquet(content, schema, where, next_step, limit)
+    rows = parse_rows(content, schema, where, next_step)
+    return rows if limit is None else rows[: max(0, limit)]
+
+
+def parse_parquet(
+    content: bytes, schema: Schema, where: str, next_step: str, limit: int | None = None
+) -> list[dict[str, Any]]:
+    """The first ``limit`` rows of a parquet file, of the columns in ``schema``; further columns are left out.
+
+    Raises:
+        CorruptFile: not a parquet file, a column that is missing, or a value of another type (row number in it).
+    """
+    import pyarrow as arrow
+    from pyarrow import parquet
+
+    try:
+        file = parquet.ParquetFile(arrow.BufferReader(content))
+        missing = [name for name in schema if name not in file.schema_arrow.names]
+        if missing:
+            raise CorruptFile(f"{where} has no column '{missing[0]}'.", next_step)
+        rows: list[dict[str, Any]] = []
+        for batch in file.iter_batches(batch_size=256, columns=list(schema)):
+            rows += batch.to_pylist()
+            if limit is not None and len(rows) >= limit:
+                break
+    except (arrow.ArrowException, OSError) as error:
+        raise CorruptFile(f"{where} cannot be read as a parquet file.", next_step) from error
+    rows = rows if limit is None else rows[: max(0, limit)]
+    for number, row in enumerate(rows, 1):
+        problem = row_problem(schema, row)
+        if problem:
+            raise CorruptFile(f"{where}, row {number}: {problem}.", next_step)
     return rows
 
 

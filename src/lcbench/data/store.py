@@ -24,7 +24,7 @@ from typing import Any, Literal
 from lcbench.data.checksum import digest_bytes, digest_file
 from lcbench.data.ledger import Installed, dataset_folder, read_ledger
 from lcbench.data.manifest import FileEntry, Manifest, all_manifests, manifest, resolve
-from lcbench.data.rows import as_dataset, parse_object, parse_rows
+from lcbench.data.rows import as_dataset, parse_object, read_table
 from lcbench.errors import ChecksumMismatch, CorruptFile, DataMissing
 
 __all__ = ["Check", "DataFile", "config_json", "data_file", "installed", "read_rows", "read_text", "verify"]
@@ -103,11 +103,13 @@ def read_rows(home: Path, dataset: str, filename: str, limit: int | None = None)
     one, entry, file, content = _read(home, dataset, filename)
     again = _again(dataset, entry)
     changed = digest_bytes(content).sha256 != file.sha256
-    rows = parse_rows(content, one.schema, str(file.path), again)
+    schema = one.schema_of(entry)
+    if entry.kind == "parquet" and changed:
+        raise _changed(file.path, again)
+    rows = read_table(entry, content, schema, str(file.path), again, limit)
     if changed:
         raise _changed(file.path, again)
-    chosen = rows if limit is None else rows[: max(0, limit)]
-    typed: list[dict[str, Any]] = as_dataset(chosen, one.schema).to_list()
+    typed: list[dict[str, Any]] = as_dataset(rows, schema).to_list()
     return typed
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lcbench.engine.answer_text import scorer_stop, text_of
 from lcbench.engine.generate import prefill, read_on
 from lcbench.engine.groups import Group
 from lcbench.engine.memory import is_out_of_memory, release
@@ -32,7 +33,6 @@ from lcbench.methods.base import Method
 from lcbench.models.info import LoadedModel
 from lcbench.store.schema import STATUS_ERROR, PredictionRecord
 from lcbench.tasks.base import Task
-from lcbench.tasks.early_stop import finished as scorer_is_finished
 
 FULL = "full"  # the method whose cache is the prompt as it was read
 _DECODE_WEIGHT = 8.0  # prompt tokens that one generated token costs: decoding reads all weights for one token
@@ -417,7 +417,7 @@ class Answerer:
         else:
             record = replace(
                 record,
-                pred=str(self.loaded.tokenizer.decode(generated.ids, skip_special_tokens=True)),
+                pred=text_of(self.loaded, generated.ids),
                 kept_tokens=round(answer.kept, 2),
                 new_tokens=generated.new_tokens,
                 kv_bytes=answer.held,
@@ -493,17 +493,15 @@ def _stop_ids(loaded: LoadedModel, task: Task) -> tuple[int, ...]:
 
 def _finished(loaded: LoadedModel, task: Task) -> Callable[[list[int]], bool] | None:
     """Whether the scorer would read no further than what has been generated. Only a line feed can end its reading, so
-    the text is decoded only when one has come."""
-    if not task.early_stop:
+    the text is looked at only once one has come."""
+    stop = scorer_stop(loaded, task)
+    if stop is None:
         return None
     feeds: dict[int, bool] = {}
 
-    def finished(ids: list[int]) -> bool:
-        last = ids[-1]
-        if last not in feeds:
-            feeds[last] = "\n" in str(loaded.tokenizer.decode([last]))
-        return feeds[last] and scorer_is_finished(
-            task.name, str(loaded.tokenizer.decode(ids, skip_special_tokens=True))
-        )
+    def feeds_line(token: int) -> bool:
+        if token not in feeds:
+            feeds[token] = "\n" in str(loaded.tokenizer.decode([token]))
+        return feeds[token]
 
-    return finished
+    return lambda ids: any(map(feeds_line, ids)) and stop(ids)

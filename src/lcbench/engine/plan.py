@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from lcbench.config.spec import Question
 from lcbench.methods.base import Method
@@ -45,6 +45,7 @@ class PromptSet:
         max_new_tokens: tokens an answer may take, the same for every row.
         sha256: over all prompts' token ids.
         sample: first and last 200 characters of one prompt, for people.
+        counts: rows whose prompt was "cut", was "too_long" (an error row) or was "skipped".
         question: whether methods compress after the whole prompt ("visible") or after its context alone ("hidden").
     """
 
@@ -56,6 +57,7 @@ class PromptSet:
     sha256: str
     sample: tuple[str, str]
     notes: tuple[str, ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
     question: Question = "visible"
 
     def read_first(self, prompt: PreparedPrompt) -> Sequence[int]:

@@ -12,11 +12,14 @@ from lcbench.config.spec import RunSpec
 from lcbench.engine.plan import PreparedPrompt, PromptSet, group_methods
 from lcbench.errors import BadValue, SampleError
 from lcbench.methods.base import Method
+from lcbench.methods.registry import resolve as resolve_method
 from lcbench.models.chat import Encoded, encode_prompt
 from lcbench.models.info import LoadedModel, ModelInfo
+from lcbench.models.official_chat import cut_without_special_tokens
 from lcbench.tasks.base import Loaded, Row, Task
 from lcbench.tasks.truncation import Fitted, fit, fit_exact, require_fit
 
+FULL = "full"
 _SHOWN = 200  # characters of each end of a prompt that are kept for people
 _NO_BORDER = "Where the question begins cannot be told: the cut ran into it, or the chat template changed the text."
 
@@ -46,7 +49,7 @@ def prepare(
     sets = []
     for task, loaded in tasks:
         made: dict[tuple[str, str], PreparedPrompt | None] = {}
-        for shared, group in group_methods(methods):
+        for shared, group in group_methods(askers(task, methods)):
             maker = _PromptMaker(spec, info, tokenizer, task, home, made)
             prompts = []
             for i, row in enumerate(loaded.rows):
@@ -66,10 +69,18 @@ def prepare(
                     sha256=_digest(prompts),
                     sample=maker.sample,
                     notes=tuple(notes),
+                    counts=maker.counts,
                     question=spec.question,
                 )
             )
     return sets
+
+
+def askers(task: Task, methods: Sequence[Method]) -> Sequence[Method]:
+    """The methods that answer a task: all of them, or ``full`` alone where it asks about the model only."""
+    if not task.once:
+        return methods
+    return [m for m in methods if m.name == FULL] or [resolve_method(FULL)]
 
 
 def refuse_hidden_question(spec: RunSpec, methods: Sequence[Method]) -> None:
@@ -113,6 +124,7 @@ class _PromptMaker:
     ) -> None:
         self.spec, self.info, self.tokenizer, self.task, self.home, self._made = spec, info, tokenizer, task, home, made
         self.answer_tokens = task.answer_tokens(home)
+        self._special = not (spec.model.chat == "official" and cut_without_special_tokens(info.name))
         self.sample = ("", "")
         self.double_bos = 0
         self.cut = 0
@@ -155,7 +167,7 @@ class _PromptMaker:
 
     def _prepared(self, row: Row, text: str, question: int | None) -> PreparedPrompt | None:
         try:
-            if self.task.truncate == "error":
+            if self.task.truncate == "error" and self.spec.over_length != "truncate":
                 fitted = self._whole(text)
             else:
                 fitted = self._fit(text, question)
@@ -212,6 +224,11 @@ class _PromptMaker:
         )
         return Fitted(ids, text, len(ids), None, cut=False)
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """Prompts that were cut, refused and skipped so far, for run.json."""
+        return {"cut": self.cut, "too_long": self.too_long, "skipped": self.skipped}
+
     def notes(self, rows: int) -> list[str]:
         """What the user should know about these prompts."""
         found = []
@@ -226,7 +243,7 @@ class _PromptMaker:
         return found
 
     def _encode(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, verbose=False)["input_ids"])
+        return list(self.tokenizer(text, add_special_tokens=self._special, verbose=False)["input_ids"])
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))

@@ -10,7 +10,7 @@ from typing import Any
 from lcbench.errors import ModelError
 from lcbench.models.hub import plain
 from lcbench.models.info import LoadedModel
-from lcbench.models.official_chat import official_template
+from lcbench.models.official_chat import official_ids, official_template
 
 # Some templates print today's date; a run continued tomorrow must ask the same question. A macro of the same name hides
 # the clock behind one day, the one that Llama 3's own template falls back to.
@@ -121,6 +121,9 @@ def encode_prompt(
         asked = 0 if question_start is None else _tokens_from(tokenizer, text, True, ids, question_start)
         return Encoded(ids, text, None, False, asked)
     rendered = _render(tokenizer, text, template, chat_option)
+    built = official_ids(tokenizer, loaded.info.name, text) if chat_option == "official" else None
+    if built is not None:
+        return Encoded(built, rendered, template_sha256(template), False)
     written = bool(tokenizer.bos_token) and rendered.startswith(tokenizer.bos_token)
     doubled = written and _adds_bos(tokenizer)
     ids = _ids(tokenizer, rendered, not written)

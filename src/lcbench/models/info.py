@@ -37,6 +37,7 @@ class ModelInfo:
         bos_id: the tokenizer's, or None.
         chat_template_sha256: hex digest of the template that prompts are wrapped in, None without one.
         versions: library to version.
+        answer_rule: family whose answers LongBench cleans its own way ("xgen", "internlm"), with ``--chat official``.
     """
 
     name: str
@@ -61,6 +62,7 @@ class ModelInfo:
     bos_id: int | None
     chat_template_sha256: str | None
     versions: Mapping[str, str]
+    answer_rule: str | None = None
 
     @property
     def identity(self) -> str:
@@ -114,7 +116,9 @@ def model_facts(model: Any, tokenizer: Any) -> dict[str, Any]:
         "architecture": type(model).__name__,
         "layers": int(config.num_hidden_layers),
         "heads": heads,
-        "kv_heads": int(getattr(config, "num_key_value_heads", None) or heads),
+        "kv_heads": int(
+            getattr(config, "num_key_value_heads", None) or getattr(attention, "num_kv_heads", None) or heads
+        ),
         "head_dim": head_dim,
         "scaling": float(getattr(attention, "scaling", None) or head_dim**-0.5),
         "window": trained_window(config),

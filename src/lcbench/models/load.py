@@ -13,6 +13,7 @@ from lcbench.models import adapter, chat, flash, gguf, hub, identity
 from lcbench.models.converted import folder_for, is_converted
 from lcbench.models.identity import Say
 from lcbench.models.info import LoadedModel, ModelInfo, library_versions, model_facts, weight_bytes
+from lcbench.models.official_chat import answer_rule
 from lcbench.models.place import FLASH, Placement, place
 from lcbench.models.read import Reader, checked_weights
 from lcbench.models.source import find
@@ -109,6 +110,7 @@ def _prepare(spec: ModelSpec, home: Path, say: Say, *, convert: bool) -> _Prepar
         load_in=placement.load_in,
         chat_template_sha256=chat.template_sha256(template),
         versions=library_versions(placement.libraries),
+        answer_rule=answer_rule(spec.name) if spec.chat == "official" else None,
         **model_facts(skeleton, tokenizer),
     )
     return _Prepared(reader, config, tokenizer, placement, info)

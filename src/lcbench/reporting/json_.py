@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 
+from lcbench.reporting.longscore.data import data_of
 from lcbench.reporting.table import Report
 
 
 def render(report: Report) -> str:
-    """An object with ``runs``, ``methods``, ``tasks``, ``cells``, ``efficiency`` and ``notes``.
-
-    Scores are 0 to 100, bytes are numbers.
+    """An object with ``runs``, ``methods``, ``tasks``, ``cells``, ``efficiency``, ``notes`` and, where tasks exist at
+    several lengths, ``longscore``; scores 0 to 100, bytes as numbers.
 
     ``cells`` is a list; each names its model, method and line, and carries the fields of `table.Cell` and ``ratio``.
     """
@@ -40,5 +40,6 @@ def render(report: Report) -> str:
             {**dataclasses.asdict(row), "ratio": row.ratio, "of_limit": row.of_limit} for row in report.efficiency
         ],
         "notes": list(report.notes),
+        **({} if report.longscore is None else {"longscore": data_of(report.longscore)}),
     }
     return json.dumps(data, indent=2, ensure_ascii=True) + "\n"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from lcbench.reporting.efficiency import EfficiencyRow
+from lcbench.reporting.longscore.view import LongView
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,15 @@ class Line:
     Attributes:
         name: task id; for a mean its key. metric: of the task, "" of a mean.
         length: of the prompts, in the task's own unit ("384", "4-8k"); "" for anything but a length.
+        members: of a mean, the ids of its tasks. category: whether that mean is over the tasks of one category.
     """
 
     name: str
     metric: str = ""
     kind: Literal["task", "length", "mean"] = "task"
     length: str = ""
+    members: tuple[str, ...] = ()
+    category: bool = False
 
     @property
     def title(self) -> str:
@@ -83,6 +87,7 @@ class Report:
         notes: what a reader must know: subsets, limits, windows, unfinished tasks, simulated memory.
         runs: folders of the runs.
         efficiency: what `lcbench bench` measured in them, each method alone.
+        longscore: LongScores, rankings and losses; None where no task exists at several lengths.
     """
 
     lines: tuple[Line, ...]
@@ -91,6 +96,7 @@ class Report:
     notes: tuple[str, ...] = ()
     runs: tuple[str, ...] = ()
     efficiency: tuple[EfficiencyRow, ...] = ()
+    longscore: LongView | None = None
 
     @property
     def several_models(self) -> bool:

@@ -140,7 +140,7 @@ def mcnemar(wins: int, losses: int) -> float:
     if wins == losses:
         return 1.0
     tail = sum(math.comb(n, k) for k in range(min(wins, losses) + 1))
-    return min(1.0, tail / 2 ** (n - 1))
+    return min(1.0, tail / (1 << (n - 1)))
 
 
 def sign_flip(values: Sequence[float], *, seed: int = 0, key: str = "", draws: int = _DRAWS) -> float:

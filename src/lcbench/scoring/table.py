@@ -41,6 +41,8 @@ class TaskScore:
         score: 0 to 100 with two decimals, rounded as the official scorer rounds; None when no row could be scored.
         n: rows scored. n_error: rows that failed; they have no score and do not count as 0.
         interval: 95 % bootstrap interval of ``score``.
+        n_judge_failed: rows among ``n_error`` that the judge gave no usable verdict on.
+        n_filtered: rows left out by the QA filter, in none of the other counts.
         clusters: groups of rows that share a context, which the bootstrap draws as a whole (n when none do).
         task_versions: versions of the task definition in the records; empty for official files.
         code_sim: the definition used, for code tasks.
@@ -66,6 +68,8 @@ class TaskScore:
     partial: float | None = None
     columns: Mapping[str, float] = field(default_factory=dict)
     passkey: Mapping[str, Any] | None = None
+    n_judge_failed: int = 0
+    n_filtered: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ class GroupScore:
         label: what it is, in words.
         score: mean of the members' rounded scores, two decimals.
         members: task ids, or category keys, that entered. missing: those that belong to it and are not there.
+        n_tasks, of_tasks: tasks that entered, and tasks that belong to it.
         interval: 95 % bootstrap interval, tasks drawn independently.
         by_length: LongBench-E: the same mean for every bucket.
     """
@@ -84,6 +89,8 @@ class GroupScore:
     score: float
     members: tuple[str, ...]
     missing: tuple[str, ...] = ()
+    n_tasks: int = 0
+    of_tasks: int = 0
     interval: Interval | None = None
     by_length: Mapping[str, float | None] = field(default_factory=dict)
 
@@ -118,6 +125,7 @@ class ScoreTable:
         notes: sentences the user should read.
         lcbench: version of lcbench.
         longscore: LongScores, None where no task exists at several lengths or they were not asked for.
+        judge: who graded and how, with the rows it gave no verdict on; None without a judge.
     """
 
     source: str
@@ -127,6 +135,7 @@ class ScoreTable:
     notes: tuple[str, ...]
     lcbench: str
     longscore: LongScores | None = None
+    judge: Mapping[str, Any] | None = None
 
     @property
     def n_error(self) -> int:
@@ -135,7 +144,11 @@ class ScoreTable:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, without NaN; keys that a task has no use for are left out."""
-        longscore = {} if self.longscore is None else {"longscore": self.longscore.to_dict()}
+        optional: dict[str, Any] = {}
+        if self.longscore is not None:
+            optional["longscore"] = self.longscore.to_dict()
+        if self.judge is not None:
+            optional["judge"] = dict(self.judge)
         return {
             "schema_version": SCORES_VERSION,
             "lcbench": self.lcbench,
@@ -150,18 +163,18 @@ class ScoreTable:
                 }
                 for name, method in self.methods.items()
             },
-            **longscore,
+            **optional,
         }
 
 
-_OPTIONAL_TASK_KEYS = ("code_sim", "by_length", "partial", "columns", "passkey")
+_OPTIONAL_TASK_KEYS = ("code_sim", "by_length", "partial", "columns", "passkey", "n_judge_failed", "n_filtered")
 
 
 def _task(score: TaskScore) -> dict[str, Any]:
     data = asdict(score)
     del data["task"]
     for key in _OPTIONAL_TASK_KEYS:
-        if data[key] is None or data[key] == {}:
+        if data[key] is None or data[key] == {} or (key.startswith("n_") and not data[key]):
             del data[key]
     for bucket in data.get("by_length", {}).values():
         if bucket["partial"] is None:
@@ -179,6 +192,8 @@ def _group(score: GroupScore) -> dict[str, Any]:
         "interval": _listed(score.interval),
         "members": list(score.members),
         "missing": list(score.missing),
+        "n_tasks": score.n_tasks,
+        "of_tasks": score.of_tasks,
         "complete": score.complete,
     }
     if score.by_length:

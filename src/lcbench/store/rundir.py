@@ -161,6 +161,13 @@ class RunDirectory:
         """Task ids in spec order."""
         return list(self.spec["tasks"])
 
+    def methods_of(self, task_id: str) -> list[str]:
+        """Ids of the methods that answer a task: all of the run, or ``full`` alone, part of the run or not, when the
+        task asks about the model and not about methods (``once`` in its provenance)."""
+        tasks = self.provenance.get("tasks")
+        facts = tasks.get(task_id) if isinstance(tasks, Mapping) else None
+        return ["full"] if isinstance(facts, Mapping) and facts.get("once") is True else self.methods
+
     # -- predictions -------------------------------------------------------------------------------------------------
 
     def predictions_path(self, method_id: str, task_id: str) -> Path:
@@ -173,9 +180,13 @@ class RunDirectory:
         Raises:
             CorruptFile: a whole line that is not a record (file and line named).
         """
-        latest: dict[str, PredictionRecord] = {}
-        for _, record in self._read(method_id, task_id):
-            latest[record.id] = record
+        return [record for _, record in self.numbered_records(method_id, task_id)]
+
+    def numbered_records(self, method_id: str, task_id: str) -> list[tuple[int, PredictionRecord]]:
+        """`records`, each with the number of its line (from 1), for messages."""
+        latest: dict[str, tuple[int, PredictionRecord]] = {}
+        for number, record in self._read(method_id, task_id):
+            latest[record.id] = (number, record)
         return list(latest.values())
 
     def done(self, method_id: str, task_id: str) -> set[str]:
@@ -324,8 +335,8 @@ class RunDirectory:
     def _check_and_repair(self) -> None:
         """Cut torn last lines off, once every whole line has been read without complaint."""
         files: list[Path] = []
-        for method_id in self.methods:
-            for task_id in self.tasks:
+        for task_id in self.tasks:
+            for method_id in self.methods_of(task_id):
                 self._known_errors(method_id, task_id)
                 self.timings(method_id, task_id)
                 files += [self.predictions_path(method_id, task_id), self.timings_path(method_id, task_id)]
@@ -338,7 +349,7 @@ class RunDirectory:
     def _check_writable(self, method_id: str, task_id: str) -> None:
         if self._lock is None:
             raise StoreError(f"{self.path} is open for reading only.", "Open it with RunDirectory.create_or_continue.")
-        if method_id not in self.spec["methods"] or task_id not in self.spec["tasks"]:
+        if task_id not in self.spec["tasks"] or method_id not in self.methods_of(task_id):
             raise StoreError(f"{method_id} on {task_id} is not part of the run {self.path}.")
 
 

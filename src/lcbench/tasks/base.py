@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from lcbench.config.options import identifier, options_of
+from lcbench.config.options import Item, identifier, options_of
 from lcbench.errors import BadValue
 
 Stop = Literal["eos", "newline"]
@@ -109,6 +109,24 @@ class Task(ABC):
     def options(self) -> dict[str, str]:
         """All options as canonical text."""
         return options_of(self)
+
+    @classmethod
+    def variants(cls, item: Item, home: Path, *, whole: bool) -> list[Item]:
+        """What a name on the command line stands for: the item itself, or one for each of several lengths.
+
+        Args:
+            item: this task's name and the options that were written.
+            whole: whether the user named the benchmark, not this task alone.
+
+        Raises:
+            DataMissing: it depends on data that are not there.
+        """
+        return [item]
+
+    @property
+    def once(self) -> bool:
+        """Whether it asks about the model and not about methods: then the method ``full`` alone answers it."""
+        return False
 
     @abstractmethod
     def load(self, home: Path, limit: int | None = None) -> Loaded:

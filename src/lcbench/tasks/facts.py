@@ -1,7 +1,8 @@
 """What is fixed about the built-in tasks: category, metric, cut, rows. Data only; imports nothing heavy.
 
-Source: `LongBench/task.md`, `pred.py` and `eval.py` of THUDM/LongBench for the 21 tasks. Prompts and answer lengths
-are not here: they are the official configuration files, downloaded and verified like data.
+Source: `LongBench/task.md`, `pred.py` and `eval.py` of THUDM/LongBench for the 21 tasks; `eval_trec.py` and
+`utils/metrics.py` of uservan/100-LongBench for its eight. Prompts and answer lengths are not here: they are the
+official configuration files, downloaded and verified like data.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from types import MappingProxyType
 
 LONGBENCH = "longbench"
 PASSKEY = "passkey"
+HUNDRED = "100-longbench"
 
 
 @dataclass(frozen=True)
@@ -20,8 +22,9 @@ class TaskFacts:
 
     Attributes:
         name: task id; the ``_e`` variant of a LongBench task shares its facts.
-        benchmark: "longbench" or "passkey".
-        category: single-doc-qa, multi-doc-qa, summarization, few-shot, synthetic, code or passkey.
+        benchmark: "longbench", "passkey" or "100-longbench".
+        category: single-doc-qa, multi-doc-qa, summarization, few-shot, synthetic, code, passkey, retrieval or
+            key-retrieval.
         language: "en", "zh" or "code".
         metric: metric name in `lcbench.scoring.metrics`.
         cut_first_line: whether only the first line of a prediction is scored (leading newlines stripped first).
@@ -69,17 +72,33 @@ _TASKS = (
 )
 
 
+_HUNDRED = (
+    # name, category, metric; every prediction is cut to its first line, summaries too
+    ("single_doc_qa", "single-doc-qa", "qa_f1"),
+    ("multi_doc_qa", "multi-doc-qa", "qa_f1"),
+    ("single_doc_sum", "summarization", "rouge"),
+    ("multi_doc_sum", "summarization", "rouge"),
+    ("passage_retrieval", "retrieval", "first_number"),
+    ("passage_count", "retrieval", "first_number"),
+    ("kv_retrieval", "key-retrieval", "last_uuid"),
+    ("counting_stars", "key-retrieval", "first_number"),
+)
+
+
 def _facts() -> Mapping[str, TaskFacts]:
     facts = {
         name: TaskFacts(name, LONGBENCH, category, language, metric, cut, e_rows > 0, rows, chat, e_rows)
         for name, category, language, metric, cut, rows, chat, e_rows in _TASKS
     }
     facts[PASSKEY] = TaskFacts(PASSKEY, PASSKEY, "passkey", "en", "passkey", False, False, 300, False)
+    for short, category, metric in _HUNDRED:
+        name = f"{HUNDRED}/{short}"
+        facts[name] = TaskFacts(name, HUNDRED, category, "en", metric, True, False, 0, False)
     return MappingProxyType(facts)
 
 
 TASK_FACTS: Mapping[str, TaskFacts] = _facts()
-"""Task id to facts: the 21 LongBench tasks in the official order, then passkey."""
+"""Task name to facts: the 21 LongBench tasks in the official order, passkey, then 100-LongBench in its own order."""
 
 
 def facts_of(name: str) -> TaskFacts | None:

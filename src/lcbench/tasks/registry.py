@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TypeVar
 
+from lcbench.config.home import home as lcbench_home
 from lcbench.config.options import Item, build, parse_item, split_items
 from lcbench.errors import UnknownName, UsageError
 from lcbench.tasks.base import Task
@@ -91,20 +93,28 @@ def all_groups() -> Mapping[str, Group]:
     return dict(sorted(_groups.items(), key=lambda item: _registered[item[1].members[0]].benchmark))
 
 
-def resolve(texts: str | Item | Iterable[str | Item]) -> list[Task]:
+def resolve(texts: str | Item | Iterable[str | Item], home: Path | None = None) -> list[Task]:
     """Tasks from ``qasper``, ``passkey@digits=64,trec``, ``longbench`` …, in that order, each once.
 
     Options of a group go to each of its members.
 
+    Args:
+        home: where data lie, for names that mean "all there is" (`Task.variants`); default LCBENCH_HOME.
+
     Raises:
         UnknownName: no such task or group (the nearest is offered), or no such parameter.
         BadValue: a value it cannot take.
+        DataMissing: a name that means "all there is", and there is nothing.
     """
+    home = lcbench_home() if home is None else home
     found: dict[Task, None] = {}
     for item in _items(texts):
         for name in _members(item.name):
-            # Equal tasks may have different ids, when one of them names a default.
-            found.setdefault(build(all_tasks()[name], Item(name, item.options), "task"))
+            cls = all_tasks()[name]
+            whole = item.name in all_groups() and item.name not in all_tasks()
+            for variant in cls.variants(Item(name, item.options), home, whole=whole):
+                # Equal tasks may have different ids, when one of them names a default.
+                found.setdefault(build(cls, variant, "task"))
     return list(found)
 
 

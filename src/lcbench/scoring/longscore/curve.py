@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from lcbench.scoring.bootstrap import Bootstrap, Replicates, mean_of
 from lcbench.scoring.longscore.formula import long_context_value, long_score, mean_over_tasks, mean_score
 from lcbench.scoring.longscore.ladder import Counts, Ladder, Point, Unit
+from lcbench.tasks.facts import HUNDRED
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,7 +89,7 @@ class Curve:
         return tuple(rung.label for rung in self.rungs)
 
 
-OVERALL = "100-longbench"
+OVERALL = HUNDRED
 """Name of the curve that is the mean of the 100-LongBench tasks."""
 
 

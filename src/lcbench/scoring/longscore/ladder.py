@@ -14,11 +14,8 @@ from dataclasses import dataclass, fields, replace
 from lcbench.errors import BadValue, UnknownName
 from lcbench.scoring.aggregate import BUCKETS, Values, bucket_of, bucket_percent, percent
 from lcbench.scoring.samples import LONGBENCH_E, Sample, TaskSamples
-
-HUNDRED = "100-longbench"
-BASE = "base"
-SHORT_LENGTHS = 3
-"""How many short lengths the paper's base is the mean of (2k, 4k and 6k)."""
+from lcbench.tasks.facts import HUNDRED
+from lcbench.tasks.hundred.names import BASE, NO_CONTEXT
 
 _VARIANT = re.compile(r"(?:length=)?(base|\d+k?)", re.IGNORECASE)
 
@@ -172,7 +169,7 @@ def is_hundred(task: str) -> bool:
 
 def is_no_context(task: str) -> bool:
     """Whether a task id asks questions without their context: those answers filter others and have no score."""
-    return "no-context" in task.partition("@")[2].split(",")
+    return NO_CONTEXT in task.partition("@")[2].split(",")
 
 
 def find_ladders(tasks: Sequence[Scored], mode: str, base_lengths: Sequence[str] = ()) -> list[Ladder]:
@@ -224,13 +221,13 @@ def _with_base(name: str, base: Scored, points: Sequence[Point], mode: str) -> L
         for row in base.rows():
             target = row.sample.meta.get("base_length")
             parts.setdefault(float(target) if isinstance(target, int | float) else math.nan, []).append(row)
-        if len(parts) == SHORT_LENGTHS and not any(math.isnan(size) for size in parts):
+        if parts and not any(math.isnan(size) for size in parts):
             bases = tuple(_gather(base, length_label(size), size, parts[size]) for size in sorted(parts))
         else:
             bases = ()
             notes = (
-                f"{name}: its base set was not built at {SHORT_LENGTHS} short lengths, so the paper's base is not "
-                "known; build it with --mode paper, or score with --mode reference.",
+                f"{name}: its base set was not built at short lengths, so the paper's base (their mean) is not known; "
+                "build it with --mode paper, or score with --mode reference.",
             )
     return Ladder(name, base.task.benchmark, "tokens", bases, _ascending(points), notes)
 

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from lcbench.scoring.longscore.curve import OVERALL, Curve, Rung
 from lcbench.scoring.longscore.formula import long_context_value, long_score, mean_over_tasks, mean_score
-from lcbench.scoring.longscore.ladder import BASE, HUNDRED, parse_length, split_task
+from lcbench.scoring.longscore.ladder import parse_length, split_task
+from lcbench.tasks.facts import HUNDRED
+from lcbench.tasks.hundred.names import BASE
 
 
 def from_scores(

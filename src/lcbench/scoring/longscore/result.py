@@ -10,7 +10,8 @@ from lcbench.errors import UnknownName
 from lcbench.scoring.bootstrap import Bootstrap
 from lcbench.scoring.longscore.curve import OVERALL, Curve, Drawn, Interval, Rung, curve, draw, mean_of_ladders
 from lcbench.scoring.longscore.decompose import Amount, LengthSplit, Pair, Split, mean_pair, pair, split
-from lcbench.scoring.longscore.ladder import HUNDRED, Counts, Ladder, Scored, find_ladders, is_hundred
+from lcbench.scoring.longscore.ladder import Counts, Ladder, Scored, find_ladders, is_hundred
+from lcbench.tasks.facts import HUNDRED
 
 MODES = ("reference", "paper")
 

@@ -1,0 +1,320 @@
+"""``lcbench build``: make the contexts of a benchmark from documents, at any length."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from lcbench.config.home import home as lcbench_home
+from lcbench.config.spec import default_model
+from lcbench.errors import BadValue, DataMissing, UnknownName, UsageError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from lcbench.tasks.hundred.build import Order
+    from lcbench.tasks.hundred.counting import TokenCounter
+    from lcbench.tasks.hundred.pools import Material
+    from lcbench.tasks.hundred.recipe import Built
+
+_SUITE = "100-longbench"
+_WHAT = "What to build"
+_FROM = "What to build from"
+_HOW = "How"
+
+
+def build(
+    suite: str = typer.Argument(..., metavar=_SUITE, help="The benchmark to build."),
+    lengths: str | None = typer.Option(
+        None, "--lengths", help="Lengths in tokens: 8k,16k,1000 (k = 1024).", rich_help_panel=_WHAT
+    ),
+    rows: int = typer.Option(100, "--rows", min=1, help="Contexts a task and length.", rich_help_panel=_WHAT),
+    tasks: str | None = typer.Option(
+        None, "--tasks", help="Tasks, e.g. kv_retrieval,single_doc_qa. Default: all eight.", rich_help_panel=_WHAT
+    ),
+    name: str | None = typer.Option(
+        None, "--name", help="Name of the build. Default: default, with --custom: custom.", rich_help_panel=_WHAT
+    ),
+    pools: str | None = typer.Option(
+        None,
+        "--pools",
+        metavar="DIR|ZIP|URL",
+        help="Take the pools from here, not from the downloaded data.",
+        rich_help_panel=_FROM,
+        show_default=False,
+    ),
+    custom: Path | None = typer.Option(
+        None,
+        "--custom",
+        metavar="DIR",
+        help="Build from your own documents and questions.",
+        rich_help_panel=_FROM,
+        show_default=False,
+    ),
+    strict: bool = typer.Option(
+        False, "--strict", help="Refuse to build when a pool is not complete.", rich_help_panel=_FROM
+    ),
+    tokenizer: str | None = typer.Option(
+        None,
+        "--tokenizer",
+        help="Whose tokens count: a model (as --model of run), a tokenizer.json, or words. "
+        "Default: LCBENCH_MODEL, else demo.",
+        rich_help_panel=_HOW,
+    ),
+    seed: int = typer.Option(42, "--seed", help="Of all draws.", rich_help_panel=_HOW),
+    mode: str = typer.Option(
+        "reference",
+        "--mode",
+        help="reference (as the code builds) | paper (as described, without label faults).",
+        rich_help_panel=_HOW,
+    ),
+    fill: str = typer.Option(
+        "exact",
+        "--fill",
+        help="exact (lengths are what they say) | reference (its rule, which leaves gaps).",
+        rich_help_panel=_HOW,
+    ),
+    base_below: str = typer.Option(
+        "8k", "--base-below", help="Documents of the base sets are shorter than this.", rich_help_panel=_HOW
+    ),
+    jobs: int | None = typer.Option(None, "--jobs", min=1, help="Threads. Default: all cores.", rich_help_panel=_HOW),
+    overwrite: bool = typer.Option(
+        False, "--overwrite", help="Replace files of the build that were made differently.", rich_help_panel=_HOW
+    ),
+    verify: bool = typer.Option(
+        False, "--verify", help="Build again what is there, from its own recipe, and compare; write nothing."
+    ),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="No progress."),
+) -> None:
+    """Build the contexts of 100-LongBench at any length, from the downloaded pools or your own documents.
+
+    Example: lcbench build 100-longbench --lengths 8k,16k --rows 100
+    """  # fmt: skip
+    if suite != _SUITE:
+        raise UnknownName("benchmark to build", suite, [_SUITE])
+    if pools is not None and custom is not None:
+        raise UsageError("--pools and --custom do not go together.", "Give one of them.")
+    from lcbench.tasks.hundred.names import DEFAULT_BUILD
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    say: Callable[[str], None] = (lambda text: None) if quiet else (lambda text: console.print(escape(text)))
+    build_name = name or ("custom" if custom is not None else DEFAULT_BUILD)
+    source = _Source(pools, custom, strict, tokenizer or default_model(), say)
+    chosen = _tasks(tasks)
+    if verify:
+        _verify(build_name, chosen, lengths, source, jobs, console, quiet)
+        return
+    if lengths is None:
+        raise UsageError("No length was given.", "Write --lengths 8k,16k.")
+    order = _order(lengths, rows, seed, chosen, mode, fill, base_below, build_name, custom is not None, jobs)
+    _build(order, source, overwrite, console, quiet, explicit=tasks is not None)
+
+
+class _Source:
+    """Where documents come from, and how they are counted."""
+
+    def __init__(
+        self, pools: str | None, custom: Path | None, strict: bool, tokenizer: str, say: Callable[[str], None]
+    ) -> None:
+        self._pools, self.custom, self._strict, self._tokenizer, self.say = pools, custom, strict, tokenizer, say
+
+    def open(self, tasks: Sequence[str], mode: str) -> tuple[Material, TokenCounter]:
+        """The documents that some tasks need, and the counter. Says and, when strict, refuses what is missing."""
+        from lcbench.models.counting import token_counter
+        from lcbench.tasks.hundred.build import POOLS_OF
+        from lcbench.tasks.hundred.custom import gather_custom
+        from lcbench.tasks.hundred.pools import gather
+
+        counter = token_counter(self._tokenizer, lcbench_home(), self.say)
+        if self.custom is not None:
+            return gather_custom(self.custom, counter), counter
+        names = dict.fromkeys(pool for task in tasks for pool in POOLS_OF[task])
+        exact_mode = "paper" if mode == "paper" else "reference"
+        material = gather(names, counter, exact_mode, home=lcbench_home(), place=self._pools, say=self.say)  # type: ignore[arg-type]
+        for note in material.notes:
+            self.say(note[0].upper() + note[1:] + ".")
+        if material.notes:
+            step = "Get what is missing: lcbench download 100-longbench-pools"
+            if self._strict:
+                raise DataMissing(f"{len(material.notes)} pools are not complete.", f"{step}, or leave --strict out.")
+            self.say(f"{step}   (--strict refuses to build without it)")
+        return material, counter
+
+
+def _tasks(text: str | None) -> tuple[str, ...]:
+    from lcbench.tasks.hundred.names import TASKS
+
+    if text is None:
+        return TASKS
+    asked = [word.strip().removeprefix(f"{_SUITE}/") for word in text.split(",") if word.strip()]
+    for word in asked:
+        if word not in TASKS:
+            raise UnknownName("task", word, TASKS, where=f" of {_SUITE}")
+    if not asked:
+        raise UsageError("No task was given.", f"Known: {', '.join(TASKS)}.")
+    return tuple(task for task in TASKS if task in asked)
+
+
+def _order(
+    lengths: str, rows: int, seed: int, tasks: tuple[str, ...], mode: str, fill: str, base_below: str, name: str,
+    custom: bool, jobs: int | None,
+) -> Order:  # fmt: skip
+    from lcbench.tasks.hundred.build import Order
+    from lcbench.tasks.hundred.names import base_lengths, lengths_of, parse_length
+
+    for option, value, known in (("--mode", mode, ("reference", "paper")), ("--fill", fill, ("exact", "reference"))):
+        if value not in known:
+            raise BadValue(f"{option} {value} is not one of {', '.join(known)}.", f"Choose {' or '.join(known)}.")
+    below = parse_length(base_below)
+    if isinstance(below, str):
+        raise BadValue(f"--base-below {base_below} is not a length.", "Write a number of tokens, e.g. 8k.")
+    base_lengths(below)
+    return Order(
+        tuple(lengths_of(lengths)), rows, seed, tasks, "paper" if mode == "paper" else "reference", fill == "exact",
+        below, name, custom, jobs or os.cpu_count() or 1,
+    )  # fmt: skip
+
+
+def _build(order: Order, source: _Source, overwrite: bool, console: Console, quiet: bool, *, explicit: bool) -> None:
+    from lcbench.tasks.hundred.build import Workshop
+    from lcbench.tasks.hundred.names import length_text
+    from lcbench.tasks.hundred.recipe import build_folder
+
+    folder = build_folder(lcbench_home(), order.build)
+    material, counter = source.open(order.tasks, order.mode)
+    workshop = Workshop(order, material, counter, lcbench_home())
+    workshop.check_free(overwrite=overwrite)
+    made: list[Built] = []
+    failed: list[DataMissing] = []
+    with _Bars(console, quiet) as bars:
+        for task, length in order.files():
+            try:
+                made.append(workshop.make(task, length, bars.progress))
+            except DataMissing as error:
+                if explicit and len(order.tasks) == 1:
+                    raise
+                failed.append(DataMissing(f"{task}@{length_text(length)} is not built: {error.message}"))
+    _show(made)
+    typer.echo(f"In {folder}")
+    for problem in failed:
+        typer.echo(problem.message)
+    if not made:
+        raise DataMissing("Nothing could be built.", "Get more of the pools: lcbench download 100-longbench-pools")
+    typer.echo(f"Next:  lcbench run --task {_SUITE}" + (f"@build={order.build}" if order.build != "default" else ""))
+    if failed:
+        raise typer.Exit(1)
+
+
+def _verify(
+    name: str, tasks: tuple[str, ...], lengths: str | None, source: _Source, jobs: int | None, console: Console,
+    quiet: bool,
+) -> None:  # fmt: skip
+    from lcbench.tasks.hundred.build import Workshop
+    from lcbench.tasks.hundred.names import BASE, length_text, lengths_of
+    from lcbench.tasks.hundred.recipe import build_folder, read_recipe
+
+    folder = build_folder(lcbench_home(), name)
+    wanted = None if lengths is None else {BASE, *lengths_of(lengths)}
+    recipes = [recipe for recipe in map(read_recipe, sorted(folder.glob("*.jsonl"))) if recipe.task in tasks]
+    recipes = [recipe for recipe in recipes if wanted is None or recipe.length in wanted]
+    if not recipes:
+        raise DataMissing(
+            f"The build '{name}' has no such files.", f"Build them first: lcbench build {_SUITE} --lengths 8k"
+        )
+    if any(recipe.custom for recipe in recipes) and source.custom is None:
+        raise UsageError(f"The build '{name}' was made from a folder of yours.", "Give that folder with --custom DIR.")
+    material, counter = source.open([recipe.task for recipe in recipes], recipes[0].mode)
+    changed = []
+    with _Bars(console, quiet) as bars:
+        for recipe in recipes:
+            workshop = Workshop(_order_of([recipe], name, jobs), material, counter, lcbench_home())
+            difference = workshop.compare(recipe.task, recipe.length, bars.progress)
+            label = f"{recipe.task}@{length_text(recipe.length)}"
+            typer.echo(f"{label}: {difference or 'the same'}")
+            changed += [label] if difference else []
+    if changed:
+        raise UsageError(
+            f"{len(changed)} of {len(recipes)} files are not what their recipe gives now.",
+            "Use the same pools and --tokenizer, or build again with --overwrite.",
+        )
+    typer.echo(f"All {len(recipes)} files are what their recipe gives, byte for byte.")
+
+
+def _order_of(recipes: Sequence[object], name: str, jobs: int | None) -> Order:
+    from lcbench.tasks.hundred.build import Order
+    from lcbench.tasks.hundred.recipe import Recipe
+
+    recipe = recipes[0]
+    assert isinstance(recipe, Recipe)
+    lengths = (recipe.length,) if isinstance(recipe.length, int) else ()
+    return Order(
+        lengths, recipe.rows, recipe.seed, (recipe.task,), recipe.mode, recipe.exact, recipe.base_below, name,
+        recipe.custom, jobs or os.cpu_count() or 1,
+    )  # fmt: skip
+
+
+def _show(made: Sequence[Built]) -> None:
+    from lcbench.tasks.hundred.names import length_text
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("task", "length", "contexts", "questions", "tokens", "label faults"):
+        words = column in ("task", "label faults")
+        table.add_column(column, justify="left" if words else "right", no_wrap=column != "label faults")
+    for built in made:
+        lengths = built.lengths
+        tokens = f"{min(lengths):,} to {max(lengths):,}" if lengths else "none"
+        faults = ", ".join(f"{count} {fault.replace('_', ' ')}" for fault, count in sorted(built.faults.items()))
+        off = f"{built.off_target} off target" if built.off_target else ""
+        table.add_row(
+            built.recipe.task, length_text(built.recipe.length), str(len(lengths)), str(built.questions), tokens,
+            "; ".join(filter(None, (faults, off))) or "none known",
+        )  # fmt: skip
+    Console(highlight=False).print(table)
+
+
+class _Bars:
+    """A progress bar on a terminal; elsewhere one line a file."""
+
+    def __init__(self, console: Console, quiet: bool) -> None:
+        self._console, self._quiet = console, quiet
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._name = ""
+
+    def __enter__(self) -> _Bars:
+        if self._console.is_terminal and not self._quiet:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+            self._bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                console=self._console, transient=True,
+            )  # fmt: skip
+            self._bar.start()
+        return self
+
+    def progress(self, name: str, done: int, total: int) -> None:
+        """Take the state of one file."""
+        if self._bar is not None:
+            if name != self._name:
+                if self._task is not None:
+                    self._bar.remove_task(self._task)
+                self._task = self._bar.add_task(escape(name), total=total)
+            assert self._task is not None
+            self._bar.update(self._task, completed=done, total=total)
+        elif name != self._name and not self._quiet:
+            self._console.print(escape(f"{name}: {total} contexts"))
+        self._name = name
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()

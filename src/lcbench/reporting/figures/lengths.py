@@ -1,0 +1,202 @@
+"""Score against length: lines with bands, and where each breaks down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lcbench.reporting.figures.labels import halo, spread
+from lcbench.reporting.figures.style import INK, MUTED, grid_shape, looks, new_figure, shorten, styled
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_TOGETHER = 4  # up to so many curves share one pair of axes
+MOST = 16  # panels at most
+
+
+@dataclass(frozen=True)
+class LengthCurve:
+    """One method or model over length.
+
+    Attributes:
+        label: its name.
+        lengths: names of the lengths, short first: "384", "4-8k".
+        scores: a score for each, None where there is none. lows, highs: ends of the 95 % interval, None if unknown.
+        breakdown: the name of the first length at which it falls significantly below its base, None if it never does.
+    """
+
+    label: str
+    lengths: tuple[str, ...]
+    scores: tuple[float | None, ...]
+    lows: tuple[float | None, ...] = ()
+    highs: tuple[float | None, ...] = ()
+    breakdown: str | None = None
+
+
+def draw(
+    curves: Sequence[LengthCurve],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str = "score",
+    positions: Mapping[str, float] | None = None,
+    reference: str | None = None,
+) -> Figure:
+    """The figure.
+
+    Args:
+        positions: where a length stands on a linear axis (words, tokens); None: names at equal distances.
+        reference: the curve drawn in grey in every panel, when each curve has its own.
+    """
+    names = list(dict.fromkeys(name for curve in curves for name in curve.lengths))
+    if positions is not None:
+        names.sort(key=positions.__getitem__)
+    at = positions or {name: float(i) for i, name in enumerate(names)}
+    with styled():
+        style = looks([curve.label for curve in curves])
+        if len(curves) <= _TOGETHER:
+            figure = new_figure(7.2, 4.2)
+            ax = figure.add_subplot()
+            for curve in curves:
+                _curve(ax, curve, at, style[curve.label], band=True)
+            _axes(ax, names, at, curves)
+            _end_labels(ax, curves, at, style)
+            ax.set_xlabel(x_label)
+            ax.set_ylabel(y_label)
+            ax.set_title(title)
+            words = _explained(curves)
+            ax.annotate(
+                words,
+                (1, 1),
+                (0, 5),
+                xycoords="axes fraction",
+                textcoords="offset points",
+                ha="right",
+                fontsize=7,
+                color=MUTED,
+            )
+            return figure
+        return _panels(curves, names, at, style, title, x_label, y_label, reference)
+
+
+def _panels(
+    curves: Sequence[LengthCurve],
+    names: Sequence[str],
+    at: Mapping[str, float],
+    style: Mapping[str, tuple[str, str]],
+    title: str,
+    x_label: str,
+    y_label: str,
+    reference: str | None,
+) -> Figure:
+    base = next((curve for curve in curves if curve.label == reference), None)
+    shown = [curve for curve in curves if curve is not base][:MOST]
+    rows, columns = grid_shape(len(shown), 4)
+    figure = new_figure(2.2 * columns + 0.4, 1.8 * rows + 0.9)
+    axes: Any = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    for index, ax in enumerate(axes.flat):
+        if index >= len(shown):
+            ax.set_visible(False)
+            continue
+        if base is not None:
+            _curve(ax, base, at, (MUTED, "none"), band=False, thin=True)
+        _curve(ax, shown[index], at, style[shown[index].label], band=True)
+        _axes(ax, names, at, curves, small=True)
+        ax.tick_params(labelbottom=index + columns >= len(shown))
+        ax.set_title(shorten(shown[index].label), fontsize=8.5)
+    figure.supxlabel(x_label, fontsize=9)
+    figure.supylabel(y_label, fontsize=9)
+    hidden = len(curves) - (base is not None) - len(shown)
+    extra = [_explained(curves)] if _explained(curves) else []
+    extra += [f"grey: {base.label}"] if base else []
+    extra += [f"{hidden} more methods not drawn"] if hidden else []
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=10)
+    figure.text(0.995, 0.995, "; ".join(extra), ha="right", va="top", fontsize=7, color=MUTED)
+    return figure
+
+
+def _curve(
+    ax: Axes, curve: LengthCurve, at: Mapping[str, float], style: tuple[str, str], *, band: bool, thin: bool = False
+) -> None:
+    import math
+
+    colour, marker = style
+    xs = [at[name] for name in curve.lengths]
+    ys = [math.nan if score is None else score for score in curve.scores]
+    if band and curve.lows and curve.highs:
+        ends = [
+            (x, low, high)
+            for x, low, high in zip(xs, curve.lows, curve.highs, strict=True)
+            if low is not None and high is not None
+        ]
+        ax.fill_between(
+            [x for x, _, _ in ends], [e[1] for e in ends], [e[2] for e in ends], color=colour, alpha=0.13, linewidth=0
+        )
+    marker = "." if thin else marker
+    ax.plot(xs, ys, color=colour, marker=marker, markersize=3 if thin else 5, linewidth=1 if thin else 1.7)
+    if curve.breakdown is not None and not thin:
+        place = at[curve.breakdown]
+        score = ys[curve.lengths.index(curve.breakdown)]
+        ax.plot(
+            place, score, marker="o", markersize=12, markerfacecolor="none", markeredgecolor=INK, markeredgewidth=1.1
+        )
+
+
+def _axes(
+    ax: Axes, names: Sequence[str], at: Mapping[str, float], curves: Sequence[LengthCurve], *, small: bool = False
+) -> None:
+    ax.set_xticks([at[name] for name in names], names, fontsize=6.5 if small else 8)
+    crowded = max(map(len, names)) * len(names) > (26 if small else 70)
+    ax.tick_params(axis="x", labelrotation=90 if crowded else 0)
+    highest = max((v for c in curves for v in (*c.scores, *c.highs) if v is not None), default=1)
+    lowest = min((v for c in curves for v in (*c.scores, *c.lows) if v is not None), default=0)
+    bottom = min(0.0, lowest)
+    room = 0.03 * max(1.0, highest - bottom)
+    ax.set_ylim(bottom - room, highest + room)
+    ax.grid(axis="x", visible=False)
+
+
+def _end_labels(
+    ax: Axes, curves: Sequence[LengthCurve], at: Mapping[str, float], style: Mapping[str, tuple[str, str]]
+) -> None:
+    """The name of each curve at its right end, moved apart where ends are close."""
+    ends = []
+    for curve in curves:
+        known = [(at[n], s) for n, s in zip(curve.lengths, curve.scores, strict=True) if s is not None]
+        if known:
+            ends.append((curve, *known[-1]))
+    low, high = ax.get_ylim()
+    places = spread([y for _, _, y in ends], gap=(high - low) / 20)
+    right = max(at.values())
+    for (curve, x, y), place in zip(ends, places, strict=True):
+        note = ax.annotate(
+            shorten(curve.label),
+            (x, y),
+            xytext=(right + (right - min(at.values()) or 1.0) * 0.035, place),
+            textcoords="data",
+            va="center",
+            fontsize=8,
+            color=style[curve.label][0],
+            fontweight="bold",
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": style[curve.label][0],
+                "linewidth": 0.6,
+                "shrinkA": 0,
+                "shrinkB": 3,
+            },
+        )
+        halo(note)
+
+
+def _explained(curves: Sequence[LengthCurve]) -> str:
+    words = []
+    if any(low is not None for curve in curves for low in curve.lows):
+        words.append("band: 95 % interval")
+    if any(curve.breakdown is not None for curve in curves):
+        words.append("ring: first length significantly below the base")
+    return "; ".join(words)

@@ -1,0 +1,377 @@
+"""All figures that a report has data for."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lcbench.reporting.figures import bars, efficiency, heatmap, lengths, pareto, radar, style
+from lcbench.reporting.longscore.view import Entry
+from lcbench.reporting.samples import Samples, mean_interval
+from lcbench.reporting.table import Column, Line, Report
+from lcbench.reporting.words import bytes_text, clean, score_text, short_names
+from lcbench.scoring.bootstrap import Bootstrap
+from lcbench.scoring.paired import Pairs, compare_pairs
+from lcbench.scoring.per_sample import ScoredSample
+from lcbench.store.rundir import RunDirectory
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+REFERENCE = "full"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One figure.
+
+    Attributes:
+        name: for files and anchors. title: what it shows. alt: what a reader who cannot see it should know.
+        figure: as drawn.
+    """
+
+    name: str
+    title: str
+    alt: str
+    figure: Figure
+
+
+@dataclass(frozen=True)
+class _Model:
+    """The part of a report that is about one model."""
+
+    report: Report
+    samples: Samples
+    columns: tuple[Column, ...]
+    title: str
+
+    def label(self, column: Column) -> str:
+        return f"{column.method} ({column.run})" if column.run else column.method
+
+    @property
+    def reference(self) -> Column | None:
+        return next((c for c in self.columns if c.method == REFERENCE), None)
+
+    def tasks(self) -> list[Line]:
+        return [line for line in self.report.lines if line.kind == "task"]
+
+
+def figures_of(report: Report, samples: Samples, runs: Sequence[RunDirectory]) -> tuple[list[Drawn], list[str]]:
+    """The figures, and a sentence for every kind that the report has no data for.
+
+    Raises:
+        FigureError: matplotlib is not installed.
+    """
+    style.require_matplotlib()
+    models = list(dict.fromkeys(column.model for column in report.columns))
+    drawn: list[Drawn] = []
+    missing: list[str] = []
+    for name, (make, needs) in _KINDS.items():
+        found = False
+        for model in models:
+            columns = tuple(c for c in report.columns if c.model == model)
+            part = _Model(report, samples, columns, f" – {clean(model, 40)}")
+            suffix = f"-{_slug(model)}" if len(models) > 1 else ""
+            for one in make(part, runs):
+                found = True
+                drawn.append(Drawn(f"{one.name}{suffix}", one.title + part.title, one.alt, one.figure))
+        if not found:
+            missing.append(f"no {name} figure: {needs}")
+    return drawn, missing
+
+
+def write_figures(figures: Sequence[Drawn], folder: Path) -> list[Path]:
+    """Write every figure as svg, pdf and png; the files. Raises CannotWrite."""
+    from lcbench.store.files import make_folder
+
+    make_folder(folder)
+    paths = []
+    for one in figures:
+        for suffix in style.FORMATS:
+            path = folder / f"{one.name}.{suffix}"
+            style.save(one.figure, path)
+            paths.append(path)
+    return paths
+
+
+# -- accuracy against bytes ------------------------------------------------------------------------------------------
+
+
+def _pareto(part: _Model, runs: Sequence[RunDirectory]) -> Iterator[Drawn]:
+    tasks = [t for t in part.tasks() if all((t, c) in part.report.cells for c in part.columns)]
+    columns = list(part.columns)
+    if not tasks and part.tasks():  # no task that all have: those of the first, and the methods that have them
+        tasks = [t for t in part.tasks() if (t, columns[0]) in part.report.cells]
+        columns = [c for c in columns if all((t, c) in part.report.cells for t in tasks)]
+    points = [point for c in columns if (point := _point(part, tasks, c)) is not None]
+    if len(points) < 2:
+        return
+    names = short_names(t.name for t in tasks)
+    what = names[tasks[0].name] if len(tasks) == 1 else f"mean of {len(tasks)} tasks"
+    whole = [part.report.cells[t, columns[0]].kv_bytes_full for t in tasks]
+    full = statistics.fmean(w for w in whole if w) if any(whole) else None
+    title = "Accuracy against KV bytes"
+    figure = pareto.draw(points, title=title + part.title, full_bytes=full, score_label=f"score, {what}")
+    front = ", ".join(f"{p.method} {score_text(p.score)} at {bytes_text(p.kv_bytes)}" for p in pareto.front_of(points))
+    yield Drawn("pareto", title, f"{title}, {what}, {len(points)} methods. On the Pareto front: {front}.", figure)
+
+
+def _point(part: _Model, tasks: Sequence[Line], column: Column) -> pareto.MethodPoint | None:
+    cells = [part.report.cells[t, column] for t in tasks]
+    scores = [c.score for c in cells if c.score is not None]
+    sizes = [c.kv_bytes for c in cells if c.kv_bytes]
+    if not scores or len(scores) < len(cells) or len(sizes) < len(cells):
+        return None
+    if len(cells) == 1:
+        low, high = cells[0].low, cells[0].high
+    else:
+        low, high = mean_interval([(t.name, part.samples[t, column]) for t in tasks]) or (None, None)
+    simulated = any(c.memory == "simulated" for c in cells)
+    return pareto.MethodPoint(
+        part.label(column), statistics.fmean(sizes), statistics.fmean(scores), low, high, simulated
+    )
+
+
+# -- categories ------------------------------------------------------------------------------------------------------
+
+
+def _radar(part: _Model, runs: Sequence[RunDirectory]) -> Iterator[Drawn]:
+    for language, title in (("en", "Scores by category"), ("zh", "Scores by category, Chinese")):
+        spokes = _categories(part, language)
+        if len(spokes) < 3:
+            continue
+        scores = {part.label(c): [of.get(c) for of in spokes.values()] for c in part.columns}
+        scores = {label: row for label, row in scores.items() if any(s is not None for s in row)}
+        reference = part.label(part.reference) if part.reference else None
+        figure = radar.draw(list(spokes), scores, title=title + part.title, reference=reference)
+        alt = "; ".join(
+            f"{label}: " + ", ".join(f"{n} {score_text(s)}" for n, s in zip(spokes, row, strict=True))
+            for label, row in scores.items()
+        )
+        yield Drawn("radar" if language == "en" else "radar-zh", title, f"{title}. {alt}.", figure)
+
+
+def _categories(part: _Model, language: str) -> dict[str, dict[Column, float | None]]:
+    """Category to the score of each column: the mean of its tasks that every column has."""
+    from lcbench.scoring.rows import task_facts
+
+    members: dict[str, list[Line]] = {}
+    for task in part.tasks():
+        facts = task_facts(task.name)
+        if facts.language in (language, "code") and all((task, c) in part.report.cells for c in part.columns):
+            members.setdefault(facts.category, []).append(task)
+    if language == "zh" and not any(task_facts(t.name).language == "zh" for ts in members.values() for t in ts):
+        return {}
+    return {
+        category: {c: _mean([part.report.cells[t, c].score for t in tasks]) for c in part.columns}
+        for category, tasks in members.items()
+    }
+
+
+def _mean(scores: Sequence[float | None]) -> float | None:
+    known = [score for score in scores if score is not None]
+    return statistics.fmean(known) if known and len(known) == len(scores) else None
+
+
+# -- passkey ---------------------------------------------------------------------------------------------------------
+
+
+def _heatmap(part: _Model, runs: Sequence[RunDirectory]) -> Iterator[Drawn]:
+    names = short_names(t.name for t in part.tasks())
+    for number, task in enumerate(t for t in part.tasks() if t.metric == "passkey"):
+        grids = []
+        for column in part.columns:
+            cells = _grid(part.samples.get((task, column), ()))
+            if cells:
+                grids.append(heatmap.Grid(part.label(column), cells))
+        if not grids:
+            continue
+        title = f"Keys found by length and depth: {names[task.name]}"
+        alt = ", ".join(f"{grid.method} {100 * grid.mean:.0f} %" for grid in grids)
+        name = "passkey" if number == 0 else f"passkey-{number + 1}"
+        yield Drawn(name, title, f"{title}. Found in all: {alt}.", heatmap.draw(grids, title=title + part.title))
+
+
+def _grid(samples: Sequence[ScoredSample]) -> dict[tuple[float, float], float]:
+    found: dict[tuple[float, float], list[float]] = {}
+    for sample in samples:
+        meta = sample.record.meta
+        length, depth = meta.get("length_words", sample.record.length), meta.get("depth")
+        if sample.score is not None and _is_number(length) and _is_number(depth):
+            found.setdefault((float(length), float(depth)), []).append(sample.score)  # type: ignore[arg-type]
+    return {cell: statistics.fmean(scores) for cell, scores in found.items()}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+# -- length ----------------------------------------------------------------------------------------------------------
+
+
+def _lengths(part: _Model, runs: Sequence[RunDirectory]) -> Iterator[Drawn]:
+    names = short_names(t.name for t in part.tasks())
+    view = part.report.longscore
+    for task in part.tasks():
+        if view is not None and task.name in view.names:
+            continue  # drawn below, with its base and its breakdown point
+        rows = [line for line in part.report.lines if line.kind == "length" and line.name == task.name]
+        curves = [curve for c in part.columns if (curve := _curve(part, rows, c)) is not None]
+        if curves:
+            unit = "words of background" if task.metric == "passkey" else "length of the context in words"
+            yield _length_figure(part, names[task.name], curves, unit)
+    for name in view.names if view is not None else ():
+        long_curves = [curve for one in view.entries if (curve := _long_curve(part, one, name)) is not None]
+        unit = next(one.curves[name].unit for one in view.entries if name in one.curves)
+        if any(curve for one in view.entries if not one.published for curve in long_curves if curve.label == one.label):
+            yield _length_figure(part, names.get(name, name), long_curves, f"length in {unit}" if unit else "length")
+
+
+def _length_figure(part: _Model, name: str, curves: Sequence[lengths.LengthCurve], x_label: str) -> Drawn:
+    title = f"Score against length: {name}"
+    labels = {length for curve in curves for length in curve.lengths}
+    figure = lengths.draw(
+        curves,
+        title=title + part.title,
+        x_label=x_label,
+        positions={label: float(label) for label in labels} if all(label.isdecimal() for label in labels) else None,
+        reference=part.label(part.reference) if part.reference else None,
+    )
+    alt = "; ".join(
+        f"{c.label}: "
+        + ", ".join(f"{n} {score_text(s)}" for n, s in zip(c.lengths, c.scores, strict=True))
+        + (f", breaks down at {c.breakdown}" if c.breakdown else "")
+        for c in curves
+    )
+    return Drawn(f"length-{_slug(name)}", title, f"{title}. {alt}.", figure)
+
+
+def _long_curve(part: _Model, entry: Entry, name: str) -> lengths.LengthCurve | None:
+    """The base and every length of a curve, with the length at which it breaks down."""
+    curve = entry.curves.get(name)
+    if curve is None or not (entry.published or entry.model in {"", *(c.model for c in part.columns)}):
+        return None
+    rungs = (curve.base, *curve.rungs)
+    ends = [rung.interval or (None, None) for rung in rungs]
+    return lengths.LengthCurve(
+        f"{entry.label} (published)" if entry.published else entry.label,
+        tuple(rung.label for rung in rungs),
+        tuple(rung.score for rung in rungs),
+        tuple(low for low, _ in ends),
+        tuple(high for _, high in ends),
+        curve.breakdown,
+    )
+
+
+def _curve(part: _Model, rows: Sequence[Line], column: Column) -> lengths.LengthCurve | None:
+    known = [(row.length, cell) for row in rows if (cell := part.report.cells.get((row, column))) is not None]
+    if sum(cell.score is not None for _, cell in known) < 2:
+        return None
+    return lengths.LengthCurve(
+        part.label(column),
+        tuple(name for name, _ in known),
+        tuple(cell.score for _, cell in known),
+        tuple(cell.low for _, cell in known),
+        tuple(cell.high for _, cell in known),
+    )
+
+
+# -- against full ----------------------------------------------------------------------------------------------------
+
+
+def _bars(part: _Model, runs: Sequence[RunDirectory]) -> Iterator[Drawn]:
+    reference = part.reference
+    if reference is None:
+        return
+    names = short_names(t.name for t in part.tasks())
+    found = []
+    for column in part.columns:
+        for task in part.tasks():
+            pairs = _pairs(task.name, part.samples.get((task, reference), ()), part.samples.get((task, column), ()))
+            if column != reference and pairs is not None:
+                result, _ = compare_pairs(pairs, Bootstrap())
+                low, high = result.interval or (None, None)
+                label = part.label(column)
+                found.append(bars.Difference(label, names[task.name], result.difference, low, high, result.first))
+    if not found:
+        return
+    title = "Difference to the full cache by task"
+    figure = bars.draw(found, title="Difference" + part.title, reference=REFERENCE)
+    alt = "; ".join(f"{d.method} on {d.task} {d.points:+.1f}" for d in found)
+    yield Drawn("against-full", title, f"{title}, in points. {alt}.", figure)
+
+
+def _pairs(task: str, first: Sequence[ScoredSample], second: Sequence[ScoredSample]) -> Pairs | None:
+    by_id = {s.record.id: s for s in second if s.score is not None}
+    both = [(a, by_id[a.record.id]) for a in first if a.score is not None and a.record.id in by_id]
+    if not both:
+        return None
+    return Pairs(
+        task,
+        tuple(a.score or 0.0 for a, _ in both),
+        tuple(b.score or 0.0 for _, b in both),
+        tuple(a.cluster for a, _ in both),
+    )
+
+
+# -- speed -----------------------------------------------------------------------------------------------------------
+
+
+def _efficiency(part: _Model, runs: Sequence[RunDirectory]) -> Iterator[Drawn]:
+    models = {column.model for column in part.columns}
+    points: dict[tuple[str, int, int], efficiency.SpeedPoint] = {}
+    bandwidths = []
+    for run in runs:
+        weights = _number(_mapping(run.provenance.get("model")).get("weight_bytes"))
+        for row in run.efficiency():
+            if row.get("model") in models:
+                point = _speed(row, weights)
+                if point is not None:
+                    points[point.method, point.prompt_tokens, point.batch] = point
+                bandwidths.append(_number(row.get("copy_bytes_per_second")))
+    if not points:
+        return
+    title = "Decoding speed against its physical limit"
+    measured = max((b for b in bandwidths if b), default=None)
+    figure = efficiency.draw(list(points.values()), title=title + part.title, bandwidth=measured)
+    alt = "; ".join(
+        f"{p.method} at {p.prompt_tokens} tokens {p.tokens_per_second:.1f} tokens/s" for p in points.values()
+    )
+    yield Drawn("efficiency", title, f"{title}. {alt}.", figure)
+
+
+def _speed(row: Mapping[str, object], weights: float | None) -> efficiency.SpeedPoint | None:
+    weights = _number(row.get("weight_bytes")) or weights
+    kept, speed = _number(row.get("kv_bytes")), _number(row.get("decode_tokens_per_second"))
+    tokens, batch = _number(row.get("prompt_tokens")), _number(row.get("batch")) or 1
+    if not weights or not kept or not speed or not tokens:
+        return None
+    moved = _number(row.get("step_bytes")) or weights + kept
+    return efficiency.SpeedPoint(str(row.get("method")), int(tokens), int(batch), moved, speed)
+
+
+def _number(value: object) -> float | None:
+    return float(value) if _is_number(value) and value else None  # type: ignore[arg-type]
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "task"
+
+
+_Kind = tuple[Callable[[_Model, Sequence[RunDirectory]], Iterator[Drawn]], str]
+_KINDS: dict[str, _Kind] = {
+    "Pareto": (_pareto, "it needs two methods on the same tasks"),
+    "radar": (_radar, "it needs tasks of three categories"),
+    "passkey": (_heatmap, "no passkey task was run"),
+    "length": (_lengths, "no task has scores of several lengths"),
+    "against full": (_bars, "it needs the method full and another one"),
+    "efficiency": (_efficiency, "there is no efficiency.jsonl; `lcbench bench --out RUN` makes one"),
+}

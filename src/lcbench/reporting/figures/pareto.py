@@ -1,0 +1,191 @@
+"""Accuracy against KV bytes, with the Pareto front: what a method costs and what it saves, in one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lcbench.reporting.figures.labels import label_points
+from lcbench.reporting.figures.style import INK, MUTED, PAPER, looks, new_figure, shorten, styled
+from lcbench.reporting.words import bytes_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_NAMED = 14  # with more methods than this, points carry numbers and a key stands at the side
+
+
+@dataclass(frozen=True)
+class MethodPoint:
+    """One method.
+
+    Attributes:
+        method: id. kv_bytes: mean bytes a sample, above 0. score: 0 to 100. low, high: 95 % interval, None if unknown.
+        simulated: whether the bytes only count as dropped.
+    """
+
+    method: str
+    kv_bytes: float
+    score: float
+    low: float | None = None
+    high: float | None = None
+    simulated: bool = False
+
+
+def front_of(points: Sequence[MethodPoint]) -> list[MethodPoint]:
+    """The points that no other beats: none has as few bytes and as high a score, and one of them better. By bytes."""
+    front: list[MethodPoint] = []
+    for point in sorted(points, key=lambda p: (p.kv_bytes, -p.score)):
+        if not front or point.score > front[-1].score:
+            front.append(point)
+    return front
+
+
+def draw(points: Sequence[MethodPoint], *, title: str, full_bytes: float | None, score_label: str) -> Figure:
+    """The figure. ``full_bytes``: bytes of the uncompressed cache, for the scale on top."""
+    with styled():
+        figure = new_figure(7.2, 4.6)
+        ax = figure.add_subplot()
+        style = looks([point.method for point in points])
+        front = front_of(points)
+        _front(ax, front)
+        for point in points:
+            _point(ax, point, style[point.method], on_front=point in front)
+        _scales(ax, points, full_bytes, score_label)
+        ax.set_title(title, pad=26 if full_bytes else 8)
+        numbered = len(points) > _NAMED
+        names = [str(i + 1) if numbered else shorten(p.method, 30) for i, p in enumerate(points)]
+        if numbered:
+            _key(ax, points)
+        label_points(ax, [(p.kv_bytes, p.score) for p in points], names, fontsize=7.5, color=INK)
+        _explain(ax, points)
+        return figure
+
+
+def _front(ax: Axes, front: Sequence[MethodPoint]) -> None:
+    if len(front) > 1:
+        ax.plot(
+            [p.kv_bytes for p in front],
+            [p.score for p in front],
+            drawstyle="steps-post",
+            color=MUTED,
+            linewidth=1.4,
+            linestyle=(0, (4, 2)),
+            zorder=1,
+        )
+
+
+def _point(ax: Axes, point: MethodPoint, style: tuple[str, str], *, on_front: bool) -> None:
+    colour, marker = style
+    if point.low is not None and point.high is not None:
+        ax.plot([point.kv_bytes] * 2, [point.low, point.high], color=colour, linewidth=1, alpha=0.45, zorder=2)
+    size = 11 if marker == "*" else 7
+    ax.plot(
+        point.kv_bytes,
+        point.score,
+        marker=marker,
+        markersize=size + (1.5 if on_front else 0),
+        markerfacecolor=PAPER if point.simulated else colour,
+        markeredgecolor=INK if on_front and not point.simulated else colour,
+        markeredgewidth=1.2 if on_front or point.simulated else 0.6,
+        linestyle="none",
+        zorder=3,
+    )
+
+
+def _scales(ax: Axes, points: Sequence[MethodPoint], full_bytes: float | None, score_label: str) -> None:
+    least = min(p.kv_bytes for p in points)
+    most = max([p.kv_bytes for p in points] + ([full_bytes] if full_bytes else []))
+    ax.set_xscale("log", base=2)
+    margin = max((most / least) ** 0.08, 1.15)
+    ax.set_xlim(least / margin, most * margin)
+    byte_ticks(ax, least / margin, most * margin)
+    ax.set_xlabel("KV cache a sample, after compression (log scale)")
+    _score_axis(ax, points, score_label)
+    ax.grid(axis="x", visible=False)
+    if full_bytes:
+        _share_axis(ax, full_bytes)
+
+
+def byte_ticks(ax: Axes, least: float, most: float) -> None:
+    """Ticks of the x axis at powers of two, as bytes; not more than about seven."""
+    import math
+
+    low, high = math.ceil(math.log2(least)), math.floor(math.log2(most))
+    step = max(1, -(-(high - low + 1) // 7))
+    ticks = [2.0**k for k in range(low, high + 1, step)]
+    if len(ticks) < 2:
+        ticks = [least * (most / least) ** share for share in (0.1, 0.5, 0.9)]
+    ax.set_xticks(ticks, [_plain_bytes(tick) for tick in ticks])
+    ax.set_xticks([], minor=True)
+
+
+def _plain_bytes(count: float) -> str:
+    number, unit = bytes_text(count).split(" ")
+    return f"{float(number):g} {unit}"
+
+
+def _score_axis(ax: Axes, points: Sequence[MethodPoint], label: str) -> None:
+    """From 0 to the top; where all scores lie in a small part of that, from where they begin, and the label says so."""
+    ends = [v for p in points for v in (p.low, p.high, p.score) if v is not None]
+    low, high = min(ends), max(ends)
+    if low > 0.5 * high and high - low < 0.35 * high:
+        room = max(1.0, 0.08 * (high - low))
+        ax.set_ylim(max(0, low - room), min(101, high + room))
+        label += f"  (axis begins at {ax.get_ylim()[0]:.0f})"
+    else:
+        ax.set_ylim(-0.03 * high if low < 0.03 * high else 0, min(104, high * 1.06) if high else 1)
+    ax.set_ylabel(label)
+
+
+def _share_axis(ax: Axes, full_bytes: float) -> None:
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    def inverse(values: Any) -> Any:  # matplotlib also asks about 0
+        import numpy as np
+
+        with np.errstate(divide="ignore"):
+            return full_bytes / np.asarray(values, dtype=float)
+
+    top = ax.secondary_xaxis("top", functions=(inverse, inverse))
+    low, high = ax.get_xlim()
+    shown = [1 / n for n in (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256, 512) if low <= full_bytes / n <= high]
+    ratios = [round(1 / share) for share in shown]
+    while len(ratios) > 8:
+        ratios = ratios[::2]
+    top.xaxis.set_major_locator(FixedLocator(ratios))
+    top.xaxis.set_minor_locator(NullLocator())
+    top.set_xticklabels([f"{ratio}x smaller" if ratio == max(ratios) > 1 else f"{ratio}x" for ratio in ratios])
+    top.tick_params(labelsize=7.5, length=2)
+    for spine in top.spines.values():
+        spine.set_visible(False)
+
+
+def _key(ax: Axes, points: Sequence[MethodPoint]) -> None:
+    rows = [f"{i + 1}  {shorten(p.method, 34)}" for i, p in enumerate(points)]
+    size = 7.5 if len(rows) <= 26 else max(4.5, 7.5 * 26 / len(rows))
+    figure: Any = ax.figure
+    figure.set_size_inches(9.4, max(4.6, min(8.5, 0.16 * len(rows) + 1)))
+    # A legend without handles is part of the layout, so the axes make room for it.
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], linestyle="none") for _ in rows]
+    figure.legend(handles, rows, loc="outside right center", fontsize=size, handlelength=0, handletextpad=0)
+
+
+def _explain(ax: Axes, points: Sequence[MethodPoint]) -> None:
+    words = "dashed: Pareto front   bars: 95 % interval"
+    if any(p.simulated for p in points):
+        words += "   hollow: memory simulated"
+    ax.annotate(
+        words,
+        (1, 1),
+        (0, 22),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        ha="right",
+        fontsize=7,
+        color=MUTED,
+    )

@@ -1,0 +1,118 @@
+"""Scores by category, one spoke each, all on one linear scale from 0."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lcbench.reporting.figures.style import GRID, INK, MUTED, grid_shape, looks, new_figure, shorten, styled
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_TOGETHER = 4  # up to so many methods share one radar
+MOST = 12  # panels at most
+
+_STYLES = ("solid", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1, 1, 1)))
+
+
+def draw(
+    categories: Sequence[str], scores: Mapping[str, Sequence[float | None]], *, title: str, reference: str | None = None
+) -> Figure:
+    """The figure.
+
+    Args:
+        categories: names of the spokes, three or more. scores: method id to a score for each, 0 to 100.
+        reference: the method drawn in grey behind the others when each has a panel of its own.
+    """
+    methods = list(scores)
+    top = _round_up(max((s for row in scores.values() for s in row if s is not None), default=1.0))
+    with styled():
+        style = looks(methods)
+        if len(methods) <= _TOGETHER:
+            figure = new_figure(6.2, 4.6)
+            figure.get_layout_engine().set(rect=(0.07, 0, 0.93, 1))  # type: ignore[union-attr,call-arg]
+            ax: Any = figure.add_subplot(projection="polar")
+            _spokes(ax, categories, top, small=False)
+            for index, method in enumerate(methods):
+                _shape(ax, scores[method], style[method][0], _STYLES[index], label=shorten(method))
+            figure.legend(loc="outside right center", fontsize=8)
+            figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=10)
+            return figure
+        return _panels(categories, scores, top, title, reference, style)
+
+
+def _panels(
+    categories: Sequence[str],
+    scores: Mapping[str, Sequence[float | None]],
+    top: float,
+    title: str,
+    reference: str | None,
+    style: Mapping[str, tuple[str, str]],
+) -> Figure:
+    shown = [m for m in scores if m != reference][:MOST]
+    rows, columns = grid_shape(len(shown), 4)
+    figure = new_figure(2.6 * columns, 2.6 * rows + 0.5)
+    for index, method in enumerate(shown):
+        ax: Any = figure.add_subplot(rows, columns, index + 1, projection="polar")
+        _spokes(ax, categories, top, small=True)
+        if reference is not None:
+            _shape(ax, scores[reference], MUTED, "solid", width=1.0, fill=False)
+        _shape(ax, scores[method], style[method][0], "solid")
+        ax.set_title(shorten(method), fontsize=8.5, loc="center", pad=12)
+    more = f"; {len(scores) - 1 - len(shown)} more methods not drawn" if len(scores) - 1 > len(shown) else ""
+    grey = f" (grey: {reference}{more})" if reference else more
+    figure.suptitle(title + grey, x=0.01, ha="left", fontweight="bold", fontsize=10)
+    return figure
+
+
+def _spokes(ax: Any, categories: Sequence[str], top: float, *, small: bool) -> None:
+    angles = [2 * math.pi * i / len(categories) for i in range(len(categories))]
+    ax.set_theta_offset(math.pi / 2)
+    ax.set_theta_direction(-1)
+    ax.set_xticks(angles, [_broken(name) for name in categories], fontsize=6 if small else 8.5)
+    for label, angle in zip(ax.get_xticklabels(), angles, strict=True):
+        side = math.sin(angle)
+        label.set_horizontalalignment("center" if abs(side) < 0.15 else "left" if side > 0 else "right")
+    ax.tick_params(axis="x", pad=0 if small else 4)
+    ax.set_ylim(0, top)
+    ticks = [top * share for share in ((0.5, 1.0) if small else (0.25, 0.5, 0.75, 1.0))]
+    ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=5.5 if small else 7, color=MUTED)
+    ax.set_rlabel_position(180 / len(categories))
+    ax.grid(color=GRID)
+    ax.spines["polar"].set_color(GRID)
+
+
+def _broken(name: str) -> str:
+    return (
+        name.replace("-doc-qa", "-doc\nQA")
+        .replace("summarization", "summari-\nzation")
+        .replace("few-shot", "few-\nshot")
+    )
+
+
+def _shape(
+    ax: Any,
+    scores: Sequence[float | None],
+    colour: str,
+    line: Any,
+    *,
+    label: str | None = None,
+    width: float = 1.8,
+    fill: bool = True,
+) -> None:
+    """A closed line; a category without a score leaves a gap, never a 0."""
+    angles = [2 * math.pi * i / len(scores) for i in range(len(scores))]
+    values = [math.nan if s is None else s for s in scores]
+    ax.plot([*angles, angles[0]], [*values, values[0]], color=colour, linewidth=width, linestyle=line, label=label)
+    ax.plot(angles, values, marker="o", markersize=3, linestyle="none", color=colour)
+    if fill and None not in scores:
+        ax.fill(angles, values, color=colour, alpha=0.06 if colour == INK else 0.1)
+
+
+def _round_up(value: float) -> float:
+    for top in (1, 2, 4, 8, 10, 20, 40, 60, 80):
+        if value <= top:
+            return float(top)
+    return 100.0

@@ -1,0 +1,164 @@
+"""How figures look: colours that colour-blind readers tell apart, little ink, the same file for the same data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lcbench.errors import CannotWrite, LcbenchError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Three inks that the HTML report swaps for its own, so that figures follow light and dark.
+INK = "#1a1a1b"
+MUTED = "#6b6b6c"
+PAPER = "#fffffe"
+GRID = "#e2e2e3"
+
+# Okabe and Ito's palette without its yellow, which is too faint on white. Markers say the same once more.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+BETTER, WORSE = "#0072B2", "#D55E00"
+
+FORMATS = ("svg", "pdf", "png")
+MINUS = "−"
+
+_RC: dict[str, Any] = {
+    "font.family": ["DejaVu Sans"],
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.facecolor": "none",
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "figure.facecolor": PAPER,
+    "savefig.facecolor": PAPER,
+    "legend.frameon": False,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "lcbench",
+    "pdf.fonttype": 42,
+    "text.parse_math": False,  # method ids are text, whatever signs they hold
+    "axes.unicode_minus": True,
+}
+
+
+class FigureError(LcbenchError):
+    """Figures cannot be drawn here."""
+
+
+def require_matplotlib() -> None:
+    """Raises FigureError, with the command that mends it, where matplotlib is not installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise FigureError(
+            "Figures need matplotlib, which is not installed.",
+            "pip install matplotlib (or lcbench with its extra `report`).",
+        ) from None
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Draw inside of this: no display, our looks, and nobody else's settings changed."""
+    require_matplotlib()
+    import matplotlib
+
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_RC, "backend": "agg"}):
+        yield
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of the given inches; not registered with pyplot, so nothing keeps it alive."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def svg_text(figure: Figure) -> str:
+    """The figure as SVG text, the same for the same figure."""
+    import io
+
+    buffer = io.StringIO()
+    with styled():
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write the figure in the format of the path's suffix, without the time in it. Raises CannotWrite."""
+    suffix = path.suffix[1:]
+    empty: dict[str, dict[str, None]] = {
+        "svg": {"Date": None, "Creator": None},
+        "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+        "png": {"Software": None},
+    }
+    try:
+        with styled():
+            figure.savefig(path, format=suffix, dpi=200, metadata=empty[suffix])
+    except OSError as error:
+        raise CannotWrite(
+            f"Cannot write {path}: {error.strerror or error}.", "Choose another --figures folder."
+        ) from None
+
+
+def looks(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Method id to (colour, marker); full is black.
+
+    A few methods have a colour each. Of more, settings of one method share a colour and differ in the marker.
+    """
+    others = [method for method in methods if method != "full"]
+    if len(others) <= len(COLOURS):
+        each = zip(others, zip(COLOURS, MARKERS, strict=False), strict=False)
+        return {"full": (INK, "*"), **dict(each)}
+    colours: dict[str, str] = {}
+    counts: dict[str, int] = {}
+    result = {}
+    for method in methods:
+        name = method.partition("@")[0]
+        if name == "full":
+            result[method] = (INK, "*")
+            continue
+        colour = colours.setdefault(name, COLOURS[len(colours) % len(COLOURS)])
+        # The seventh method has the colour of the first: then it starts at another marker.
+        start = 3 * (list(colours).index(name) // len(COLOURS))
+        marker = MARKERS[(start + counts.get(name, 0)) % len(MARKERS)]
+        counts[name] = counts.get(name, 0) + 1
+        result[method] = (colour, marker)
+    return result
+
+
+def grid_shape(count: int, most_columns: int = 4) -> tuple[int, int]:
+    """Rows and columns for ``count`` panels, as even as can be."""
+    columns = min(count, most_columns)
+    rows = -(-count // columns)
+    return rows, -(-count // rows)
+
+
+def shorten(text: str, longest: int = 26) -> str:
+    """A label that fits: its begin, an ellipsis, and its end."""
+    from lcbench.reporting.words import clean
+
+    shown = clean(text)
+    if len(shown) <= longest:
+        return shown
+    tail = (longest - 1) // 2
+    return f"{shown[: longest - 1 - tail]}…{shown[-tail:]}"
