@@ -352,7 +352,8 @@ def _speed(row: Mapping[str, object], weights: float | None) -> efficiency.Speed
     tokens, batch = _number(row.get("prompt_tokens")), _number(row.get("batch")) or 1
     if not weights or not kept or not speed or not tokens:
         return None
-    return efficiency.SpeedPoint(str(row.get("method")), int(tokens), int(batch), weights + kept, speed)
+    moved = _number(row.get("step_bytes")) or weights + kept
+    return efficiency.SpeedPoint(str(row.get("method")), int(tokens), int(batch), moved, speed)
 
 
 def _number(value: object) -> float | None:
