@@ -28,7 +28,7 @@ from lcbench.errors import CannotWrite
 from lcbench.store.rundir import RunDirectory
 from lcbench.store.schema import PredictionRecord
 with RunDirectory.create_or_continue(sys.argv[1], {"methods": ["m"], "tasks": ["t"]}, {}) as run:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))
     try:
         for i in range(100):
             run.append("m", "t", PredictionRecord("x" * 3000, ["a"], None, 1, str(i)))

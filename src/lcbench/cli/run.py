@@ -75,6 +75,12 @@ def run(
     context: str | None = typer.Option(
         None, "--context", help="full | none (ask without the context: contamination).", rich_help_panel="How much"
     ),
+    question: str | None = typer.Option(
+        None,
+        "--question",
+        help="visible | hidden: methods compress the context before they see the question. Default: visible.",
+        rich_help_panel="How much",
+    ),
     dry_run: bool = typer.Option(
         False, "--dry-run", help="Print the plan (jobs, lengths, memory, time) and stop.", rich_help_panel="How much"
     ),
@@ -102,6 +108,13 @@ def run(
     prefill_chunk: int | None = typer.Option(
         None, "--prefill-chunk", help="Read prompts in pieces of this many tokens.", rich_help_panel="Model"
     ),
+    exact: bool | None = typer.Option(
+        None,
+        "--exact",
+        help="Decode every answer alone instead of many in one batch.",
+        rich_help_panel="Model",
+        show_default=False,
+    ),
     seed: int | None = typer.Option(None, "--seed", help="Default 42.", rich_help_panel="Model"),
     quiet: bool = typer.Option(
         False, "--quiet", "-q", help="No progress; only the result and errors.", rich_help_panel="How much"
@@ -122,6 +135,8 @@ def run(
             "over_length": over_length,
             "truncation": truncation,
             "context": context,
+            "question": question,
+            "exact": exact,
             "dtype": dtype,
             "device": device,
             "attn": attn,
@@ -183,6 +198,10 @@ def _report_outcome(outcome: Outcome, path: Path) -> None:
         raise typer.Exit(130)
     again = f" ({outcome.reused} were there already)" if outcome.reused else ""
     typer.echo(f"Done: {total} samples{again} in {path}.")
+    if outcome.halved:
+        typer.echo(
+            f"Ran out of memory {outcome.halved} times; those batches were halved and tried again (events.jsonl)."
+        )
     if outcome.failed:
         typer.echo(f"{outcome.failed} failed:")
         for line in outcome.errors[:10]:

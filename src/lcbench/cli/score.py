@@ -83,6 +83,9 @@ def score(
     if out is not None:
         _refuse_overwriting(out, target)
     table = score_path(target, options, benchmark, grader)
+    if grader is not None:
+        asker = grader.asker
+        typer.echo(f"Judge: {asker.asked} questions asked, {asker.cached} known from before.", err=True)
     if out is not None:
         write_json(out, table.to_dict())
     if as_json:
@@ -142,7 +145,7 @@ def show(table: ScoreTable, target: Path) -> None:
     if table.longscore is not None:
         from lcbench.reporting.longscore import terminal, view
 
-        console.print(terminal.render(view.of_scores(table.longscore), over_length=False))
+        console.print(terminal.render(view.of_scores(table.longscore), console, over_length=False))
     if table.source == "run":
         shown = shlex.quote(str(target))
         console.print(escape(f"Next:    lcbench report {shown}"), soft_wrap=True)

@@ -21,6 +21,7 @@ LoadIn = Literal["8bit", "4bit"]
 OverLength = Literal["error", "truncate", "skip"]
 Truncation = Literal["middle", "exact-ids"]
 Context = Literal["full", "none"]
+Question = Literal["visible", "hidden"]
 
 
 def default_model() -> str:
@@ -71,6 +72,9 @@ class RunSpec:
         truncation: how a long prompt loses its middle: "middle" decodes and joins both ends as LongBench's script
             does, "exact-ids" drops ids and never tokenizes twice.
         context: "full", or "none" to ask without the context (what the model knew before; contamination).
+        question: "visible": a method compresses the whole prompt, question included. "hidden": it compresses the
+            context alone and then reads the question through its compressed cache.
+        exact: decode every answer in a batch of its own instead of many together.
         seed: for everything random.
     """
 
@@ -84,6 +88,8 @@ class RunSpec:
     over_length: OverLength = "error"
     truncation: Truncation = "middle"
     context: Context = "full"
+    question: Question = "visible"
+    exact: bool = False
     seed: int = 42
 
     def __post_init__(self) -> None:

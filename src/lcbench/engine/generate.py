@@ -1,32 +1,39 @@
-"""Prefill and greedy decoding of one sequence, by hand: the library's ``generate`` has no place between the two.
+"""Prefill, by hand: the library's ``generate`` has no place between reading a prompt and answering it.
 
-Nothing of the checkpoint's generation config leaks in (some ship a repetition penalty): greedy means the argmax of the
-raw logits. All of the model's end tokens stop it.
+Decoding is in `engine.stacked`; `decode` here is the same for one sequence.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lcbench.engine.prefix import Beginning, Beginnings
+from lcbench.engine.stacked import Generated, Rules, decode_rows
 from lcbench.kv.cache import KVCache
-from lcbench.kv.observe import Observation, union
+from lcbench.kv.layer import DenseLayer
+from lcbench.kv.observe import Observation, PrefillObserver, union
 from lcbench.kv.record import PrefillRecord
 from lcbench.models import adapter
 from lcbench.models.info import LoadedModel
 
+__all__ = ["Generated", "decode", "prefill", "read_on"]
+
+_QUESTION = 256  # tokens of a question that are read at once: attention over a compressed cache makes a q x n table
+
 
 def prefill(
     loaded: LoadedModel,
-    ids: Sequence[int],
+    ids: Sequence[int] | Tensor,
     *,
     observe: Iterable[Observation] = (),
     cache: KVCache | None = None,
     chunk: int | None = None,
     question_tokens: int = 0,
+    cuts: Sequence[int] = (),
+    beginnings: Beginnings | None = None,
 ) -> PrefillRecord:
     """Read a prompt once.
 
@@ -34,21 +41,41 @@ def prefill(
         ids: token ids, length L >= 1.
         observe: wishes of the methods that will use the record.
         cache: the empty cache to read into; default a dense one (required for sharing the record).
-        chunk: tokens a forward pass; None reads the prompt in one. The result is the same up to rounding.
+        chunk: tokens a forward pass; None reads the prompt (or each piece of it) in one. The result is the same up to
+            rounding.
         question_tokens: how many of the last tokens are the question.
+        cuts: lengths of beginnings that other prompts share, each below L: the prompt is read in pieces that end there.
+        beginnings: where the state at a cut is looked for, and kept for others. For the default cache only.
     """
     shape = loaded.shape()
-    length = len(ids)
-    cache = KVCache.dense(shape.layers, expected=length) if cache is None else cache
-    observers = {wish: wish.observer(shape.layers, length) for wish in union(observe)}
-    watching = [list(observers.values())]
-    tokens = torch.tensor([list(ids)], dtype=torch.int64, device=shape.device)
+    tokens = ids if isinstance(ids, Tensor) else torch.tensor([list(ids)], dtype=torch.int64)
+    tokens = tokens.view(1, -1).to(shape.device)
+    length = tokens.shape[1]
+    wishes = frozenset(union(observe))
+    state: Beginning | None = None
+    plain: list[int] = []
+    if cuts and beginnings is not None:
+        assert cache is None, "only dense prompts share their beginnings"
+        plain = tokens[0].tolist()
+        state = beginnings.longest(plain, cuts, wishes)
+    if state is not None:
+        cache, observers = _from_beginning(state, length)
+    else:
+        cache = KVCache.dense(shape.layers, expected=length) if cache is None else cache
+        observers = {wish: wish.observer(shape.layers, length) for wish in wishes}
     positions = torch.arange(length, device=shape.device)[None]
-    step = length if chunk is None else chunk
     logits = None
-    for start in range(0, length, step):
-        piece = slice(start, start + step)
-        logits = adapter.forward(loaded.model, tokens[:, piece], positions[:, piece], [cache], watching)
+    start = 0 if state is None else state.length
+    for stop in (*(cut for cut in sorted(cuts) if cut > start), length):
+        step = stop - start if chunk is None else chunk
+        while start < stop:
+            piece = slice(start, min(start + step, stop))
+            logits = adapter.forward(
+                loaded.model, tokens[:, piece], positions[:, piece], [cache], [list(observers.values())]
+            )
+            start = piece.stop
+        if stop < length and beginnings is not None:
+            beginnings.keep(plain[:stop], cache, observers)
     assert logits is not None
     return PrefillRecord(
         cache=cache,
@@ -60,22 +87,40 @@ def prefill(
     )
 
 
-@dataclass(frozen=True)
-class Generated:
-    """What decoding produced.
+def _from_beginning(state: Beginning, length: int) -> tuple[KVCache, dict[Observation, PrefillObserver]]:
+    """A cache and observers for a prompt of ``length`` tokens whose first ones have been read before."""
+    layers = []
+    for key, value, rule in state.layers:
+        layer = DenseLayer(expected=length)
+        layer.append(key, value)
+        layer.rule = rule
+        layers.append(layer)
+    observers = {}
+    for wish, observer in state.observers.items():
+        copy = observer.fork(length)
+        assert copy is not None, "only what can be forked is kept"
+        observers[wish] = copy
+    return KVCache(layers), observers
 
-    Attributes:
-        ids: all new token ids, the stopping one included.
-        stopped_by: "eos", "stop" (a stop token of the task), "finished" (the scorer reads no further) or "length".
+
+def read_on(loaded: LoadedModel, caches: Sequence[KVCache], ids: Sequence[int]) -> Tensor:
+    """Read further tokens through the caches of several sequences, the same tokens for each.
+
+    Args:
+        caches: all with the same number of tokens seen. ids: at least one.
+
+    Returns:
+        Logits ``[R, vocab]`` at the last token.
     """
-
-    ids: list[int]
-    stopped_by: str
-
-    @property
-    def new_tokens(self) -> int:
-        """Tokens of the answer: the closing end token is not counted."""
-        return len(self.ids) - (self.stopped_by in ("eos", "stop"))
+    device = loaded.shape().device
+    tokens = torch.tensor([list(ids)], dtype=torch.int64, device=device).expand(len(caches), -1)
+    positions = torch.arange(caches[0].seen, caches[0].seen + len(ids), device=device)[None].expand(len(caches), -1)
+    logits = None
+    for start in range(0, len(ids), _QUESTION):
+        piece = slice(start, start + _QUESTION)
+        logits = adapter.forward(loaded.model, tokens[:, piece], positions[:, piece], caches)
+    assert logits is not None
+    return logits[:, -1]
 
 
 def decode(
@@ -88,35 +133,11 @@ def decode(
     stop_ids: Collection[int] = (),
     finished: Callable[[list[int]], bool] | None = None,
 ) -> Generated:
-    """Greedy decoding after a prompt.
+    """Greedy decoding of one sequence after a prompt; arguments as `engine.stacked.Rules`.
 
     Args:
         cache: of the prompt, compressed or not; it is appended to.
         logits: ``[vocab]`` at the last prompt token.
-        max_new_tokens: most tokens to make, the stopping one included.
-        min_new_tokens: end and stop tokens are forbidden before this many.
-        stop_ids: token ids that end the answer besides the model's end tokens (samsum: the newline).
-        finished: told the ids so far, says whether the scorer would read no further.
     """
-    eos = set(loaded.info.eos_ids)
-    ends = sorted(eos | set(stop_ids))
-    device = logits.device
-    ids: list[int] = []
-    while len(ids) < max_new_tokens:
-        if len(ids) < min_new_tokens and ends:
-            logits = logits.clone()
-            logits[torch.tensor(ends, device=device)] = -torch.inf
-        token = int(torch.argmax(logits))
-        ids.append(token)
-        if token in eos:
-            return Generated(ids, "eos")
-        if token in stop_ids:
-            return Generated(ids, "stop")
-        if finished is not None and finished(ids):
-            return Generated(ids, "finished")
-        if len(ids) == max_new_tokens:
-            break
-        position = torch.tensor([[cache.seen]], dtype=torch.int64, device=device)
-        step = torch.tensor([[token]], dtype=torch.int64, device=device)
-        logits = adapter.forward(loaded.model, step, position, [cache])[0, -1]
-    return Generated(ids, "length")
+    rules = Rules(max_new_tokens, min_new_tokens, tuple(stop_ids), finished)
+    return decode_rows(loaded, [cache], logits[None], rules)[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from lcbench.config.spec import Question
 from lcbench.methods.base import Method
 from lcbench.tasks.base import Row, Task
 
@@ -19,6 +20,8 @@ class PreparedPrompt:
         tokens: how many there are (for an over-length prompt: how many there would have been).
         truncated_from: tokens of the prompt before it was cut in the middle, else None.
         error: why this prompt cannot be run, else None.
+        question_tokens: how many of the last ids are the question (what the chat format puts after it included); 0
+            when that is not known or not asked.
     """
 
     row: Row
@@ -26,6 +29,7 @@ class PreparedPrompt:
     tokens: int
     truncated_from: int | None = None
     error: str | None = None
+    question_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class PromptSet:
         sha256: over all prompts' token ids.
         sample: first and last 200 characters of one prompt, for people.
         counts: rows whose prompt was "cut", was "too_long" (an error row) or was "skipped".
+        question: whether methods compress after the whole prompt ("visible") or after its context alone ("hidden").
     """
 
     task: Task
@@ -53,6 +58,15 @@ class PromptSet:
     sample: tuple[str, str]
     notes: tuple[str, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
+    question: Question = "visible"
+
+    def read_first(self, prompt: PreparedPrompt) -> Sequence[int]:
+        """The ids of a prompt that are read before the methods compress: all of it, or its context."""
+        return prompt.ids if self.question == "visible" else prompt.ids[: len(prompt.ids) - prompt.question_tokens]
+
+    def read_last(self, prompt: PreparedPrompt) -> Sequence[int]:
+        """The ids that are read through the compressed cache before the answer begins: none, or the question."""
+        return prompt.ids[:0] if self.question == "visible" else prompt.ids[len(prompt.ids) - prompt.question_tokens :]
 
 
 def group_methods(methods: Sequence[Method]) -> list[tuple[bool, tuple[Method, ...]]]:

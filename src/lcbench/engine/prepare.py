@@ -10,7 +10,7 @@ from typing import Any
 
 from lcbench.config.spec import RunSpec
 from lcbench.engine.plan import PreparedPrompt, PromptSet, group_methods
-from lcbench.errors import SampleError
+from lcbench.errors import BadValue, SampleError
 from lcbench.methods.base import Method
 from lcbench.methods.registry import resolve as resolve_method
 from lcbench.models.chat import Encoded, encode_prompt
@@ -21,6 +21,7 @@ from lcbench.tasks.truncation import Fitted, fit, fit_exact, require_fit
 
 FULL = "full"
 _SHOWN = 200  # characters of each end of a prompt that are kept for people
+_NO_BORDER = "Where the question begins cannot be told: the cut ran into it, or the chat template changed the text."
 
 
 def prepare(
@@ -35,14 +36,21 @@ def prepare(
 ) -> list[PromptSet]:
     """All prompts of a plan: one set for the methods that share a prefill, one for each that does not.
 
+    A prompt that several sets read alike is tokenized once.
+
     Args:
         tasks: each with its rows.
         on_prompt: told (task id, prompts done, prompts in all) as it goes.
+
+    Raises:
+        BadValue: ``--question hidden`` with a task or a method that it cannot be asked of.
     """
+    refuse_hidden_question(spec, methods)
     sets = []
     for task, loaded in tasks:
-        maker = _PromptMaker(spec, info, tokenizer, task, home)
+        made: dict[tuple[str, str], PreparedPrompt | None] = {}
         for shared, group in group_methods(askers(task, methods)):
+            maker = _PromptMaker(spec, info, tokenizer, task, home, made)
             prompts = []
             for i, row in enumerate(loaded.rows):
                 prompt = maker.make(row, group[0] if not shared else None)
@@ -62,6 +70,7 @@ def prepare(
                     sample=maker.sample,
                     notes=tuple(notes),
                     counts=maker.counts,
+                    question=spec.question,
                 )
             )
     return sets
@@ -72,6 +81,24 @@ def askers(task: Task, methods: Sequence[Method]) -> Sequence[Method]:
     if not task.once:
         return methods
     return [m for m in methods if m.name == FULL] or [resolve_method(FULL)]
+
+
+def refuse_hidden_question(spec: RunSpec, methods: Sequence[Method]) -> None:
+    """Raises BadValue where compressing before the question is read means nothing."""
+    if spec.question == "visible":
+        return
+    if spec.context == "none":
+        raise BadValue(
+            "Without its context a prompt is all question, and --question hidden leaves nothing to compress.",
+            "Use --question visible with --context none.",
+        )
+    for method in methods:
+        if method.traits.prefill == "own":
+            raise BadValue(
+                f"{method.id} reads the prompt in its own way, context and question together, so --question hidden "
+                "is not defined for it.",
+                "Leave it out, or run it with --question visible.",
+            )
 
 
 def _digest(prompts: Sequence[PreparedPrompt]) -> str:
@@ -86,8 +113,16 @@ def _digest(prompts: Sequence[PreparedPrompt]) -> str:
 class _PromptMaker:
     """Makes the prompts of one task for one model."""
 
-    def __init__(self, spec: RunSpec, info: ModelInfo, tokenizer: Any, task: Task, home: Path) -> None:
-        self.spec, self.info, self.tokenizer, self.task, self.home = spec, info, tokenizer, task, home
+    def __init__(
+        self,
+        spec: RunSpec,
+        info: ModelInfo,
+        tokenizer: Any,
+        task: Task,
+        home: Path,
+        made: dict[tuple[str, str], PreparedPrompt | None],
+    ) -> None:
+        self.spec, self.info, self.tokenizer, self.task, self.home, self._made = spec, info, tokenizer, task, home, made
         self.answer_tokens = task.answer_tokens(home)
         self._special = not (spec.model.chat == "official" and cut_without_special_tokens(info.name))
         self.sample = ("", "")
@@ -106,21 +141,46 @@ class _PromptMaker:
         text, question = prompt.text, prompt.question_start
         if method is not None:
             text = method.transform_prompt(text, question)
+        key = (row.id, text)
+        if key not in self._made:
+            self._made[key] = self._prepared(row, text, self._question_of(question, method))
+        made = self._made[key]
+        self.skipped += made is None
+        self.too_long += made is not None and made.error is not None
+        self.cut += made is not None and made.truncated_from is not None
+        return made
+
+    def _question_of(self, start: int | None, method: Method | None) -> int | None:
+        """Where the question begins, when it is to be hidden."""
+        if self.spec.question == "visible":
+            return None
+        if start is None:
+            raise BadValue(
+                f"The prompts of {self.task.id} have no question apart from their context, so --question hidden cannot "
+                "be asked of it.",
+                "Leave this task out, or use --question visible.",
+            )
+        return start
+
+    def _prepared(self, row: Row, text: str, question: int | None) -> PreparedPrompt | None:
         try:
             if self.task.truncate == "error" and self.spec.over_length != "truncate":
-                self._keep_sample(text)
-                return self._whole(row, text)
-            fitted = self._fit(text)
+                fitted = self._whole(text)
+            else:
+                fitted = self._fit(text, question)
             self._keep_sample(text if fitted.text is None else fitted.text)
         except SampleError as error:
             self._keep_sample(text)
             if self.spec.over_length == "skip":
-                self.skipped += 1
                 return None
-            self.too_long += 1
             return PreparedPrompt(row, (), len(self._finish(text)), error=error.message)
-        self.cut += fitted.cut
-        return PreparedPrompt(row, array("q", fitted.ids), len(fitted.ids), fitted.truncated_from)
+        ids = array("q", fitted.ids)
+        if question is None:
+            return PreparedPrompt(row, ids, len(ids), fitted.truncated_from)
+        asked = self._question_tokens(text, question, fitted)
+        if not 0 < asked < len(ids):
+            return PreparedPrompt(row, (), len(ids), fitted.truncated_from, _NO_BORDER)
+        return PreparedPrompt(row, ids, len(ids), fitted.truncated_from, question_tokens=asked)
 
     def _keep_sample(self, text: str) -> None:
         """The ends of the first prompt, as it is fed: cut (its ends are left by cutting ids) and in its chat format."""
@@ -128,7 +188,16 @@ class _PromptMaker:
             rendered = self._render(text)
             self.sample = (rendered[:_SHOWN], rendered[-_SHOWN:])
 
-    def _fit(self, text: str) -> Fitted:
+    def _question_tokens(self, text: str, question: int, fitted: Fitted) -> int:
+        """Last tokens of a prompt that are its question; 0 when the cut ran into it."""
+        if fitted.text is not None:
+            start = fitted.question_start if fitted.cut else question
+            return 0 if start is None else self._chat(fitted.text, start).question_tokens
+        whole = self._chat(text, question)  # ids were cut out of its middle
+        asked = whole.question_tokens
+        return asked if asked and list(fitted.ids[-asked:]) == whole.ids[-asked:] else 0
+
+    def _fit(self, text: str, question: int | None) -> Fitted:
         if self.spec.truncation == "exact-ids":
             return fit_exact(
                 text,
@@ -145,11 +214,12 @@ class _PromptMaker:
             encode=self._encode,
             decode=self._decode,
             finish=self._finish,
+            question_start=question,
             chat_overhead=self._overhead,
             max_input_tokens=self.spec.max_input_tokens,
         )
 
-    def _whole(self, row: Row, text: str) -> PreparedPrompt:
+    def _whole(self, text: str) -> Fitted:
         ids = self._finish(text)
         require_fit(
             len(ids),
@@ -157,7 +227,7 @@ class _PromptMaker:
             answer_tokens=self.answer_tokens,
             max_input_tokens=self.spec.max_input_tokens,
         )
-        return PreparedPrompt(row, array("q", ids), len(ids))
+        return Fitted(ids, text, len(ids), None, cut=False)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -193,6 +263,8 @@ class _PromptMaker:
     def _render(self, text: str) -> str:
         return self._chat(text).text
 
-    def _chat(self, text: str) -> Encoded:
+    def _chat(self, text: str, question: int | None = None) -> Encoded:
         reader = LoadedModel(None, self.tokenizer, self.info)
-        return encode_prompt(reader, text, chat=self.task.chat, chat_option=self.spec.model.chat)
+        return encode_prompt(
+            reader, text, chat=self.task.chat, chat_option=self.spec.model.chat, question_start=question
+        )

@@ -16,15 +16,18 @@ from typing import Any
 
 import torch
 
-from lcbench.config.options import apply_settings, parse_item
+from lcbench.config.options import apply_settings
 from lcbench.config.spec import RunSpec
 from lcbench.engine.estimate import Estimate, estimate, measure_rates
+from lcbench.engine.groups import Group, make_groups
+from lcbench.engine.memory import Limits, measure_limits
+from lcbench.engine.options import Options
 from lcbench.engine.plan import PromptSet
-from lcbench.engine.prepare import prepare
-from lcbench.engine.run import Listener, Outcome, cost_of, execute
+from lcbench.engine.prepare import prepare, refuse_hidden_question
+from lcbench.engine.run import Listener, Outcome, Owing, cost_of, execute, owing
 from lcbench.errors import UsageError
 from lcbench.methods.base import Method
-from lcbench.methods.registry import all_methods, resolve
+from lcbench.methods.registry import all_methods, parse, resolve
 from lcbench.models.info import ModelInfo
 from lcbench.models.load import describe, load
 from lcbench.store.locate import default_run_path, remember_run
@@ -50,10 +53,11 @@ def resolve_methods(spec: RunSpec) -> list[Method]:
     """The methods of a spec with ``--set`` applied, each once. Raises UnknownName, BadValue, UsageError."""
     known = all_methods()
     fields = {name: {f.name for f in dataclasses.fields(cls)} for name, cls in known.items()}
-    items = [parse_item(text, "method") for text in spec.methods]
-    for item in items:
-        resolve(item)  # an unknown name is reported before a setting that no method has
-    methods = [resolve(item) for item in apply_settings(items, spec.settings, fields)]
+    specs = [parse(text) for text in spec.methods]
+    for items in specs:
+        resolve(items)  # an unknown name is reported before a setting that no method has
+    settled = iter(apply_settings([item for items in specs for item in items], spec.settings, fields))
+    methods = [resolve([next(settled) for _ in items]) for items in specs]
     for i, one in enumerate(methods):
         for other in methods[:i]:
             if (one.name, one.parameters) == (other.name, other.parameters):
@@ -72,6 +76,7 @@ def resolve_methods(spec: RunSpec) -> list[Method]:
 def open_session(spec: RunSpec, home: Path, *, say: Say) -> Session:
     """Resolve everything but the weights. Raises LcbenchError of many kinds, each with its next step."""
     methods = resolve_methods(spec)
+    refuse_hidden_question(spec, methods)
     tasks: list[Task] = []
     for text in spec.tasks:
         tasks += [task for task in resolve_tasks(text, home) if task.id not in {t.id for t in tasks}]
@@ -128,7 +133,9 @@ class Session:
         sets = self.sets
         with RunDirectory.create_or_continue(path, self.spec.to_dict(), self.provenance()) as run:
             remember_run(path)
-            yield Running(self, run, sets)
+            limits = Limits.from_dict(run.batching(measure_limits(self.info).to_dict()))
+            groups = make_groups(sets, self.info.shape(), limits, chunk=self.spec.prefill_chunk)
+            yield Running(self, run, sets, groups, limits)
 
     def provenance(self) -> dict[str, Any]:
         """What the run stands on, for run.json. No token, no absolute path of data."""
@@ -171,11 +178,17 @@ class Session:
 
 @dataclass
 class Running:
-    """An open run directory with its plan; `execute` loads the weights and answers what is missing."""
+    """An open run directory with its plan; `execute` loads the weights and answers what is missing.
+
+    Attributes:
+        groups: of all samples, done or not. limits: what made them so large.
+    """
 
     session: Session
     run: RunDirectory
     sets: list[PromptSet]
+    groups: list[Group]
+    limits: Limits
 
     @property
     def messages(self) -> list[str]:
@@ -188,30 +201,34 @@ class Running:
         return found
 
     @cached_property
+    def todo(self) -> list[Owing]:
+        """The groups with samples that have no good record."""
+        return owing(self.sets, self.groups, self.run)
+
+    @cached_property
     def remaining_cost(self) -> tuple[float, int]:
         """Work still to do, in the units of `Event.cost`, and the samples it makes."""
         work, samples = 0.0, 0
-        for prompts in self.sets:
-            done = {m.id: self.run.done(m.id, prompts.task.id) for m in prompts.methods}
-            for prompt in prompts.prompts:
-                pending = sum(prompt.row.id not in done[m.id] for m in prompts.methods)
-                if pending:
-                    work += cost_of(prompts, prompt, pending)
-                    samples += pending
+        for item in self.todo:
+            prompts = self.sets[item.group.set_index]
+            for p, _ in item.wanted:
+                work += cost_of(prompts, prompts.prompts[p], len(prompts.methods)) / len(prompts.methods)
+            samples += len(item.wanted)
         return work, samples
 
     def execute(self, *, listener: Listener | None = None, should_stop: Callable[[], bool] | None = None) -> Outcome:
         """Answer every sample without a good record. The weights are loaded only when there is one."""
         spec = self.session.spec
-        if not self.remaining_cost[1]:
+        if not self.todo:
             return Outcome(reused=sum(len(s.prompts) * len(s.methods) for s in self.sets))
         loaded = load(spec.model, self.session.home, say=self.session.say)
         return execute(
             loaded,
             self.sets,
+            self.groups,
             self.run,
-            seed=spec.seed,
-            prefill_chunk=spec.prefill_chunk,
+            options=Options.of(spec),
+            room=self.limits.nbytes // 4,
             listener=listener,
             should_stop=should_stop,
         )

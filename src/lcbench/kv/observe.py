@@ -6,6 +6,7 @@ merges those that one observer can serve, and runs the pass once. What an observ
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,11 @@ from lcbench.models.rule import AttentionRule
 @dataclass(frozen=True)
 class Observation:
     """Base of all wishes; equal wishes are served once."""
+
+    @property
+    def last(self) -> int:
+        """Tokens at the prompt's end that must be read in one go with it, not taken over from another prompt."""
+        return 0
 
     def observer(self, layers: int, prompt_tokens: int) -> PrefillObserver:
         """A fresh observer for one prompt."""
@@ -48,12 +54,28 @@ class PrefillObserver:
         """See `models.adapter.Observer`. Must be overridden."""
         raise TypeError(f"{type(self).__name__} does not observe")
 
+    def fork(self, prompt_tokens: int) -> PrefillObserver | None:
+        """What this observer would be had it watched another prompt of ``prompt_tokens`` tokens that begins with the
+        same tokens, as far as both have been read. None where that cannot be told (and for observers that do not
+        say): the prompt is then read from its start."""
+        return None
+
+    def _copy(self, prompt_tokens: int) -> PrefillObserver:
+        """For `fork`: a copy for another length, with results of its own list."""
+        other = copy.copy(self)
+        other.results, other.prompt_tokens = list(self.results), prompt_tokens
+        return other
+
 
 @dataclass(frozen=True)
 class LastQueries(Observation):
     """The queries of the last ``window`` prompt tokens: ``[H, min(window, L), d]`` a layer, after RoPE."""
 
     window: int
+
+    @property
+    def last(self) -> int:
+        return self.window
 
     def observer(self, layers: int, prompt_tokens: int) -> PrefillObserver:
         return _LastQueriesObserver(layers, prompt_tokens, self.window)
@@ -62,6 +84,7 @@ class LastQueries(Observation):
 class _LastQueriesObserver(PrefillObserver):
     def __init__(self, layers: int, prompt_tokens: int, window: int) -> None:
         super().__init__(layers, prompt_tokens)
+        self.window = window
         self.first = max(0, prompt_tokens - window)
         self.pieces: list[list[Tensor]] = [[] for _ in range(layers)]
 
@@ -81,6 +104,10 @@ class _LastQueriesObserver(PrefillObserver):
         if stop == self.prompt_tokens:
             self.results[layer] = torch.cat(self.pieces[layer], dim=1)
             self.pieces[layer] = []
+
+    def fork(self, prompt_tokens: int) -> PrefillObserver:
+        # Beginnings end before the window does begin (`Observation.last`), so there is nothing to take along.
+        return _LastQueriesObserver(len(self.results), prompt_tokens, self.window)
 
 
 @dataclass(frozen=True)
@@ -113,6 +140,15 @@ class _ColumnSumsObserver(PrefillObserver):
             self.results[layer] = torch.zeros(query.shape[0], self.prompt_tokens, device=query.device)
         sums = weight_sums(query, keys[0], rule)
         self.results[layer][:, : sums.shape[1]] += sums
+
+    def fork(self, prompt_tokens: int) -> PrefillObserver:
+        other = _ColumnSumsObserver(len(self.results), prompt_tokens)
+        for layer, sums in enumerate(self.results):
+            if sums is not None:
+                seen = min(prompt_tokens, self.prompt_tokens)
+                other.results[layer] = sums.new_zeros(sums.shape[0], prompt_tokens)
+                other.results[layer][:, :seen] = sums[:, :seen]
+        return other
 
 
 def union(wishes: Iterable[Observation]) -> set[Observation]:

@@ -67,6 +67,9 @@ class _QueryStatisticsObserver(PrefillObserver):
             plain = rope.undo(plain, torch.arange(start + skipped, start + query.shape[1], device=query.device))
         self.results[layer] = _joined(self.results[layer], plain, rope)
 
+    def fork(self, prompt_tokens: int) -> PrefillObserver:
+        return self._copy(prompt_tokens)
+
 
 def _joined(before: QueryMoments | None, queries: Tensor, rope: Rope | None) -> QueryMoments:
     """Moments of all queries so far and of new ones ``[H, n, d]`` together (Chan's parallel update)."""

@@ -38,6 +38,9 @@ class _LayerRopeObserver(PrefillObserver):
     ) -> None:
         self.results[layer] = observed_rope()
 
+    def fork(self, prompt_tokens: int) -> PrefillObserver:
+        return self._copy(prompt_tokens)
+
 
 def unrotated(rope: Rope | None, x: Tensor, positions: Tensor) -> Tensor:
     """What the model had before it rotated ``x [..., n, d]`` at ``positions [n]``, in fp32."""

@@ -36,3 +36,6 @@ class _RotationObserver(PrefillObserver):
     ) -> None:
         if start + query.shape[1] == self.prompt_tokens:  # frequencies may follow the length; the last chunk's count
             self.results[layer] = observed_rope()
+
+    def fork(self, prompt_tokens: int) -> PrefillObserver:
+        return self._copy(prompt_tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -10,6 +11,7 @@ from types import TracebackType
 from lcbench.measure.device import kind_of, synchronize
 
 _STATUS = Path("/proc/self/status")
+_MEMORY = Path("/proc/meminfo")
 _CLEAR = Path("/proc/self/clear_refs")
 
 
@@ -68,6 +70,24 @@ def peak_resident_bytes() -> int:
     return _status("VmHWM") or _lifetime_peak()
 
 
+def available_bytes(device: object = "cpu") -> int:
+    """Memory that a process could take on ``device`` now: free on a GPU (what this process has cached but does not use
+    counts as free); on a CPU what the system calls available, or half of all memory where it does not say."""
+    if kind_of(device) == "cuda":
+        import torch
+
+        free, _ = torch.cuda.mem_get_info(str(device))
+        return int(free + torch.cuda.memory_reserved(str(device)) - torch.cuda.memory_allocated(str(device)))
+    return _field(_MEMORY, "MemAvailable") or _physical_bytes() // 2
+
+
+def _physical_bytes() -> int:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return 2**32
+
+
 def _reset_peak() -> bool:
     """Ask Linux to forget the peak so far. False where it is not Linux or not allowed."""
     with contextlib.suppress(OSError):
@@ -78,8 +98,12 @@ def _reset_peak() -> bool:
 
 def _status(field: str) -> int:
     """A size from /proc/self/status in bytes, 0 where there is none."""
+    return _field(_STATUS, field)
+
+
+def _field(file: Path, field: str) -> int:
     try:
-        for line in _STATUS.read_text().splitlines():
+        for line in file.read_text().splitlines():
             if line.startswith(field + ":"):
                 return int(line.split()[1]) * 1024
     except (OSError, ValueError, IndexError):

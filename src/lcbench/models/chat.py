@@ -30,12 +30,15 @@ class Encoded:
         ids: its tokens. text: the text they were made from, chat template included.
         template_sha256: hex digest of the chat template, None for a plain prompt.
         double_bos_avoided: the template had written the BOS that the tokenizer would have written again.
+        question_tokens: how many of the last ids are the question and what the template puts after it; 0 when it was
+            not asked for or cannot be told.
     """
 
     ids: list[int]
     text: str
     template_sha256: str | None
     double_bos_avoided: bool
+    question_tokens: int = 0
 
 
 def chat_template(tokenizer: Any, option: str, name: str = "") -> str | None:
@@ -92,29 +95,66 @@ def format_chat(tokenizer: Any, text: str, chat: str, name: str = "") -> str | N
     return None if template is None else _render(tokenizer, text, template, chat)
 
 
-def encode_prompt(loaded: LoadedModel, text: str, *, chat: bool, chat_option: str) -> Encoded:
+def encode_prompt(
+    loaded: LoadedModel, text: str, *, chat: bool, chat_option: str, question_start: int | None = None
+) -> Encoded:
     """Tokenize a prompt.
 
     A plain prompt gets the special tokens that the tokenizer puts in front of texts. A chat prompt gets them too,
     unless its template has written the BOS already.
 
+    The whole prompt is tokenized once, whether its question is told apart or not: context and question are cut between
+    two of its tokens, at the first token that reaches into the question. A token that spans the border belongs to the
+    question.
+
     Args:
         chat: whether the task wants a chat turn. chat_option: "auto", "official", "none" or a Jinja file.
+        question_start: index in ``text`` of the question's first character, to have `Encoded.question_tokens`.
 
     Raises:
-        ModelError: as `format_chat`.
+        ModelError: as `format_chat`; or the question was to be told apart and the tokenizer has no offsets.
     """
     tokenizer = loaded.tokenizer
     template = chat_template(tokenizer, chat_option, loaded.info.name) if chat else None
     if template is None:
-        return Encoded(_ids(tokenizer, text, True), text, None, False)
+        ids = _ids(tokenizer, text, True)
+        asked = 0 if question_start is None else _tokens_from(tokenizer, text, True, ids, question_start)
+        return Encoded(ids, text, None, False, asked)
     rendered = _render(tokenizer, text, template, chat_option)
     built = official_ids(tokenizer, loaded.info.name, text) if chat_option == "official" else None
     if built is not None:
         return Encoded(built, rendered, template_sha256(template), False)
     written = bool(tokenizer.bos_token) and rendered.startswith(tokenizer.bos_token)
     doubled = written and _adds_bos(tokenizer)
-    return Encoded(_ids(tokenizer, rendered, not written), rendered, template_sha256(template), doubled)
+    ids = _ids(tokenizer, rendered, not written)
+    asked = 0
+    if question_start is not None:
+        place = _place_in(rendered, text, question_start)
+        asked = 0 if place is None else _tokens_from(tokenizer, rendered, not written, ids, place)
+    return Encoded(ids, rendered, template_sha256(template), doubled, asked)
+
+
+def _place_in(rendered: str, text: str, index: int) -> int | None:
+    """Where ``text[index]`` stands in the rendered chat; templates may strip the text. None when it is not found."""
+    inner = text.strip()
+    if not inner:
+        return None
+    at = rendered.rfind(inner)
+    return None if at < 0 else at + max(0, index - (len(text) - len(text.lstrip())))
+
+
+def _tokens_from(tokenizer: Any, text: str, special: bool, ids: list[int], index: int) -> int:
+    """How many of ``ids``, the tokens of ``text``, come at or after the first that reaches beyond ``index``."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(
+            f"The tokenizer {type(tokenizer).__name__} does not tell which characters its tokens stand for, so context "
+            "and question cannot be told apart.",
+            "Use --question visible.",
+        )
+    encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
+    offsets = encoded["offset_mapping"][: len(ids)]
+    first = next((i for i, (_, end) in enumerate(offsets) if end > index), len(ids))
+    return len(ids) - first
 
 
 def _render(tokenizer: Any, text: str, template: str, option: str) -> str:

@@ -8,18 +8,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lcbench.reporting.longscore.merge import Part, merge
 from lcbench.reporting.notes import notes_of, overall_notes
-from lcbench.reporting.scored import scores_of
+from lcbench.reporting.scored import scores_of, shared_options
 from lcbench.reporting.table import Cell, Column, Line, Report
+from lcbench.scoring.merged import score_merged
 from lcbench.store.rundir import RunDirectory
 from lcbench.store.schema import PredictionRecord
 
 
-def build(runs: Sequence[RunDirectory]) -> Report:
+def build(runs: Sequence[RunDirectory], *, with_published: bool = False) -> Report:
     """One table of all ``runs``, merged by model and method.
 
     Runs of the same model and method with different tasks share a column. Where two of them hold the same task, or
     weights differ under one name, each run has a column of its own, marked with its folder.
+
+    Args:
+        with_published: set published LongScores beside the runs' own.
 
     Raises:
         NotARun: a run without any prediction. CorruptFile: a predictions file with a bad line.
@@ -27,38 +32,59 @@ def build(runs: Sequence[RunDirectory]) -> Report:
     parts = [_part(run) for run in _distinct(runs)]
     columns = _columns(parts)
     cells: dict[tuple[Line, Column], Cell] = {}
-    for part in parts:
-        for method, found in part.cells.items():
-            column = columns[part.path, method]
-            merged = sum(1 for (_, m), c in columns.items() if c == column and m == method) > 1
-            for line, cell in found.items():
-                if line.kind != "mean" or not merged:
+    labels = {name: label for part in parts for name, label in part.labels.items()}
+    for column in dict.fromkeys(columns.values()):
+        sharing = [part for part in parts if columns.get((part.path, column.method)) == column]
+        for part in sharing:
+            for line, cell in part.cells[column.method].items():
+                if line.kind != "mean" or len(sharing) == 1:
                     cells[line, column] = cell
+        if len(sharing) > 1:
+            for line, cell, label in _merged_means(sharing, column.method):
+                cells[line, column] = cell
+                labels.update({} if line.category else {line.name: label})
     lines = list(dict.fromkeys(line for line, _ in cells))
     names = list(dict.fromkeys(line.name for line in lines))
     lines.sort(key=lambda line: (line.kind == "mean", names.index(line.name)))
     notes = [note for part in parts for note in _marked(part, len(parts))]
     whole = [cell for (line, _), cell in cells.items() if line.kind == "task"]
-    notes += overall_notes(lines, whole, {k: v for part in parts for k, v in part.labels.items()})
-    return Report(
+    notes += overall_notes(lines, whole, labels)
+    report = Report(
         tuple(lines),
         tuple(dict.fromkeys(columns.values())),
         cells,
         tuple(dict.fromkeys(notes)),
         tuple(part.path for part in parts),
     )
+    return replace(report, longscore=merge(_long_parts(parts, columns, report), with_published=with_published))
+
+
+def _long_parts(parts: Sequence[_Part], columns: Mapping[tuple[str, str], Column], report: Report) -> list[Part]:
+    """What each run gives to LongScore."""
+    return [
+        Part(
+            part.path,
+            part.longscore,
+            part.judged,
+            {method: (report.label(columns[part.path, method]), part.model) for method in part.cells},
+        )
+        for part in parts
+    ]
 
 
 @dataclass
 class _Part:
     """What one run gives to the report. ``labels``: name of a mean to what it is, in words."""
 
+    run: RunDirectory
     path: str
     model: str
     identity: str
     cells: dict[str, dict[Line, Cell]] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    longscore: Mapping[str, Any] | None = None
+    judged: bool = False
 
 
 def _distinct(runs: Sequence[RunDirectory]) -> list[RunDirectory]:
@@ -71,7 +97,7 @@ def _part(run: RunDirectory) -> _Part:
     model = _mapping(run.provenance.get("model"))
     name = str(model.get("name") or _mapping(run.spec.get("model")).get("name") or "unknown model")
     identity = "/".join(str(model.get(key)) for key in ("identity", "dtype", "load_in"))
-    part = _Part(str(run.path), name, identity)
+    part = _Part(run, str(run.path), name, identity)
     for method in run.methods:
         found = scores["methods"].get(method)
         if found is None:
@@ -84,10 +110,11 @@ def _part(run: RunDirectory) -> _Part:
                 lines.update(_lengths(task, score, part.path))
         for line, cell, label in _means(found):
             lines[line] = replace(cell, run=part.path)
-            if not label.startswith("mean of "):  # a category's mean is its own explanation
+            if not line.category:  # a category's mean is its own explanation
                 part.labels[line.name] = label
         part.cells[method] = lines
     part.notes = [*notes_of(run, records), *scores["notes"]]
+    part.longscore, part.judged = scores.get("longscore"), "judge" in scores
     return part
 
 
@@ -140,8 +167,15 @@ def _means(scores: Mapping[str, Any]) -> list[tuple[Line, Cell, str]]:
         seen.add((tasks, group["score"]))
         low, high = group["interval"] or (None, None)
         name = key if group["complete"] else f"{key}, part: {len(tasks)} tasks"
-        found.append((Line(name, kind="mean"), Cell(group["score"], low, high), group["label"]))
+        line = Line(name, kind="mean", members=tasks, category=key in categories)
+        found.append((line, Cell(group["score"], low, high), group["label"]))
     return found
+
+
+def _merged_means(parts: Sequence[_Part], method: str) -> list[tuple[Line, Cell, str]]:
+    """Means over the tasks of several runs."""
+    runs = [part.run for part in parts]
+    return _means(score_merged(runs, method, shared_options(runs)))
 
 
 # -- columns ---------------------------------------------------------------------------------------------------------

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 
+from lcbench.reporting.longscore.data import data_of
 from lcbench.reporting.table import Report
 
 
 def render(report: Report) -> str:
-    """An object with ``runs``, ``methods``, ``tasks``, ``cells`` and ``notes``; scores 0 to 100, bytes as numbers.
+    """An object with ``runs``, ``methods``, ``tasks``, ``cells``, ``notes`` and, where tasks exist at several lengths,
+    ``longscore``; scores 0 to 100, bytes as numbers.
 
     ``cells`` is a list; each names its model, method and line, and carries the fields of `table.Cell` and ``ratio``.
     """
@@ -35,5 +37,6 @@ def render(report: Report) -> str:
         "tasks": [dataclasses.asdict(line) for line in report.lines],
         "cells": cells,
         "notes": list(report.notes),
+        **({} if report.longscore is None else {"longscore": data_of(report.longscore)}),
     }
     return json.dumps(data, indent=2, ensure_ascii=True) + "\n"

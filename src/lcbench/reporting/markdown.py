@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-
+from lcbench.reporting.gfm import escape, table_lines
+from lcbench.reporting.longscore import markdown as longscore
 from lcbench.reporting.table import Cell, Report
-from lcbench.reporting.words import bytes_text, clean, interval_text, ratio_text, score_text
+from lcbench.reporting.words import bytes_text, interval_text, ratio_text, score_text
 
 
 def render(report: Report) -> str:
     """Two tables and the notes, ending in a newline."""
     tasks = [line for line in report.lines if line.kind == "task"]
-    labels = [_escape(report.label(column)) for column in report.columns]
+    labels = [escape(report.label(column)) for column in report.columns]
     scores = [["task", "metric", "n", "errors", *labels]]
     for line in report.lines:
         cells = [report.cells.get((line, column)) for column in report.columns]
         failed = str(report.failures(line)) if line.kind != "mean" else ""
-        name = _escape(line.title) if line.kind != "mean" else f"**{_escape(line.name)}**"
-        scores.append([name, _escape(line.metric), report.samples(line), failed, *(_score(cell) for cell in cells)])
+        name = escape(line.title) if line.kind != "mean" else f"**{escape(line.name)}**"
+        scores.append([name, escape(line.metric), report.samples(line), failed, *(_score(cell) for cell in cells)])
     kept = [["task", *labels]]
     for line in tasks:
-        kept.append([_escape(line.name), *(_kept(report.cells.get((line, column))) for column in report.columns)])
-    parts = ["Score (0 to 100) and 95 % interval", "", *_table(scores, left=2)]
+        kept.append([escape(line.name), *(_kept(report.cells.get((line, column))) for column in report.columns)])
+    parts = ["Score (0 to 100) and 95 % interval", "", *table_lines(scores, left=2)]
     parts += [
         "",
         "KV bytes kept, mean a sample, and how many times the full cache is larger",
         "",
-        *_table(kept, left=1),
+        *table_lines(kept, left=1),
     ]
     if report.notes:
-        parts += ["", *(f"- {_escape(note)}" for note in report.notes)]
+        parts += ["", *(f"- {escape(note)}" for note in report.notes)]
+    if report.longscore is not None:
+        parts += longscore.lines(report.longscore)
     return "\n".join(parts) + "\n"
 
 
@@ -52,14 +53,3 @@ def _kept(cell: Cell | None) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
-def _table(rows: Sequence[Sequence[str]], left: int) -> list[str]:
-    rule = ["---" if i < left else "---:" for i in range(len(rows[0]))]
-    return [f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:])]
-
-
-def _escape(text: str) -> str:
-    """``text`` so that Markdown and HTML show it as it is."""
-    shown = clean(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*\[\]|~!])", r"\\\1", shown)

@@ -61,6 +61,8 @@ def asked(spec: Mapping[str, Any]) -> list[str]:
         notes.append(f"long prompts were not cut as the official script does (--truncation {spec['truncation']})")
     if spec.get("context") not in (None, "full"):
         notes.append(f"questions were asked without their whole context (--context {spec['context']})")
+    if spec.get("question") == "hidden":
+        notes.append("methods compressed the context before they had read the question (--question hidden)")
     model = spec.get("model")
     if isinstance(model, Mapping) and model.get("load_in"):
         notes.append(f"the model's weights were loaded in {model['load_in']}")

@@ -13,18 +13,27 @@ from lcbench.scoring.run import DEFAULTS, ScoreOptions, score_run
 from lcbench.store.rundir import RunDirectory
 from lcbench.store.schema import PredictionRecord
 
+_NO_JUDGE = (
+    "scores.json was made by a judge and does not fit the predictions any more: QA and summaries are scored by the "
+    "original metrics here; `lcbench score --judge` grades what is new"
+)
+
 Records = Mapping[tuple[str, str], Sequence[PredictionRecord]]
 
 
 def scores_of(run: RunDirectory, records: Records) -> dict[str, Any]:
     """The run's scores.json when it fits its predictions, else the scores computed now (and not written).
 
-    Options that scores.json was made with (`lcbench score --code-sim …`) are kept.
+    Options that scores.json was made with (`lcbench score --code-sim …`) are kept. A judge is not asked here: when its
+    verdicts do not fit any more, the metrics of the tasks take their place, and a note says so.
     """
     stored = _stored(run)
     if stored is not None and _fits(run, stored, records):
         return stored
-    return score_run(run, options_of(run))
+    made = score_run(run, options_of(run))
+    if stored is not None and "judge" in stored:
+        made["notes"] = [*made["notes"], _NO_JUDGE]
+    return made
 
 
 def options_of(run: RunDirectory) -> ScoreOptions:
@@ -61,13 +70,14 @@ def _fits(run: RunDirectory, stored: Mapping[str, Any], records: Records) -> boo
         if stored["lcbench"] != __version__ or any(file.stat().st_mtime_ns > when for file in files):
             return False
         counted = {
-            (method, task): (score["n"], score["n_error"])
+            (method, task): (score["n"] + score.get("n_filtered", 0), score["n_error"], score.get("n_judge_failed", 0))
             for method, scores in stored["methods"].items()
             for task, score in scores["tasks"].items()
         }
+        found = {key: rows for key, rows in records.items() if rows and not is_no_context(key[1])}
+        return counted.keys() == found.keys() and all(
+            (n + unjudged, n_error - unjudged) == (sum(r.ok for r in found[key]), sum(not r.ok for r in found[key]))
+            for key, (n, n_error, unjudged) in counted.items()
+        )
     except (OSError, KeyError, TypeError, AttributeError):
         return False
-    good = {
-        key: sum(record.ok for record in found) for key, found in records.items() if found and not is_no_context(key[1])
-    }
-    return counted == {key: (n, len(records[key]) - n) for key, n in good.items()}

@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from lcbench.reporting.longscore.view import LongView
+
 
 @dataclass(frozen=True)
 class Column:
@@ -28,12 +30,15 @@ class Line:
     Attributes:
         name: task id; for a mean its key. metric: of the task, "" of a mean.
         length: of the prompts, in the task's own unit ("384", "4-8k"); "" for anything but a length.
+        members: of a mean, the ids of its tasks. category: whether that mean is over the tasks of one category.
     """
 
     name: str
     metric: str = ""
     kind: Literal["task", "length", "mean"] = "task"
     length: str = ""
+    members: tuple[str, ...] = ()
+    category: bool = False
 
     @property
     def title(self) -> str:
@@ -80,6 +85,7 @@ class Report:
         cells: by (line, column); absent where a method did not run a task.
         notes: what a reader must know: subsets, limits, windows, unfinished tasks, simulated memory.
         runs: folders of the runs.
+        longscore: LongScores, rankings and losses; None where no task exists at several lengths.
     """
 
     lines: tuple[Line, ...]
@@ -87,6 +93,7 @@ class Report:
     cells: Mapping[tuple[Line, Column], Cell]
     notes: tuple[str, ...] = ()
     runs: tuple[str, ...] = ()
+    longscore: LongView | None = None
 
     @property
     def several_models(self) -> bool:

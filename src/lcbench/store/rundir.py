@@ -3,6 +3,8 @@
     RUN/run.json                              what was asked and with what (`RunDirectory.info`), written once
     RUN/predictions/<method-id>/<task>.jsonl  one `PredictionRecord` a line
     RUN/timings/<method-id>/<task>.jsonl      seconds of each sample; outside the byte-for-byte guarantee
+    RUN/batching.json                         how large groups may be, measured when the run began (`lcbench.engine`)
+    RUN/events.jsonl                          what went differently than planned, e.g. running out of memory
     RUN/scores.json                           written by `lcbench score`
     RUN/efficiency.jsonl                      written by `lcbench bench`
 
@@ -258,6 +260,28 @@ class RunDirectory:
                 raise corrupt(path, number, "not a line of timings")
             result[sample] = {name: float(value) for name, value in data.items()}
         return result
+
+    def append_event(self, event: Mapping[str, Any]) -> None:
+        """Add one line to events.jsonl, with the time. Not synced to disk. Raises CannotWrite."""
+        when = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        append_line(self.path / "events.jsonl", json.dumps({"time": when, **plain(event)}), sync=False)
+
+    def events(self) -> list[dict[str, Any]]:
+        """Lines of events.jsonl in order. Raises CorruptFile."""
+        return [data for _, data in read_lines(self.path / "events.jsonl")]
+
+    def batching(self, measured: Mapping[str, int]) -> dict[str, Any]:
+        """How large this run's groups may be: what was stored when it began; ``measured`` is stored where nothing (or
+        nothing readable) is. Raises CannotWrite."""
+        path = self.path / "batching.json"
+        try:
+            found = _load_object(path)
+        except (OSError, ValueError, RecursionError):
+            found = {}
+        if all(_is_number(found.get(name)) and found[name] >= 1 for name in measured):
+            return found
+        write_json(path, measured)
+        return dict(measured)
 
     def write_scores(self, scores: Mapping[str, Any]) -> None:
         """Replace scores.json at once; needs no lock. Raises CannotWrite."""

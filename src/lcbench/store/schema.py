@@ -39,6 +39,13 @@ class PredictionRecord:
         shared_prefill: whether the method may run on a prefill shared with others.
         truncated_from: tokens before truncation when the prompt was cut, else None.
         task_version: version of the task definition that made the prompt.
+        question: "visible" when the question was in the prompt as the method compressed it, "hidden" when it was read
+            afterwards, through the compressed cache.
+        decode: "stacked" when the answer was decoded in a batch with others, "exact" when alone.
+        reused_from: "full" when the method kept the whole prompt as it was (it fits the budget): the row is that of
+            the full cache, and was not decoded again where that was at hand. Else None.
+        near_ties: tokens of the answer for which the two best candidates lay closer together than rounding moves them
+            (`engine.stacked.TIE`): another batch, device or library version may decide them otherwise.
         meta: what the task wants kept for scoring or drawing (passkey: length, depth, repeat, …).
     """
 
@@ -58,6 +65,10 @@ class PredictionRecord:
     shared_prefill: bool = True
     truncated_from: int | None = None
     task_version: int = 1
+    question: str = "visible"
+    decode: str = "exact"
+    reused_from: str | None = None
+    near_ties: int = 0
     meta: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -130,5 +141,9 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "shared_prefill": (lambda value: isinstance(value, bool), "true or false"),
     "truncated_from": _COUNT_OR_NULL,
     "task_version": _COUNT,
+    "question": (lambda value: value in ("visible", "hidden"), "visible or hidden"),
+    "decode": (lambda value: value in ("stacked", "exact"), "stacked or exact"),
+    "reused_from": (lambda value: value is None or isinstance(value, str), "text or null"),
+    "near_ties": _COUNT,
     "meta": (lambda value: isinstance(value, dict), "an object"),
 }

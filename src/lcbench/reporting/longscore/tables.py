@@ -10,9 +10,12 @@ from lcbench.reporting.words import interval_text, score_text
 from lcbench.scoring.longscore.curve import Curve, Interval, Rung
 from lcbench.scoring.longscore.decompose import Amount
 from lcbench.scoring.longscore.ladder import Counts
+from lcbench.tasks.facts import HUNDRED
 
 BELOW = "↓"
 """Marks a score that lies significantly below the base."""
+INTERVAL = "95 %"
+"""Heading of every column with intervals of the column before it."""
 PUBLISHED = " †"
 """Marks what others measured."""
 
@@ -32,21 +35,26 @@ class Grid:
     left: int = 1
 
 
-def grids(view: LongView, *, over_length: bool = True) -> list[Grid]:
-    """Rankings, a line a task and method, what the losses are made of, and scores over length."""
-    found = [ranking(one) for one in _main_rankings(view)]
-    found.append(summary(view))
-    if view.splits:
-        found.append(losses(view))
-    if over_length:
-        found += [lengths(view, name) for name in view.names]
-    return found
+def grids(view: LongView) -> list[Grid]:
+    """Rankings, a line a task and method, and what the losses are made of."""
+    found = [*(ranking(one) for one in _main_rankings(view)), summary(view)]
+    return [*found, losses(view)] if view.splits else found
+
+
+def length_grids(view: LongView) -> list[Grid]:
+    """Scores over length, a table a task."""
+    return [lengths(view, name) for name in view.names]
 
 
 def sentences(view: LongView) -> list[str]:
     """The sentence of each method: of the mean where there is one, else of every task."""
-    main = [(where, one) for where, one in view.splits if _is_mean(view, one.task)] or list(view.splits)
+    main = [(where, one) for where, one in view.splits if _members(view, one.task)] or list(view.splits)
     return [f"{where}: {one.sentence}" if where else one.sentence for where, one in main]
+
+
+def notes(view: LongView) -> list[str]:
+    """What a reader must know about these numbers."""
+    return [*(note for one in _main_rankings(view) for note in one.notes), *view.notes, *view.warnings()]
 
 
 def legend(view: LongView) -> list[str]:
@@ -54,7 +62,7 @@ def legend(view: LongView) -> list[str]:
     lines = [
         "LongScore: mean over the lengths of 100 x (score - base score) / base score; 0 keeps the base ability, "
         "-100 loses all of it. The base is not in the average.",
-        f"{BELOW} significantly below the base (95 % interval of the difference); breaks at: the first such length, "
+        f"{BELOW} significantly below the base (95 % interval of the difference); breaks: the first such length, "
         "with … when a longer one is not below.",
     ]
     if any(one.published for one in view.entries):
@@ -62,8 +70,17 @@ def legend(view: LongView) -> list[str]:
     return lines
 
 
-def _is_mean(view: LongView, name: str) -> bool:
-    return any(name in one.curves and one.curves[name].members for one in view.entries)
+def _members(view: LongView, name: str) -> tuple[str, ...]:
+    """Tasks of a mean; none for a task."""
+    found = [one.curves[name].members for one in view.entries if name in one.curves]
+    return found[0] if found else ()
+
+
+def _shown(name: str, members: Sequence[str]) -> str:
+    """A task without the name of its suite, which all of them carry; a mean by what it is."""
+    if members:
+        return f"mean of {len(members)} tasks{name.removeprefix(HUNDRED)}"
+    return name.removeprefix(f"{HUNDRED}/")
 
 
 def _main_rankings(view: LongView) -> list[Ranking]:
@@ -73,10 +90,9 @@ def _main_rankings(view: LongView) -> list[Ranking]:
 
 def ranking(one: Ranking) -> Grid:
     """Average score and LongScore side by side."""
-    tasks = f", mean of {len(one.members)} tasks" if one.members else ""
-    header = ("", "base", "average", "95 %", "rank", "LongScore", "95 %", "rank", "move", "breaks at")
+    header = ("", "base", "average", INTERVAL, "rank", "LongScore", INTERVAL, "rank", "move", "breaks")
     return Grid(
-        f"Two rankings: {one.name}{tasks}, over {', '.join(one.lengths)}",
+        f"Two rankings: {_shown(one.name, one.members)}, over {', '.join(one.lengths)}",
         header,
         tuple(_standing(line) for line in one.standings),
     )
@@ -99,13 +115,13 @@ def _standing(line: Standing) -> tuple[str, ...]:
 
 def summary(view: LongView) -> Grid:
     """A line for every task and entry, its samples counted."""
-    header = ("task", "", "base", "average", "LongScore", "95 %", "breaks at", "kept", "failed", "filtered", "cut")
+    header = ("task", "", "base", "average", "LongScore", INTERVAL, "breaks", "kept", "failed", "filtered", "cut")
     rows = []
     for name in view.names:
         for index, (one, curve) in enumerate(_having(view, name)):
             rows.append(
                 (
-                    name if index == 0 else "",
+                    _shown(name, curve.members) if index == 0 else "",
                     _label(one),
                     score_text(curve.base.score),
                     score_text(curve.average),
@@ -129,15 +145,16 @@ def lengths(view: LongView, name: str) -> Grid:
     for one, curve in found:
         at = {rung.label: rung for rung in curve.rungs}
         rows.append((_label(one), score_text(curve.base.score), *(_rung(at.get(label)) for label in ordered)))
-    return Grid(f"{name}: score (change in % of the base)", ("", _base_label(found), *ordered), tuple(rows))
+    title = f"{_shown(name, found[0][1].members)}: score (change in % of the base)"
+    return Grid(title, ("", _base_label(found), *ordered), tuple(rows))
 
 
 def losses(view: LongView) -> Grid:
     """Every method against the reference: the change in points and its two parts."""
-    header = ("task", "", "change", "95 %", "long-context", "95 %", "base ability", "95 %", "shared")
+    header = ("task", "", "change", INTERVAL, "long-context", INTERVAL, "base", INTERVAL, "shared")
     rows = [
         (
-            one.task,
+            _shown(one.task, _members(view, one.task)),
             f"{one.method} ({where})" if where else one.method,
             *_amount(one.change),
             *_amount(one.long_context),

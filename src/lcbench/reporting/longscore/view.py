@@ -19,11 +19,14 @@ class Entry:
     Attributes:
         label: method, with the model where that tells entries apart. curves: by name. published: measured by others
         and not run here; such entries have curves of single tasks, and means are made of an own mean's tasks.
+        model, method: what the label is made of.
     """
 
     label: str
     curves: Mapping[str, Curve]
     published: bool = False
+    model: str = ""
+    method: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,11 +109,6 @@ class LongView:
         return list(dict.fromkeys(found))
 
 
-def entry(label: str, curves: Sequence[Curve], *, published: bool = False) -> Entry:
-    """An entry of these curves."""
-    return Entry(label, {one.name: one for one in curves}, published)
-
-
 def view(
     own: Sequence[Entry],
     published: Sequence[Entry] = (),
@@ -126,7 +124,7 @@ def view(
 
 def of_scores(scores: LongScores) -> LongView:
     """The view of one run."""
-    own = [entry(method, curves) for method, curves in scores.curves.items()]
+    own = [Entry(method, {c.name: c for c in curves}, method=method) for method, curves in scores.curves.items()]
     return view(own, splits=[("", one) for one in scores.splits], notes=scores.notes)
 
 
@@ -138,9 +136,13 @@ def _rankings(name: str, own: Sequence[Entry], published: Sequence[Entry]) -> li
             sets.setdefault(one.curves[name].members, []).append((one, one.curves[name]))
     found = []
     for members, entries in sets.items():
+        lengths = [label for label in entries[0][1].labels if all(label in curve.labels for _, curve in entries)]
         beside = [(one, curve) for one in published if (curve := _published_curve(one, name, members)) is not None]
-        if len(entries) + len(beside) > 1:
-            found.append(_ranking(name, members, entries + beside))
+        # Published models join where they have every length of one's own; they never take one away.
+        whole = [(one, curve) for one, curve in beside if set(lengths) <= set(curve.labels)]
+        short = [one.label for one, curve in beside if not set(lengths) <= set(curve.labels)]
+        if lengths and len(entries) + len(whole) > 1:
+            found.append(_ranking(name, members, lengths, entries + whole, short))
     return found
 
 
@@ -152,14 +154,20 @@ def _published_curve(one: Entry, name: str, members: Sequence[str]) -> Curve | N
     return mean_of_curves(parts, name) if len(parts) == len(members) else None
 
 
-def _ranking(name: str, members: tuple[str, ...], entries: Sequence[tuple[Entry, Curve]]) -> Ranking:
-    common = [label for label in entries[0][1].labels if all(label in curve.labels for _, curve in entries)]
-    left_out = list(dict.fromkeys(label for _, c in entries for label in c.labels if label not in common))
+def _ranking(
+    name: str,
+    members: tuple[str, ...],
+    common: list[str],
+    entries: Sequence[tuple[Entry, Curve]],
+    short: Sequence[str],
+) -> Ranking:
+    own = [curve for one, curve in entries if not one.published]
+    left_out = list(dict.fromkeys(label for curve in own for label in curve.labels if label not in common))
     notes = []
     if left_out:
-        notes.append(
-            f"{name}: ranked over {', '.join(common) or 'no length'}; not every line has {', '.join(left_out)}."
-        )
+        notes.append(f"{name}: ranked over {', '.join(common)}; not every line has {', '.join(left_out)}.")
+    if short:
+        notes.append(f"{name}: not in the ranking, since not published at all of these lengths: {', '.join(short)}.")
     bases = dict.fromkeys(curve.base.label for _, curve in entries)
     if len(bases) > 1:
         notes.append(f"{name}: the bases differ ({', '.join(bases)}), so LongScores here do not compare.")

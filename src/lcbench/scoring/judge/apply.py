@@ -44,10 +44,7 @@ def judged_score(
 
 def remarks(grading: Grading, verdicts: Mapping[tuple[str, str], Verdicts], methods: Sequence[str]) -> list[str]:
     """What a reader must know about the verdicts, a sentence for each method."""
-    said = [
-        f"Graded by {grading.asker.judge.label}: {grading.asker.asked} questions asked now, {grading.asker.cached} "
-        "answered from earlier."
-    ]
+    said = [f"QA and summaries of 100-LongBench are graded by {grading.asker.judge.label}."]
     for method in methods:
         own = [one for (name, _), one in verdicts.items() if name == method]
         total, left_out = sum(len(one.values) for one in own), sum(len(one.filtered) for one in own)

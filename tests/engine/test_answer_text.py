@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from lcbench.engine.answer import scorer_stop, text_of
+from lcbench.engine.answer_text import scorer_stop, text_of
 from lcbench.models.info import LoadedModel
 from lcbench.scoring.rows import first_line
 from lcbench.tasks.registry import resolve
