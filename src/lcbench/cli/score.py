@@ -44,7 +44,7 @@ def score(
     ),
     mode: str = typer.Option("reference", "--mode", help="Base of LongScore: reference (whole base set) | paper."),
     base_length: str = typer.Option(
-        "", "--base-length", help="With --longscore: lengths whose mean is the base, e.g. 512,1024. Default: shortest."
+        "", "--base-length", help="LongScore's base for other suites: lengths, e.g. 512,1024. Default: shortest."
     ),
     against: str = typer.Option("full", "--against", help="Method that losses are split against."),
     judge: str | None = typer.Option(
@@ -70,7 +70,7 @@ def score(
     from lcbench.store.locate import latest_run
 
     bases = tuple(label.strip() for label in base_length.split(",") if label.strip())
-    lengths = LongScoreOptions(longscore, mode, bases, against)
+    lengths = LongScoreOptions(longscore or bool(bases), mode, bases, against)
     options = ScoreOptions(code_sim, strict_recursion, rouge_score, jobs, seed, longscore=lengths)  # type: ignore[arg-type]
     target = path if path is not None else latest_run()
     grader = None

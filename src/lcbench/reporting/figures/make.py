@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lcbench.reporting.figures import bars, efficiency, heatmap, lengths, pareto, radar, style
+from lcbench.reporting.longscore import figure as long_figure
+from lcbench.reporting.longscore.view import LongView
 from lcbench.reporting.samples import Samples, mean_interval
 from lcbench.reporting.table import Column, Line, Report
 from lcbench.reporting.words import bytes_text, clean, score_text, short_names
@@ -80,7 +82,19 @@ def figures_of(report: Report, samples: Samples, runs: Sequence[RunDirectory]) -
                 drawn.append(Drawn(f"{one.name}{suffix}", one.title + part.title, one.alt, one.figure))
         if not found:
             missing.append(f"no {name} figure: {needs}")
+    if report.longscore is not None:
+        drawn += _long(report.longscore)
     return drawn, missing
+
+
+def _long(view: LongView) -> Iterator[Drawn]:
+    """Scores over length of every task that LongScore is made of, all models in one."""
+    for name in view.names:
+        curves = long_figure.length_curves(view, name)
+        title = long_figure.title_of(view, name)
+        places = long_figure.positions(view, name)
+        figure = lengths.draw(curves, title=title, x_label="length", positions=places, reference=REFERENCE)
+        yield Drawn(f"longscore-{_slug(name)}", title, long_figure.alt_text(view, name), figure)
 
 
 def write_figures(figures: Sequence[Drawn], folder: Path) -> list[Path]:
