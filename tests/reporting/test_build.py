@@ -5,62 +5,17 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from made_runs import failed, make, right, wrong
 
 from lcbench.errors import CorruptFile, NotARun
 from lcbench.reporting.build import build
 from lcbench.reporting.table import Cell, Report
 from lcbench.scoring.run import ScoreOptions, score_run
 from lcbench.store.rundir import RunDirectory
-from lcbench.store.schema import PredictionRecord
-
-Predictions = Mapping[tuple[str, str], Sequence[PredictionRecord]]
-
-
-def right(sample: int, **changes: Any) -> PredictionRecord:
-    values: dict[str, Any] = {
-        "pred": "Paris",
-        "answers": ["Paris"],
-        "all_classes": None,
-        "length": 10,
-        "id": str(sample),
-        "kv_bytes": 250,
-        "kv_bytes_full": 1000,
-        "prompt_tokens": 10,
-    }
-    return PredictionRecord(**{**values, **changes})
-
-
-def wrong(sample: int, **changes: Any) -> PredictionRecord:
-    return right(sample, pred="London", **changes)
-
-
-def failed(sample: int) -> PredictionRecord:
-    return right(sample, pred="", status="error", error="out of memory", kv_bytes=0, kv_bytes_full=0)
-
-
-def make(
-    path: Path | str,
-    predictions: Predictions,
-    *,
-    model: str = "demo",
-    identity: str = "w1",
-    facts: Mapping[str, Any] | None = None,
-    **spec: Any,
-) -> RunDirectory:
-    methods = list(dict.fromkeys(m for m, _ in predictions))
-    tasks = list(dict.fromkeys(t for _, t in predictions))
-    resolved = {"model": {"name": model}, "methods": methods, "tasks": tasks, **spec}
-    provenance = {"model": {"name": model, "identity": identity, "dtype": "float32"}, "tasks": facts or {}}
-    with RunDirectory.create_or_continue(path, resolved, provenance) as run:
-        for (method, task), records in predictions.items():
-            for record in records:
-                run.append(method, task, record)
-    return RunDirectory.open(path)
 
 
 def cell(report: Report, task: str, method: str, run: str = "") -> Cell:
@@ -209,11 +164,12 @@ def test_runs_with_different_tasks_share_a_column(tmp_path: Path) -> None:
     b = make(tmp_path / "b", {("full", "hotpotqa"): [wrong(0)]})
     report = build([a, b, RunDirectory.open(tmp_path / "a")])
     assert [(c.method, c.run) for c in report.columns] == [("full", ""), ("kivi", "")]
-    assert [line.name for line in report.lines] == ["qasper", "hotpotqa"]
+    assert [line.name for line in report.lines] == ["qasper", "hotpotqa", "macro_en, part: 2 tasks"]
     assert cell(report, "qasper", "full").score == 100.0
     assert cell(report, "hotpotqa", "full").score == 0.0
     assert cell(report, "hotpotqa", "full").run == str(tmp_path / "b")
-    assert len(report.cells) == 3
+    assert cell(report, "macro_en, part: 2 tasks", "full").score == 50.0  # over the tasks of both runs
+    assert len(report.cells) == 4  # kivi has one task: no mean
     assert report.runs == (str(tmp_path / "a"), str(tmp_path / "b"))
     assert next(note for note in report.notes if "--limit 1" in note).startswith(f"{tmp_path / 'a'}: ")
 
@@ -256,7 +212,11 @@ def test_means_say_when_they_are_only_a_part(tmp_path: Path) -> None:
     assert any(note.startswith("macro_en, part: 3 tasks: LongBench") for note in report.notes)
     other = make(tmp_path / "s", {("full", "passkey"): [right(0)], ("kivi", "passkey"): [right(0)]})
     merged = build([run, other])
-    assert not [line for line in merged.lines if line.kind == "mean"]
+    assert {line.name: line.members for line in merged.lines if line.kind == "mean"} == {
+        "en/single-doc-qa, part: 2 tasks": ("qasper", "multifieldqa_en"),
+        "macro_en, part: 3 tasks": ("qasper", "multifieldqa_en", "hotpotqa"),
+    }
+    assert any(note.startswith("macro_en, part: 3 tasks: LongBench") for note in merged.notes)
 
 
 def test_lengths_follow_their_task(tmp_path: Path) -> None:

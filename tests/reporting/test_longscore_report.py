@@ -263,16 +263,3 @@ def test_judged_scores_are_kept_while_they_fit_and_said_to_be_gone_when_they_do_
     report = build([RunDirectory.open(tmp_path / "r")])
     assert [line.metric for line in report.lines] == ["qa_f1"]
     assert any("scores.json was made by a judge" in note for note in report.notes)
-
-
-def test_figures_have_the_base_first_bands_and_the_breakdown(tmp_path: Path) -> None:
-    from lcbench.reporting.longscore.figure import alt_text, length_curves, positions
-
-    found = build([make_run(tmp_path / "r")]).longscore
-    assert found is not None
-    full, other = length_curves(found, "100-longbench/kv_retrieval")
-    assert full.lengths == ("base", "8k", "16k")
-    assert full.lows[0] is not None
-    assert other.breakdown == "8k"
-    assert positions(found, found.names[0]) == {"base": 0.0, "8k": 1.0, "16k": 2.0}
-    assert "breaks at 8k" in alt_text(found, found.names[0])

@@ -57,7 +57,15 @@ def test_every_file_format_is_pure_on_stdout(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "begins"), [("x.md", "Score"), ("x.csv", "model,"), ("x.json", "{"), ("x.txt", "task")]
+    ("name", "begins"),
+    [
+        ("x.md", "Score"),
+        ("x.csv", "model,"),
+        ("x.json", "{"),
+        ("x.txt", "task"),
+        ("x.tex", "%"),
+        ("x.html", "<!DOCTYPE html>"),
+    ],
 )
 def test_a_file_is_written_in_the_format_of_its_name(run: Path, name: str, begins: str) -> None:
     result = call(str(run), "--out", name)
@@ -67,6 +75,18 @@ def test_a_file_is_written_in_the_format_of_its_name(run: Path, name: str, begin
     assert Path(name).read_text(encoding="utf-8").startswith(begins)
     assert call(str(run), "--out", name, "--format", "json").exit_code == 0
     assert Path(name).read_text(encoding="utf-8").startswith("{")
+
+
+def test_parquet_goes_to_a_file_or_a_pipe(run: Path) -> None:
+    assert call(str(run), "--out", "x.parquet").exit_code == 0
+    assert Path("x.parquet").read_bytes()[:4] == b"PAR1"
+    assert call(str(run), "--format", "parquet").stdout_bytes[:4] == b"PAR1"
+
+
+def test_extras_belong_to_latex(run: Path) -> None:
+    assert "$n$" in call(str(run), "-f", "latex", "--with", "n,interval").stdout
+    assert "Known: interval, n" in problem(str(run), "-f", "latex", "--with", "std").next_step
+    assert "--format latex" in problem(str(run), "--with", "n").next_step
 
 
 def problem(*words: str) -> LcbenchError:

@@ -10,8 +10,9 @@ from typing import Any
 
 from lcbench.reporting.longscore.merge import Part, merge
 from lcbench.reporting.notes import notes_of, overall_notes
-from lcbench.reporting.scored import scores_of
+from lcbench.reporting.scored import scores_of, shared_options
 from lcbench.reporting.table import Cell, Column, Line, Report
+from lcbench.scoring.merged import score_merged
 from lcbench.store.rundir import RunDirectory
 from lcbench.store.schema import PredictionRecord
 
@@ -31,19 +32,23 @@ def build(runs: Sequence[RunDirectory], *, with_published: bool = False) -> Repo
     parts = [_part(run) for run in _distinct(runs)]
     columns = _columns(parts)
     cells: dict[tuple[Line, Column], Cell] = {}
-    for part in parts:
-        for method, found in part.cells.items():
-            column = columns[part.path, method]
-            merged = sum(1 for (_, m), c in columns.items() if c == column and m == method) > 1
-            for line, cell in found.items():
-                if line.kind != "mean" or not merged:
+    labels = {name: label for part in parts for name, label in part.labels.items()}
+    for column in dict.fromkeys(columns.values()):
+        sharing = [part for part in parts if columns.get((part.path, column.method)) == column]
+        for part in sharing:
+            for line, cell in part.cells[column.method].items():
+                if line.kind != "mean" or len(sharing) == 1:
                     cells[line, column] = cell
+        if len(sharing) > 1:
+            for line, cell, label in _merged_means(sharing, column.method):
+                cells[line, column] = cell
+                labels.update({} if line.category else {line.name: label})
     lines = list(dict.fromkeys(line for line, _ in cells))
     names = list(dict.fromkeys(line.name for line in lines))
     lines.sort(key=lambda line: (line.kind == "mean", names.index(line.name)))
     notes = [note for part in parts for note in _marked(part, len(parts))]
     whole = [cell for (line, _), cell in cells.items() if line.kind == "task"]
-    notes += overall_notes(lines, whole, {k: v for part in parts for k, v in part.labels.items()})
+    notes += overall_notes(lines, whole, labels)
     report = Report(
         tuple(lines),
         tuple(dict.fromkeys(columns.values())),
@@ -71,6 +76,7 @@ def _long_parts(parts: Sequence[_Part], columns: Mapping[tuple[str, str], Column
 class _Part:
     """What one run gives to the report. ``labels``: name of a mean to what it is, in words."""
 
+    run: RunDirectory
     path: str
     model: str
     identity: str
@@ -91,7 +97,7 @@ def _part(run: RunDirectory) -> _Part:
     model = _mapping(run.provenance.get("model"))
     name = str(model.get("name") or _mapping(run.spec.get("model")).get("name") or "unknown model")
     identity = "/".join(str(model.get(key)) for key in ("identity", "dtype", "load_in"))
-    part = _Part(str(run.path), name, identity)
+    part = _Part(run, str(run.path), name, identity)
     for method in run.methods:
         found = scores["methods"].get(method)
         if found is None:
@@ -104,7 +110,7 @@ def _part(run: RunDirectory) -> _Part:
                 lines.update(_lengths(task, score, part.path))
         for line, cell, label in _means(found):
             lines[line] = replace(cell, run=part.path)
-            if not label.startswith("mean of "):  # a category's mean is its own explanation
+            if not line.category:  # a category's mean is its own explanation
                 part.labels[line.name] = label
         part.cells[method] = lines
     part.notes = [*notes_of(run, records), *scores["notes"]]
@@ -161,8 +167,15 @@ def _means(scores: Mapping[str, Any]) -> list[tuple[Line, Cell, str]]:
         seen.add((tasks, group["score"]))
         low, high = group["interval"] or (None, None)
         name = key if group["complete"] else f"{key}, part: {len(tasks)} tasks"
-        found.append((Line(name, kind="mean"), Cell(group["score"], low, high), group["label"]))
+        line = Line(name, kind="mean", members=tasks, category=key in categories)
+        found.append((line, Cell(group["score"], low, high), group["label"]))
     return found
+
+
+def _merged_means(parts: Sequence[_Part], method: str) -> list[tuple[Line, Cell, str]]:
+    """Means over the tasks of several runs."""
+    runs = [part.run for part in parts]
+    return _means(score_merged(runs, method, shared_options(runs)))
 
 
 # -- columns ---------------------------------------------------------------------------------------------------------

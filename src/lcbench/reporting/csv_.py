@@ -4,32 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+from typing import Any
 
-from lcbench.reporting.longscore.data import rows
+from lcbench.reporting.rows import COLUMNS, flat_rows
 from lcbench.reporting.table import Report
 from lcbench.reporting.words import clean
 
-HEADER = (
-    "model",
-    "method",
-    "task",
-    "kind",
-    "length",
-    "metric",
-    "score",
-    "low",
-    "high",
-    "n",
-    "errors",
-    "kv_bytes",
-    "kv_bytes_full",
-    "ratio",
-    "memory",
-    "run",
-    "notes",
-)
 # What makes a spreadsheet read a cell as a formula, full-width forms included.
 _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
+_DIGITS = {"score": 4, "low": 4, "high": 4, "ratio": 4, "kv_bytes": 0, "kv_bytes_full": 0}
 
 
 def render(report: Report) -> str:
@@ -40,42 +23,17 @@ def render(report: Report) -> str:
     """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(HEADER)
+    writer.writerow([*COLUMNS, "notes"])
     notes = _text(" | ".join(report.notes), longest=5000)
-    for line in report.lines:
-        for column in report.columns:
-            cell = report.cells.get((line, column))
-            if cell is None:
-                continue
-            writer.writerow(
-                [
-                    _text(column.model),
-                    _text(column.method),
-                    _text(line.name),
-                    line.kind,
-                    _text(line.length),
-                    _text(line.metric),
-                    _number(cell.score, 4),
-                    _number(cell.low, 4),
-                    _number(cell.high, 4),
-                    cell.n,
-                    cell.errors,
-                    _number(cell.kv_bytes, 0),
-                    _number(cell.kv_bytes_full, 0),
-                    _number(cell.ratio, 4),
-                    cell.memory if line.kind == "task" else "",
-                    _text(cell.run),
-                    notes,
-                ]
-            )
-    for row in () if report.longscore is None else rows(report.longscore):
-        named = {**dict.fromkeys(HEADER, ""), **row, "notes": notes}
-        writer.writerow([_text(v) if k in ("model", "method", "task", "length") else v for k, v in named.items()])
+    for row in flat_rows(report):
+        writer.writerow([*(_field(name, row[name]) for name in COLUMNS), notes])
     return buffer.getvalue()
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+def _field(name: str, value: Any) -> Any:
+    if name in _DIGITS:
+        return "" if value is None else f"{value:.{_DIGITS[name]}f}"
+    return _text(value) if isinstance(value, str) else value if value is not None else ""
 
 
 def _text(text: str, longest: int = 300) -> str:

@@ -30,12 +30,15 @@ class Line:
     Attributes:
         name: task id; for a mean its key. metric: of the task, "" of a mean.
         length: of the prompts, in the task's own unit ("384", "4-8k"); "" for anything but a length.
+        members: of a mean, the ids of its tasks. category: whether that mean is over the tasks of one category.
     """
 
     name: str
     metric: str = ""
     kind: Literal["task", "length", "mean"] = "task"
     length: str = ""
+    members: tuple[str, ...] = ()
+    category: bool = False
 
     @property
     def title(self) -> str:

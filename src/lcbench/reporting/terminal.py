@@ -12,19 +12,26 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from lcbench.reporting.folding import foldable, folded
 from lcbench.reporting.longscore import terminal as longscore
 from lcbench.reporting.table import Cell, Line, Report
 from lcbench.reporting.words import bytes_text, clean, interval_text, ratio_text, score_text, short_names
 
+_MANY_TASKS = 6  # more of them are folded into categories where a line each does not fit
 _METHOD_WIDTH = 24  # a method id is folded rather than given more, when other columns need the room
 
 
-def render(report: Report, console: Console) -> RenderableType:
+def render(report: Report, console: Console, *, fold: bool = False) -> RenderableType:
     """The table that suits the width of ``console``, and the notes below it.
+
+    With ``fold``, many tasks become one line a category where they do not fit on a line each.
 
     Methods go across, with everything of a cell on one line where there is room and on two or three where there is
     less; when even that is too wide, methods go down below each task, and the narrower the terminal the fewer columns.
     """
+    many = sum(line.kind == "task" for line in report.lines) > _MANY_TASKS
+    if fold and many and foldable(report) and not _fits(_one_line(report), console):
+        report = folded(report)
     names = short_names(line.name for line in report.lines if line.kind == "task")
     notes = [f"{short}: {name}" for name, short in names.items() if short != name] + list(report.notes)
     parts: list[RenderableType] = [_best_table(_renamed(report, names), console)]
@@ -41,22 +48,26 @@ def _renamed(report: Report, names: Mapping[str, str]) -> Report:
 
 
 def _best_table(report: Report, console: Console) -> Table:
-    # A measurement never exceeds what it is offered, so offer plenty.
-    options = console.options.update(width=100_000)
     for make in (_one_line, _stacked):
         table = make(report)
-        if Measurement.get(console, options, table).maximum <= console.width:
+        if _fits(table, console):
             return table
     dropped: list[str] = []
     for heading in ("", "95 %", "n", "KV bytes", "ratio"):
         dropped.append(heading)
         table = _methods_down(report, dropped)
         table.columns[0].max_width = _METHOD_WIDTH
-        fits = Measurement.get(console, options, table).maximum <= console.width
+        fits = _fits(table, console)
         table.columns[0].max_width = None
         if fits:
             break
     return table
+
+
+def _fits(table: Table, console: Console) -> bool:
+    # A measurement never exceeds what it is offered, so offer plenty.
+    options = console.options.update(width=100_000)
+    return Measurement.get(console, options, table).maximum <= console.width
 
 
 def _new_table() -> Table:

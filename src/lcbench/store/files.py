@@ -52,7 +52,12 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text`` at once: readers see the old file or the new one, whatever happens.
+    """Replace ``path`` by ``text`` in UTF-8, at once; see `write_bytes`. Raises CannotWrite."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data`` at once: readers see the old file or the new one, whatever happens.
 
     The temporary file lies beside it, hidden, and carries the process id; it is synced before it is renamed.
 
@@ -62,8 +67,8 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:
-            with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
+            with open(temporary, "wb") as file:
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)

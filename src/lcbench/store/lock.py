@@ -69,3 +69,21 @@ class RunLock:
             return f"process {int(holder['pid'])} on {str(holder['host'])[:80]} (since {str(holder['since'])[:40]})"
         except (OSError, ValueError, KeyError, TypeError):
             return "another process"
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a living process holds the lock of ``folder``. Leaves no trace in a folder that was never locked."""
+    from filelock import FileLock, Timeout
+
+    file = folder / ".lock"
+    if not file.exists():
+        return False
+    lock = FileLock(str(file), thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except (OSError, NotImplementedError):
+        return False
+    lock.release()
+    return False

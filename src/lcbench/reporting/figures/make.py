@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lcbench.reporting.figures import bars, efficiency, heatmap, lengths, pareto, radar, style
-from lcbench.reporting.longscore import figure as long_figure
-from lcbench.reporting.longscore.view import LongView
+from lcbench.reporting.longscore.view import Entry
 from lcbench.reporting.samples import Samples, mean_interval
 from lcbench.reporting.table import Column, Line, Report
 from lcbench.reporting.words import bytes_text, clean, score_text, short_names
@@ -82,19 +81,7 @@ def figures_of(report: Report, samples: Samples, runs: Sequence[RunDirectory]) -
                 drawn.append(Drawn(f"{one.name}{suffix}", one.title + part.title, one.alt, one.figure))
         if not found:
             missing.append(f"no {name} figure: {needs}")
-    if report.longscore is not None:
-        drawn += _long(report.longscore)
     return drawn, missing
-
-
-def _long(view: LongView) -> Iterator[Drawn]:
-    """Scores over length of every task that LongScore is made of, all models in one."""
-    for name in view.names:
-        curves = long_figure.length_curves(view, name)
-        title = long_figure.title_of(view, name)
-        places = long_figure.positions(view, name)
-        figure = lengths.draw(curves, title=title, x_label="length", positions=places, reference=REFERENCE)
-        yield Drawn(f"longscore-{_slug(name)}", title, long_figure.alt_text(view, name), figure)
 
 
 def write_figures(figures: Sequence[Drawn], folder: Path) -> list[Path]:
@@ -228,25 +215,56 @@ def _is_number(value: object) -> bool:
 
 def _lengths(part: _Model, runs: Sequence[RunDirectory]) -> Iterator[Drawn]:
     names = short_names(t.name for t in part.tasks())
+    view = part.report.longscore
     for task in part.tasks():
+        if view is not None and task.name in view.names:
+            continue  # drawn below, with its base and its breakdown point
         rows = [line for line in part.report.lines if line.kind == "length" and line.name == task.name]
         curves = [curve for c in part.columns if (curve := _curve(part, rows, c)) is not None]
-        if not curves:
-            continue
-        numeric = all(re.fullmatch(r"\d+", row.length) for row in rows)
-        title = f"Score against length: {names[task.name]}"
-        figure = lengths.draw(
-            curves,
-            title=title + part.title,
-            x_label="words of background" if task.metric == "passkey" else "length of the context in words",
-            positions={row.length: float(row.length) for row in rows} if numeric else None,
-            reference=part.label(part.reference) if part.reference else None,
-        )
-        alt = "; ".join(
-            f"{c.label}: " + ", ".join(f"{n} {score_text(s)}" for n, s in zip(c.lengths, c.scores, strict=True))
-            for c in curves
-        )
-        yield Drawn(f"length-{_slug(names[task.name])}", title, f"{title}. {alt}.", figure)
+        if curves:
+            unit = "words of background" if task.metric == "passkey" else "length of the context in words"
+            yield _length_figure(part, names[task.name], curves, unit)
+    for name in view.names if view is not None else ():
+        long_curves = [curve for one in view.entries if (curve := _long_curve(part, one, name)) is not None]
+        unit = next(one.curves[name].unit for one in view.entries if name in one.curves)
+        if any(curve for one in view.entries if not one.published for curve in long_curves if curve.label == one.label):
+            yield _length_figure(part, names.get(name, name), long_curves, f"length in {unit}" if unit else "length")
+
+
+def _length_figure(part: _Model, name: str, curves: Sequence[lengths.LengthCurve], x_label: str) -> Drawn:
+    title = f"Score against length: {name}"
+    labels = {length for curve in curves for length in curve.lengths}
+    figure = lengths.draw(
+        curves,
+        title=title + part.title,
+        x_label=x_label,
+        positions={label: float(label) for label in labels} if all(label.isdecimal() for label in labels) else None,
+        reference=part.label(part.reference) if part.reference else None,
+    )
+    alt = "; ".join(
+        f"{c.label}: "
+        + ", ".join(f"{n} {score_text(s)}" for n, s in zip(c.lengths, c.scores, strict=True))
+        + (f", breaks down at {c.breakdown}" if c.breakdown else "")
+        for c in curves
+    )
+    return Drawn(f"length-{_slug(name)}", title, f"{title}. {alt}.", figure)
+
+
+def _long_curve(part: _Model, entry: Entry, name: str) -> lengths.LengthCurve | None:
+    """The base and every length of a curve, with the length at which it breaks down."""
+    curve = entry.curves.get(name)
+    if curve is None or not (entry.published or entry.model in {"", *(c.model for c in part.columns)}):
+        return None
+    rungs = (curve.base, *curve.rungs)
+    ends = [rung.interval or (None, None) for rung in rungs]
+    return lengths.LengthCurve(
+        f"{entry.label} (published)" if entry.published else entry.label,
+        tuple(rung.label for rung in rungs),
+        tuple(rung.score for rung in rungs),
+        tuple(low for low, _ in ends),
+        tuple(high for _, high in ends),
+        curve.breakdown,
+    )
 
 
 def _curve(part: _Model, rows: Sequence[Line], column: Column) -> lengths.LengthCurve | None:

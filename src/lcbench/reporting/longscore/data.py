@@ -24,7 +24,7 @@ def data_of(view: LongView) -> dict[str, Any]:
 
 
 def rows(view: LongView) -> Iterator[dict[str, Any]]:
-    """CSV rows by column name. ``kind`` is "average", "longscore", or "long-context value" (one a length)."""
+    """Rows of a flat table, by column name. ``kind`` is "average", "longscore", or "long-context value" (one a length)."""
     for one in view.entries:
         for curve in one.curves.values():
             base = _row(one, curve, "base score", curve.base.score, curve.base.interval)
@@ -43,15 +43,11 @@ def _row(one: Entry, curve: Curve, kind: str, value: float | None, interval: Int
         "method": one.method if not one.published else "published",
         "task": curve.name,
         "kind": kind,
-        "score": _number(value),
-        "low": _number(low),
-        "high": _number(high),
+        "score": value,
+        "low": low,
+        "high": high,
     }
 
 
 def _failed(counts: Any) -> int:
     return int(counts.failed + counts.judge_failed)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"

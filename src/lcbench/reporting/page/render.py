@@ -1,0 +1,176 @@
+"""Everything that stands in the page, put into its template."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+from lcbench import __version__
+from lcbench.reporting.best import ranks
+from lcbench.reporting.figures.make import Drawn
+from lcbench.reporting.figures.style import svg_text
+from lcbench.reporting.page.embed import embed
+from lcbench.reporting.page.svg import inline
+from lcbench.reporting.page.visible import visible
+from lcbench.reporting.samples import Samples
+from lcbench.reporting.table import Cell, Column, Line, Report
+from lcbench.reporting.words import bytes_text, clean, interval_text, ratio_text, score_text, short_names
+from lcbench.store.rundir import RunDirectory
+
+
+def render(
+    report: Report,
+    samples: Samples,
+    runs: Sequence[RunDirectory],
+    figures: Sequence[Drawn],
+    remarks: Sequence[str] = (),
+) -> str:
+    """The whole page. ``remarks``: sentences about what could not be drawn."""
+    from jinja2 import Environment, StrictUndefined
+
+    data, ids, longest = embed(report, samples, runs)
+    style, script = _part("style.css"), _part("script.js")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["visible"] = visible
+    environment.filters["breakable"] = _breakable
+    template = environment.from_string(_part("template.html"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return template.render(
+        title=_title(report),
+        version=__version__,
+        style=style,
+        script=script,
+        script_hash=digest,
+        data=data,
+        longest=f"{longest:,}",
+        lines=_lines(report),
+        rows=_rows(report, ids),
+        several_models=report.several_models,
+        figures=[{"title": f.title, "svg": inline(svg_text(f.figure), f.name, f.alt)} for f in figures],
+        remarks=remarks,
+        notes=report.notes,
+        runs=[_run(run) for run in runs],
+        any_simulated=any(cell.memory == "simulated" for cell in report.cells.values()),
+    )
+
+
+def _breakable(text: str) -> Any:
+    """``text`` escaped, with places where a long id may be broken."""
+    from markupsafe import Markup, escape
+
+    return Markup("").join(Markup("<wbr>") + sign if sign in "@_/,=" else escape(sign) for sign in text)
+
+
+def _part(name: str) -> str:
+    return files("lcbench.reporting.page").joinpath(name).read_text(encoding="utf-8")
+
+
+def _title(report: Report) -> str:
+    models = list(dict.fromkeys(clean(column.model, 40) for column in report.columns))
+    count = len(report.columns)
+    of = ", ".join(models[:3]) + (f" and {len(models) - 3} more" if len(models) > 3 else "")
+    return f"{of}: {count} method{'' if count == 1 else 's'}"
+
+
+def _lines(report: Report) -> list[dict[str, str]]:
+    names = short_names(line.name for line in report.lines if line.kind == "task")
+    found = []
+    for line in report.lines:
+        name = names.get(line.name, line.name)
+        found.append(
+            {
+                "kind": line.kind,
+                "name": visible(name if line.kind != "length" else f"{name} {line.length}"),
+                "whole": visible(line.title),
+                "metric": visible(line.metric),
+            }
+        )
+    return found
+
+
+def _rows(report: Report, ids: Mapping[tuple[Line, Column], str]) -> list[dict[str, Any]]:
+    places = ranks(report)
+    rows = []
+    for column in report.columns:
+        cells = [_cell(report, line, column, ids, places.get((line, column), "")) for line in report.lines]
+        whole = [
+            cell
+            for line in report.lines
+            if line.kind == "task" and (cell := report.cells.get((line, column))) is not None
+        ]
+        sizes = [cell.kv_bytes for cell in whole if cell.kv_bytes]
+        full = [cell.kv_bytes_full for cell in whole if cell.kv_bytes and cell.kv_bytes_full]
+        size = sum(sizes) / len(sizes) if sizes else None
+        ratio = sum(full) / sum(sizes) if sizes else None
+        rows.append(
+            {
+                "model": visible(column.model),
+                "method": visible(column.method),
+                "run": visible(column.run),
+                "cells": cells,
+                "bytes": bytes_text(size),
+                "bytes_raw": "" if size is None else f"{size:.0f}",
+                "ratio": ratio_text(ratio),
+                "ratio_raw": "" if ratio is None else f"{ratio:.6f}",
+                "simulated": any(cell.memory == "simulated" for cell in whole),
+            }
+        )
+    return rows
+
+
+def _cell(
+    report: Report, line: Line, column: Column, ids: Mapping[tuple[Line, Column], str], rank: str
+) -> dict[str, Any] | None:
+    cell = report.cells.get((line, column))
+    if cell is None:
+        return None
+    behind = [ids[at] for at in _behind(report, line, column) if at in ids]
+    return {
+        "kind": line.kind,
+        "score": score_text(cell.score),
+        "raw": "" if cell.score is None else f"{cell.score:.6f}",
+        "interval": interval_text(cell.low, cell.high).strip("[]").replace(", ", "–"),
+        "n": cell.n or "",
+        "errors": cell.errors,
+        "bytes": bytes_text(cell.kv_bytes) if line.kind == "task" else "",
+        "cells": ",".join(behind),
+        "length": line.length,
+        "rank": rank,
+        "spoken": _spoken(line, column, cell),
+    }
+
+
+def _behind(report: Report, line: Line, column: Column) -> list[tuple[Line, Column]]:
+    """The whole tasks whose samples a number was made of."""
+    if line.kind == "mean":
+        return [(task, column) for task in report.lines if task.kind == "task" and task.name in line.members]
+    return [(task, column) for task in report.lines if task.kind == "task" and task.name == line.name]
+
+
+def _spoken(line: Line, column: Column, cell: Cell) -> str:
+    """What a screen reader says of the button: the number is nothing without its row and column."""
+    return visible(f"{score_text(cell.score)}, {column.method}, {line.title}: show the samples")
+
+
+def _run(run: RunDirectory) -> dict[str, Any]:
+    model = run.provenance.get("model")
+    model = model if isinstance(model, Mapping) else {}
+    version = run.provenance.get("lcbench")
+    version = version if isinstance(version, Mapping) else {}
+    facts = {
+        "model": model.get("name"),
+        "weights": model.get("identity"),
+        "dtype": model.get("dtype"),
+        "device": model.get("device"),
+        "attention": model.get("attn"),
+        "lcbench": " ".join(str(version[key]) for key in ("version", "commit") if version.get(key)),
+        "python": run.provenance.get("python"),
+        "platform": run.provenance.get("platform"),
+        "seed": run.spec.get("seed"),
+        "started": run.info.get("created"),
+    }
+    shown = {name: visible(clean(str(value), 120)) for name, value in facts.items() if value not in (None, "")}
+    return {"path": visible(str(run.path)), "facts": shown}

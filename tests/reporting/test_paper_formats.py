@@ -1,0 +1,186 @@
+"""LaTeX, Parquet, and tasks folded into categories."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from made_runs import make, right, wrong
+from rich.console import Console
+from test_renderers import HOSTILE, hostile_report
+from test_renderers import make as made_report
+
+from lcbench.reporting import latex, parquet, terminal
+from lcbench.reporting.best import ranks
+from lcbench.reporting.build import build
+from lcbench.reporting.folding import folded
+from lcbench.reporting.rows import COLUMNS, flat_rows
+from lcbench.reporting.table import Cell, Column, Line, Report
+
+ENGLISH = ("narrativeqa", "qasper", "multifieldqa_en", "hotpotqa", "2wikimqa", "musique", "gov_report", "lcc")
+
+
+def table(scores: dict[str, list[float | None]], models: tuple[str, ...] = ("demo",)) -> Report:
+    columns = tuple(Column(model, f"m{i}") for model in models for i in range(len(next(iter(scores.values())))))
+    lines = tuple(Line(name, "qa_f1") for name in scores)
+    cells = {
+        (line, column): Cell(score, n=5, kv_bytes=2**20, kv_bytes_full=2**22)
+        for line in lines
+        for column in columns
+        if (score := scores[line.name][int(column.method[1:])]) is not None
+    }
+    return Report(lines, columns, cells)
+
+
+# -- best and second -------------------------------------------------------------------------------------------------
+
+
+def test_equal_printed_scores_share_a_rank() -> None:
+    report = table({"qasper": [50.0, 50.004, 40.0, 40.0, 30.0]})
+    (line,) = report.lines
+    assert [ranks(report).get((line, c)) for c in report.columns] == ["best", "best", "second", "second", None]
+    assert ranks(table({"qasper": [50.0]})) == {}
+    assert ranks(table({"qasper": [50.0, None]})) == {}
+
+
+def test_each_model_has_its_own_best() -> None:
+    report = table({"qasper": [50.0, 40.0]}, models=("a", "b"))
+    (line,) = report.lines
+    assert [ranks(report)[line, c] for c in report.columns] == ["best", "second"] * 2
+
+
+# -- LaTeX -----------------------------------------------------------------------------------------------------------
+
+
+def test_latex_is_a_booktabs_table_with_best_bold_and_second_underlined() -> None:
+    text = latex.render(table({"qasper": [60.0, 58.5, 57.0], "lcc": [1.0, 3.0, 2.0]}))
+    lines = text.split("\n")
+    assert lines[0] == "% \\usepackage{booktabs}"
+    assert "\\begin{tabular}{lrrrr}" in lines
+    assert [line for line in lines if "rule" in line] == ["\\toprule", "\\midrule", "\\bottomrule"]
+    assert "Method & qasper & lcc & KV cache & Ratio \\\\" in lines
+    assert "m0 & \\textbf{60.00} & 1.00 & 1.00 MiB & 4.00$\\times$ \\\\" in lines
+    assert "m1 & \\underline{58.50} & \\textbf{3.00} & 1.00 MiB & 4.00$\\times$ \\\\" in lines
+    assert "m2 & 57.00 & \\underline{2.00} & 1.00 MiB & 4.00$\\times$ \\\\" in lines
+    assert text.count("{") == text.count("}")
+    assert lines[-1] == ""
+
+
+def test_n_and_interval_on_request() -> None:
+    report = made_report(2)
+    assert "$n$" not in latex.render(report)
+    assert "scriptsize" not in latex.render(report)
+    text = latex.render(report, ("n", "interval"))
+    assert "$n$ & 20 & 20 &  &  &  \\\\" in text.split("\n")
+    assert "{\\scriptsize 50.0--70.0}" in text
+
+
+def test_models_missing_cells_and_simulated_memory_are_marked() -> None:
+    report = table({"qasper": [50.0, None], "lcc": [1.0, 2.0]}, models=("org/a_b", "c"))
+    text = latex.render(report)
+    assert "\\multicolumn{5}{l}{\\textit{org/a\\_b}} \\\\" in text
+    assert "m1 & -- & \\textbf{2.00}" in text
+    cells = {at: replace(cell, memory="simulated") for at, cell in report.cells.items()}
+    marked = latex.render(replace(report, cells=cells))
+    assert "4.00$\\times$$^{*}$" in marked
+    assert "only count as dropped" in marked
+
+
+def test_wide_tables_are_scaled_and_their_headings_stand() -> None:
+    text = latex.render(made_report(2, tasks=9))
+    assert "\\usepackage{booktabs,graphicx}" in text
+    assert "\\resizebox{\\linewidth}{!}{%" in text
+    assert "\\rotatebox{90}{task\\_0}" in text
+
+
+def test_hostile_names_are_printed_as_they_are() -> None:
+    text = latex.render(hostile_report())
+    body = "\n".join(line for line in text.split("\n") if not line.startswith("%"))
+    assert "\\textless{}script\\textgreater{}" in body
+    assert not re.search(r"(?<!\\)[#$%&_~^](?!\\times|\^\{\*\}|\$)", body.replace(" & ", " ").replace("%\n", "\n"))
+    signs = r"\ { } $ & # % _ ~ ^ < > | -- ` ' 中 é ą 😀 ÷"
+    assert latex._text(signs).endswith("U+4E2D é U+0105 U+1F600 U+00F7")
+    assert "\n" not in latex.render(table({"x\ny": [1.0, 2.0]})).split("\\toprule\n")[1].split(" \\\\")[0]
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX here")
+def test_it_compiles(tmp_path: Path) -> None:
+    tables = [latex.render(report, latex.EXTRAS) for report in (hostile_report(), made_report(3, tasks=9))]
+    source = "\\documentclass{article}\\usepackage{booktabs,graphicx}\\begin{document}" + "\n".join(tables)
+    (tmp_path / "x.tex").write_text(source + "\\end{document}", encoding="utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "x.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+# -- Parquet ---------------------------------------------------------------------------------------------------------
+
+
+def test_parquet_has_the_rows_of_the_csv_with_types() -> None:
+    import pyarrow.parquet
+
+    report = made_report(2)
+    read = pyarrow.parquet.read_table(io.BytesIO(parquet.render(report)))
+    assert read.column_names == list(COLUMNS)
+    assert read.to_pylist() == list(flat_rows(report))
+    assert str(read.schema.field("score").type) == "double"
+    assert str(read.schema.field("n").type) == "int64"
+    about = json.loads(read.schema.metadata[b"lcbench"])
+    assert about["notes"] == ["only 20 rows a task (--limit 20)"]
+    hostile = pyarrow.parquet.read_table(io.BytesIO(parquet.render(hostile_report()))).to_pylist()
+    assert hostile[0]["method"] == HOSTILE  # a typed file needs no escapes
+    assert parquet.render(table({"x\ud800": [1.0]}))
+
+
+# -- folding ---------------------------------------------------------------------------------------------------------
+
+
+def drawn(report: Report, width: int, *, fold: bool) -> str:
+    buffer = io.StringIO()
+    console = Console(file=buffer, width=width, force_terminal=False, color_system=None)
+    console.print(terminal.render(report, console, fold=fold))
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def longbench(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    records = {
+        (m, t): [right(i, kv_bytes=100 * (k + 1)) if i <= k % 3 else wrong(i, kv_bytes=100 * (k + 1)) for i in range(4)]
+        for m in ("full", "kivi@bits=2")
+        for k, t in enumerate(ENGLISH)
+    }
+    return build([make(tmp_path_factory.mktemp("runs") / "r", records)])
+
+
+def test_many_tasks_fold_into_categories_at_80_columns(longbench: Report) -> None:
+    text = drawn(longbench, 80, fold=True)
+    assert max(map(len, text.splitlines())) <= 80
+    for gone in ("narrativeqa", "hotpotqa", "musique"):
+        assert gone not in text
+    for kept in ("en/single-doc-qa", "en/multi-doc-qa", "gov_report", "lcc", "--every-task"):
+        assert kept in text
+    assert "qasper" in drawn(longbench, 80, fold=False)
+    wide = drawn(longbench, 200, fold=True)
+    assert all(task in wide for task in ENGLISH)
+
+
+def test_a_folded_category_is_the_mean_of_its_tasks(longbench: Report) -> None:
+    report = folded(longbench)
+    names = [line.name for line in report.lines if line.kind == "task"]
+    assert names == ["en/single-doc-qa", "en/multi-doc-qa", "gov_report", "lcc"]
+    line = report.lines[0]
+    assert line.metric == "3 tasks"
+    cell = report.cells[line, report.columns[0]]
+    assert cell.score == pytest.approx((25 + 50 + 75) / 3)
+    assert (cell.n, cell.kv_bytes) == (12, 200.0)
+
+
+def test_few_tasks_are_not_folded(tmp_path: Path) -> None:
+    run = make(tmp_path / "r", {(m, t): [right(0)] for m in ("full", "kivi") for t in ENGLISH[:3]})
+    assert "narrativeqa" in drawn(build([run]), 60, fold=True)
