@@ -9,10 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does: waiting threads must not spin
+
+settings.register_profile("lcbench", deadline=None, derandomize=True)  # a busy machine is no failure
+settings.load_profile("lcbench")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
