@@ -1,0 +1,1 @@
+"""GPU kernels (Triton) for packed caches; see `batch`. Importing this package needs no Triton, its modules do."""
