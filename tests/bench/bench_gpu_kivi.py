@@ -1,4 +1,4 @@
-"""KIVI on a GPU: the kernels against the reference, then memory, batch, throughput and bandwidth against the full cache.
+"""KIVI on a GPU: the kernels against the reference, then memory, batch, throughput and bandwidth, beside a full cache.
 
     make bench-gpu            or        PYTHONPATH=src python tests/bench/bench_gpu_kivi.py [--tokens 8064] [--bits 2]
 
@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
@@ -30,6 +31,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 LAYERS, HEADS, KV_HEADS, HEAD_DIM, WIDTH, INNER, VOCAB = 32, 32, 8, 128, 4096, 14336, 128256
 SCALING = HEAD_DIM**-0.5
+TUNE_ROWS = {"full": 64, "kivi": 256}  # of the trials on one layer
 STEPS = 128  # as many as a residual, so that every row quantizes its keys once
 MARGIN = 0.75 * 2**30  # left for activations when the largest batch is estimated
 GOALS = {"memory": 2.6, "batch": 4.0, "throughput": 3.5, "attention": 1.5}
@@ -92,13 +94,12 @@ class Llama:
 
 
 class Full:
-    """Uncompressed keys and values ``[R, Hk, n, d]`` a layer, room for the new tokens, the fastest of PyTorch's kernels."""
+    """Uncompressed keys and values ``[R, Hk, n, d]`` a layer, the fastest of PyTorch's kernels."""
 
     how: str = ""
-    ways: dict[str, tuple[SDPBackend, bool]] = {
+    ways: ClassVar[dict[str, tuple[SDPBackend, bool]]] = {
         "flash, query heads as rows": (SDPBackend.FLASH_ATTENTION, True),
         "flash, grouped queries": (SDPBackend.FLASH_ATTENTION, False),
-        "cudnn, grouped queries": (SDPBackend.CUDNN_ATTENTION, False),
         "efficient, query heads as rows": (SDPBackend.EFFICIENT_ATTENTION, True),
     }
 
@@ -137,7 +138,7 @@ def full_attention(query: Tensor, keys: Tensor, values: Tensor, way: str) -> Ten
     """``[R, H, d]`` of queries ``[R, H, d]`` over ``[R, Hk, n, d]``."""
     backend, as_rows = Full.ways[way]
     rows = query.shape[0]
-    shaped = query.view(rows, KV_HEADS, -1, HEAD_DIM) if as_rows else query[:, :, None]
+    shaped = query.reshape(rows, KV_HEADS, -1, HEAD_DIM) if as_rows else query[:, :, None]
     with sdpa_kernel(backend):
         out = F.scaled_dot_product_attention(shaped, keys, values, scale=SCALING, enable_gqa=not as_rows)
     return out.reshape(rows, HEADS, HEAD_DIM)
@@ -146,7 +147,7 @@ def full_attention(query: Tensor, keys: Tensor, values: Tensor, way: str) -> Ten
 class Kivi:
     """Packed pages and the newest 128 tokens, one arena a layer."""
 
-    launch: dict[str, int] = {}
+    launch: ClassVar[dict[str, int]] = {}
 
     def __init__(self, rows: int, tokens: int, bits: int, layers: int = LAYERS) -> None:
         from lcbench.kv.kernels.batch import PagedBatch
@@ -160,7 +161,7 @@ class Kivi:
         ]
         for arena in self.arenas:
             arena.launch = replace(arena.launch, **Kivi.launch)
-        self.slots = torch.arange(rows)
+        self.slots = tuple(range(rows))
 
     def fill(self) -> None:
         for arena in self.arenas:
@@ -182,7 +183,7 @@ class Kivi:
         return LAYERS * KV_HEADS * 2 * (pages + 2 * TOKENS * HEAD_DIM)
 
     def step_bytes(self) -> int:
-        """Bytes that a step's attention must read: packed keys and values, and exact ones (the formula of the paper)."""
+        """Bytes that a step's attention must read: packed keys and values, and the exact ones."""
         count, rest = divmod(self.tokens, 128)
         per_value = self.bits / 8 + 4 / 32
         packed = (count * 128 + max(0, self.tokens - 128)) * per_value
@@ -236,6 +237,7 @@ def check_kernels() -> list[tuple[str, float]]:
     from lcbench.kv.kernels.batch import PagedBatch
     from lcbench.kv.kernels.pages import PageLayout
     from lcbench.methods.quantize.kivi import KiviLayer
+    from lcbench.models.rule import AttentionRule
 
     lengths = [1, 127, 128, 300, 510, 1100, 2047]
     results = []
@@ -245,7 +247,7 @@ def check_kernels() -> list[tuple[str, float]]:
     ):  # fmt: skip
         kv = 2
         arena = PagedBatch(PageLayout(bits, 32, d), kv, len(lengths), 16, dtype=dtype, device=DEVICE)
-        arena.launch = replace(arena.launch, **(Kivi.launch if bits == 2 else {}))
+        arena.launch = replace(arena.launch, **Kivi.launch)
         references = []
         for slot, n in enumerate(lengths):
             key, value = torch.randn(2, kv, n, d, device=DEVICE).to(dtype)
@@ -256,11 +258,11 @@ def check_kernels() -> list[tuple[str, float]]:
         for _ in range(6):
             query = torch.randn(len(lengths), kv * g, d, device=DEVICE).to(dtype)
             key, value = torch.randn(2, len(lengths), kv, d, device=DEVICE).to(dtype)
-            out = arena.attend(torch.arange(len(lengths)), query, key, value, d**-0.5)
+            out = arena.attend(tuple(range(len(lengths))), query, key, value, d**-0.5)
             expected = []
             for row, layer in enumerate(references):
                 layer.append(key[row][:, None].float(), value[row][:, None].float())
-                expected.append(layer.attend(query[row][:, None].float(), scaling=d**-0.5)[:, 0])
+                expected.append(layer.attend(query[row][:, None].float(), AttentionRule(d**-0.5))[:, 0])
             for mine, right in zip(out, expected, strict=True):
                 worst = max(worst, relative_error(mine, right))
         same = all(
@@ -288,7 +290,7 @@ def tune(rows: int, tokens: int, bits: int) -> dict[str, float]:
     best = float("inf")
     for warps, stages in ((1, 2), (1, 1), (1, 3), (2, 2), (4, 2), (4, 3)):
         arena.launch = replace(arena.launch, warps=warps, stages=stages)
-        arena.counts.fill_(tokens)
+        arena.counts = [tokens] * rows
         arena.lengths.fill_(tokens)
         try:
             taken = milliseconds(lambda: arena.attend(cache.slots, query, key, value, SCALING), 10)
@@ -347,11 +349,11 @@ class Measured:
         return self.rows / (self.step_ms / 1e3)
 
 
-def measure(model: Llama, make: Callable[[], Full | Kivi], steps: int) -> Measured:
+def measure(model: Llama, make: Callable[[int], Full | Kivi], rows: int, steps: int) -> Measured:
     """Fill a cache, decode, time; the peak is the allocator's, weights included."""
     free()
     before = torch.cuda.memory_allocated()
-    cache = make()
+    cache = make(rows)
     result = Measured(cache.rows, cache=torch.cuda.memory_allocated() - before)
     cache.fill()
     tokens = torch.randint(VOCAB, (cache.rows,), device=DEVICE)
@@ -368,35 +370,33 @@ def measure(model: Llama, make: Callable[[], Full | Kivi], steps: int) -> Measur
     result.peak = torch.cuda.max_memory_allocated()
     ends = [*events[1:], stop]
     result.steps = [a.elapsed_time(b) for a, b in zip(events, ends, strict=True)]
-    warm = result.steps[3:] if steps > 8 else result.steps
-    result.step_ms = statistics.mean(warm)  # the mean: one step in 128 quantizes keys
-    if steps > 8:
-        result.limit_ms = cache.step_bytes() / BANDWIDTH * 1e3
-        result.attention_ms = attention_time(cache)
+    result.step_ms = statistics.mean(result.steps[3:])  # the mean: one step in 128 quantizes keys
+    if steps == STEPS:
+        result.attention_ms, result.limit_ms = attention_time(cache)
     return result
 
 
-def attention_time(cache: Full | Kivi) -> float:
-    """Milliseconds of the attention of all layers at the last length."""
+def attention_time(cache: Full | Kivi) -> tuple[float, float]:
+    """Milliseconds of the attention of all layers, and its limit, a few tokens before the last length."""
     query, key, value = inputs(cache.rows)
     cache.tokens -= 8  # room for the steps below
     if isinstance(cache, Kivi):
         for arena in cache.arenas:
-            arena.counts -= 8
-            arena.lengths -= 8
+            arena.counts = [cache.tokens] * cache.rows
+            arena.lengths.fill_(cache.tokens)
 
     def work() -> None:
         for layer in range(LAYERS):
             cache.attend(layer, query, key, value)
 
-    return milliseconds(work, 5, warm=2)
+    return milliseconds(work, 5, warm=2), cache.step_bytes() / BANDWIDTH * 1e3
 
 
 def largest(model: Llama, make: Callable[[int], Full | Kivi], rows: int, steps: int) -> Measured:
     """Measure at the largest batch that runs, from an estimate downwards."""
     while True:
         try:
-            return measure(model, lambda: make(rows), steps)
+            return measure(model, make, rows, steps)
         except torch.cuda.OutOfMemoryError:
             say(f"{rows} rows do not fit")
             rows -= max(1, rows // 50)
@@ -407,17 +407,18 @@ def largest(model: Llama, make: Callable[[int], Full | Kivi], rows: int, steps: 
 
 
 def page(arguments: argparse.Namespace, lines: Iterator[str]) -> None:
-    name = torch.cuda.get_device_name()
     import triton
 
+    card = f"{torch.cuda.get_device_name()} ({torch.cuda.get_device_properties(0).total_memory / 2**30:.1f} GiB)"
+    versions = f"torch {torch.__version__}, triton {triton.__version__}, Python {platform.python_version()}"
     text = [
         "# KIVI on a GPU",
         "",
-        f"Measured by `make bench-gpu` on one {name} ({torch.cuda.get_device_properties(0).total_memory / 2**30:.1f} GiB), "
-        f"torch {torch.__version__}, triton {triton.__version__}, Python {platform.python_version()}. A decoder of "
-        f"Llama-3-8B's shapes with random bf16 weights decodes {STEPS} tokens a row after prompts of {arguments.tokens} "
-        f"tokens of random keys and values; `kivi@bits={arguments.bits}`, group 32, residual 128. Every ratio is from this "
-        "one run. Not measured here: prefill, and quality (random weights).",
+        f"Measured by `make bench-gpu` on one {card}, {versions}.",
+        "A decoder of Llama-3-8B's shapes with random bf16 weights",
+        f"decodes {STEPS} tokens a row after prompts of {arguments.tokens} tokens of random keys and values;",
+        f"`kivi@bits={arguments.bits}`, group 32, residual 128. Every ratio is from this one run. Not measured here:",
+        "prefill, and quality (random weights).",
         "",
         *lines,
     ]
@@ -460,16 +461,18 @@ def report(
 ) -> Iterator[str]:  # fmt: skip
     yield from table(full, same, kivi)
     yield ""
-    yield (
-        "The limit is the bytes of keys and values that a step must read over the bandwidth of a large copy on the same "
-        f"card, {BANDWIDTH / 1e12:.2f} TB/s, read plus written. Attention is that of all {LAYERS} layers with everything a "
-        "step does to the cache. Step times are means; memory is the allocator's peak, weights included. The full cache "
-        f"attends with the fastest of PyTorch's kernels here ({Full.how}; ms a layer: "
-        + ", ".join(f"{way} {ms:.2f}" for way, ms in ways.items())
-        + f"), KIVI with {Kivi.launch} (ms a layer: "
-        + ", ".join(f"{way} {ms:.2f}" for way, ms in launches.items())
-        + ")."
-    )
+    yield "The limit is the bytes of keys and values that a step must read over the bandwidth of a large copy on the"
+    yield f"same card, {BANDWIDTH / 1e12:.2f} TB/s, read plus written. Attention is that of all {LAYERS} layers with"
+    yield "everything that a step does to the cache. Step times are means; memory is the allocator's peak, weights"
+    yield "included. One layer:"
+    yield ""
+    yield "| one layer | ms |"
+    yield "| --- | ---: |"
+    for way, ms in ways.items():
+        yield f"| full, {TUNE_ROWS['full']} rows, {way}{' (used)' if way == Full.how else ''} | {ms:.3f} |"
+    for way, ms in launches.items():
+        used = all(f"{name}={value}" in way for name, value in Kivi.launch.items())
+        yield f"| KIVI, {TUNE_ROWS['kivi']} rows, {way}{' (used)' if used else ''} | {ms:.3f} |"
     yield ""
     yield "Kernels against the reference in fp32 over the same quantized numbers, ragged rows, six steps over a flush:"
     yield ""
@@ -511,9 +514,9 @@ def run(arguments: argparse.Namespace) -> int:
     BANDWIDTH = copy_bandwidth()
     free()
     say(f"copy bandwidth {BANDWIDTH / 1e12:.2f} TB/s")
-    launches = tune(256, arguments.tokens, arguments.bits)
+    launches = tune(TUNE_ROWS["kivi"], arguments.tokens, arguments.bits)
     free()
-    ways = choose_full(64, arguments.tokens)
+    ways = choose_full(TUNE_ROWS["full"], arguments.tokens)
     free()
     model = Llama()
     say(f"weights: {torch.cuda.memory_allocated() / 2**30:.1f} GiB")
@@ -521,7 +524,7 @@ def run(arguments: argparse.Namespace) -> int:
     rows = int(room // Full.row_bytes(arguments.tokens))
     full = largest(model, lambda r: Full(r, arguments.tokens), rows, STEPS)
     say(f"full: {full.rows} rows, {full.step_ms:.1f} ms a step, {full.tokens_per_second:.0f} tokens/s")
-    same = largest(model, lambda r: Kivi(r, arguments.tokens, arguments.bits), full.rows, 8)
+    same = largest(model, lambda r: Kivi(r, arguments.tokens, arguments.bits), full.rows, 16)
     say(f"kivi at the same batch: peak {same.peak / 2**30:.1f} against {full.peak / 2**30:.1f} GiB")
     free()
     rows = int((torch.cuda.mem_get_info()[0] - MARGIN) // Kivi.row_bytes(arguments.tokens, arguments.bits))

@@ -6,6 +6,7 @@ handing out a page to the rows whose exact keys are about to be quantized (one s
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 
@@ -13,24 +14,7 @@ import torch
 from torch import Tensor
 
 from lcbench.kv.kernels import decode, pack
-from lcbench.kv.kernels.pages import ALIGN, TOKENS, PageLayout, read, write
-from lcbench.kv.packing import Packed
-
-
-@dataclass(frozen=True)
-class Row:
-    """What KIVI holds of one sequence in one layer, with a residual of 128 tokens.
-
-    Attributes:
-        keys: ``[Hk, d, n_k]``, values: ``[Hk, n_v, d]``, packed. exact_keys: ``[Hk, L mod 128, d]``, exact_values:
-        ``[Hk, min(L, 128), d]``, oldest first. seen: L.
-    """
-
-    keys: Packed
-    values: Packed
-    exact_keys: Tensor
-    exact_values: Tensor
-    seen: int
+from lcbench.kv.kernels.pages import ALIGN, TOKENS, PageLayout, Row, read, write
 
 
 @dataclass(frozen=True)
@@ -57,19 +41,20 @@ class PagedBatch:
         self, layout: PageLayout, kv_heads: int, slots: int, pages: int, *, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.layout, self.kv_heads, self.device = layout, kv_heads, device
-        self.launch = Launch(native=device.type == "cuda")
+        warps = 1 if layout.bits == 2 else 4  # four bits of 128 channels do not fit one warp's registers
+        self.launch = Launch(warps=warps, native=device.type == "cuda")
         exact = (slots, kv_heads, TOKENS, layout.head_dim)
         self.exact_keys = torch.zeros(exact, dtype=dtype, device=device)
         self.exact_values = torch.zeros(exact, dtype=dtype, device=device)
         self.lengths = torch.zeros(slots, dtype=torch.int32, device=device)
-        self.counts = torch.zeros(slots, dtype=torch.int64)  # the same on the host
+        self.counts = [0] * slots  # the same on the host
+        self._asked: tuple[tuple[int, ...], Tensor] = ((), self.lengths)
         self._slabs: list[Tensor] = []
         self._free: list[int] = []  # addresses
         self._take(max(1, pages))
-        width = max(8, -(-pages // max(1, slots)) + 4)
+        width = max(8, 2 * (-(-pages // max(1, slots)) // 2) + 4)  # even, so that every row is 16-byte aligned
         self.table = torch.zeros(slots, width, dtype=torch.int64, device=device)
         self._addresses: list[list[int]] = [[] for _ in range(slots)]
-        self._partial: tuple[Tensor, Tensor, Tensor] | None = None
 
     # --- memory ---------------------------------------------------------------------------------------------------
 
@@ -84,9 +69,7 @@ class PagedBatch:
         """The page ``[Hk, record]`` at an address."""
         step = self.kv_heads * self.layout.record // ALIGN
         for slab in self._slabs:
-            index, off = divmod(
-                address - (slab.data_ptr() - self._slabs[0].data_ptr()) // (2 * ALIGN), step
-            )
+            index, off = divmod(address - (slab.data_ptr() - self._slabs[0].data_ptr()) // (2 * ALIGN), step)
             if off == 0 and 0 <= index < slab.shape[0]:
                 return slab[index]
         raise AssertionError("no page has this address")
@@ -113,7 +96,7 @@ class PagedBatch:
 
     def reserve(self, tokens: int) -> None:
         """Hand out the pages that every row needs for so many more tokens."""
-        for slot, count in enumerate(self.counts.tolist()):
+        for slot, count in enumerate(self.counts):
             missing = (count + tokens) // TOKENS - len(self._addresses[slot])
             if missing > 0:
                 self._hand_out([slot], missing)
@@ -128,15 +111,15 @@ class PagedBatch:
 
     def load(self, slot: int, row: Row) -> None:
         """Take over a row; ``slot`` must be free."""
-        pages = row.seen // TOKENS
-        self._start(slot, row.seen)
+        pages = row.tokens // TOKENS
+        self._start(slot, row.tokens)
         if pages:
             records = row.keys.words.new_empty(pages, self.kv_heads, self.layout.record, dtype=torch.int16)
             write(records, self.layout, row.keys, row.values)
             for i, address in enumerate(self._addresses[slot]):
                 self._page(address).copy_(records[i])
         self.exact_keys[slot, :, : row.exact_keys.shape[1]] = row.exact_keys
-        self._spread(slot, row.exact_values, row.seen)
+        self._spread(slot, row.exact_values, row.tokens)
 
     def fill(self, slot: int, key: Tensor, value: Tensor) -> None:
         """Quantize a prompt ``[Hk, L, d]`` straight into pages; ``slot`` must be free."""
@@ -168,7 +151,7 @@ class PagedBatch:
 
     def row(self, slot: int) -> Row:
         """A row in the packed form, in memory of its own."""
-        seen = int(self.counts[slot])
+        seen = self.counts[slot]
         pages, rest, young = seen // TOKENS, seen % TOKENS, min(seen, TOKENS)
         records = torch.empty(pages, self.kv_heads, self.layout.record, dtype=torch.int16, device=self.device)
         for i in range(pages):
@@ -185,25 +168,26 @@ class PagedBatch:
 
     # --- a step ---------------------------------------------------------------------------------------------------
 
-    def attend(self, slots: Tensor, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    def attend(self, slots: tuple[int, ...], query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """One new token of each of these rows: attention over everything held, then the step's quantization.
 
         Args:
-            slots: int64 ``[R]`` on the host, each once. query: ``[R, H, d]``. key, value: ``[R, Hk, d]``.
+            slots: R of them, each once. query: ``[R, H, d]``. key, value: ``[R, Hk, d]``.
 
         Returns:
             ``[R, H, d]`` in the query's dtype.
         """
-        counts = self.counts[slots]
-        filling = slots[(counts + 1) % TOKENS == 0].tolist()
-        self._hand_out([s for s in filling if len(self._addresses[s]) <= int(self.counts[s]) // TOKENS], 1)
-        out = self.step(_on(slots, self.device), query, key, value, scaling, int(counts.max()) // TOKENS)
-        self.counts[slots] += 1
+        counts = self.counts
+        filling = [s for s in slots if counts[s] % TOKENS == TOKENS - 1]
+        self._hand_out([s for s in filling if len(self._addresses[s]) <= counts[s] // TOKENS], 1)
+        if slots != self._asked[0]:
+            self._asked = slots, torch.tensor(slots, dtype=torch.int32, device=self.device)
+        out = self.step(self._asked[1], query, key, value, scaling, max(counts[s] for s in slots) // TOKENS)
+        for s in slots:
+            counts[s] += 1
         return out
 
-    def step(
-        self, slots: Tensor, query: Tensor, key: Tensor, value: Tensor, scaling: float, most_pages: int
-    ) -> Tensor:
+    def step(self, slots: Tensor, query: Tensor, key: Tensor, value: Tensor, scaling: float, most_pages: int) -> Tensor:
         """The launches of `attend`, and nothing on the host: may be captured in a CUDA graph, for as long as no row
         comes to more than ``most_pages`` pages, every row has its pages (`reserve`) and `counts` is kept.
 
@@ -217,18 +201,19 @@ class PagedBatch:
         columns = max(8, 1 << (g - 1).bit_length())
         run = pages_per_split(rows * self.kv_heads, most_pages, self.device)
         splits = max(1, -(-(most_pages - 1) // run))
-        partial = self._buffers(rows, splits, columns)
+        buffers = _partial((rows, self.kv_heads, splits, columns, d), self.device)
         shape = {"HK": self.kv_heads, "D": d, "T": TOKENS, "RECORD": lay.record, "BITS": lay.bits, "GROUP": lay.group}
         turning, result = _turning(lay.bits, self.device), torch.empty_like(query)
         if most_pages > 1:
             decode.pages_kernel[(self.kv_heads, splits, rows)](
-                query, self._slabs[0], turning, self.table, self.lengths, slots, *partial, scaling, heads, g,
+                query, self._slabs[0], turning, self.table, self.lengths, slots, *buffers, scaling, heads, g,
                 self.table.stride(0), splits, run,
-                **shape, COLUMNS=columns, NATIVE=how.native, STAGES=how.stages, num_warps=how.warps, num_stages=how.stages,
+                **shape, COLUMNS=columns, NATIVE=how.native, STAGES=how.stages, num_warps=how.warps,
+                num_stages=how.stages,
             )  # fmt: skip
         decode.tail_kernel[(self.kv_heads, rows)](
             query, key, value, self._slabs[0], turning, self.table, self.lengths, slots, self.exact_keys,
-            self.exact_values, *partial, result, scaling, heads, g, self.table.stride(0), splits, run,
+            self.exact_values, *buffers, result, scaling, heads, g, self.table.stride(0), splits, run,
             **shape, COLUMNS=columns, NATIVE=how.native, num_warps=how.tail_warps, num_stages=1,
         )  # fmt: skip
         pack.settle_kernel[(self.kv_heads, rows)](
@@ -238,25 +223,19 @@ class PagedBatch:
         self.lengths.index_add_(0, slots, torch.ones_like(slots))
         return result
 
-    def _buffers(self, rows: int, splits: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Partial sums ``[R, Hk, splits, columns, d]``, maxima and totals ``[R, Hk, splits, columns]``, fp32; shared by
-        all layers of a model, since one is done before the next begins."""
-        shape = (rows, self.kv_heads, splits, columns, self.layout.head_dim)
-        return _partial(shape, self.device)
-
 
 _scratch: dict[torch.device, Tensor] = {}
 
 
 def _partial(shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    rows = 1
-    for n in shape[:-1]:
-        rows *= n
+    """Sums ``[R, Hk, splits, columns, d]``, maxima and totals ``[R, Hk, splits, columns]``, fp32, flat; shared by all
+    layers of a model, since one is done before the next begins."""
+    rows = math.prod(shape[:-1])
     size = rows * (shape[-1] + 2)
     have = _scratch.get(device)
     if have is None or have.numel() < size:
         _scratch[device] = have = torch.empty(size, dtype=torch.float32, device=device)
-    sums, top, total = have[:size].split([rows * shape[-1], rows, rows])
+    sums, top, total = torch.split(have[:size], [rows * shape[-1], rows, rows])
     return sums, top, total
 
 
@@ -275,7 +254,3 @@ def _turning(bits: int, device: torch.device) -> Tensor:
     """By how much a word is rotated left so that the code of each plane comes to its place in an fp16 number."""
     place = 8 if bits == 2 else 0
     return torch.tensor([(place - bits * p) % 32 for p in range(16 // bits)], dtype=torch.int32, device=device)
-
-
-def _on(slots: Tensor, device: torch.device) -> Tensor:
-    return slots.to(device=device, dtype=torch.int32)

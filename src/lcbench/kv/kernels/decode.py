@@ -18,6 +18,7 @@ import triton.language as tl
 LOG2E = tl.constexpr(1.4426950408889634)
 # Weights are exp2(logit - maximum + 12): up to 4096, so that small ones stay normal numbers in fp16.
 HEADROOM = tl.constexpr(12.0)
+_SIZES = ["heads", "g", "table_stride", "splits", "pages_per_split"]  # one program for all values of them
 
 # Two elements that are neighbours along x, of words $1 rotated by $4 ($5 is equal: both lie in one row).
 _PAIR_2 = tl.constexpr("""{ .reg .b32 t;
@@ -31,7 +32,8 @@ _SIXTEENTH = tl.constexpr("{ .reg .b32 f; mov.b32 f, 0x2C002C00; mul.rn.f16x2 $0
 
 @triton.jit
 def _elements(
-    words, scale, offset, turns, WORDS: tl.constexpr, X: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, NATIVE: tl.constexpr
+    words, scale, offset, turns,
+    WORDS: tl.constexpr, X: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, NATIVE: tl.constexpr,
 ):  # fmt: skip
     """Elements over 2^b, fp16 ``[WORDS 16 / b, X]``.
 
@@ -60,7 +62,10 @@ def _elements(
 
 
 @triton.jit
-def _numbers(at, x, held, GROUPS: tl.constexpr, X: tl.constexpr, BITS: tl.constexpr, MASKED: tl.constexpr, NATIVE: tl.constexpr):
+def _numbers(
+    at, x, held,
+    GROUPS: tl.constexpr, X: tl.constexpr, BITS: tl.constexpr, MASKED: tl.constexpr, NATIVE: tl.constexpr,
+):  # fmt: skip
     """Scales and offsets fp16 ``[GROUPS, X]`` of a record (see `_elements`); zero from ``held`` on where MASKED."""
     where = at + tl.arange(0, GROUPS)[:, None] * X + x[None, :]
     if MASKED:
@@ -94,7 +99,9 @@ def _words(at, WORDS: tl.constexpr, X: tl.constexpr):
 
 
 @triton.jit
-def _page_keys(record, turns, D: tl.constexpr, T: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, NATIVE: tl.constexpr):
+def _page_keys(
+    record, turns, D: tl.constexpr, T: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, NATIVE: tl.constexpr
+):  # fmt: skip
     """Keys of a page over 2^b, fp16 ``[T, D]``."""
     WORDS: tl.constexpr = T * BITS // 16
     x = tl.arange(0, D)
@@ -106,7 +113,8 @@ def _page_keys(record, turns, D: tl.constexpr, T: tl.constexpr, BITS: tl.constex
 
 @triton.jit
 def _page_values(
-    record, turns, held, D: tl.constexpr, T: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, NATIVE: tl.constexpr,
+    record, turns, held,
+    D: tl.constexpr, T: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, NATIVE: tl.constexpr,
     MASKED: tl.constexpr,
 ):  # fmt: skip
     """Values of a page over 2^b, channels as rows: fp16 ``[D, T]``; zero from token ``held`` on where MASKED."""
@@ -149,19 +157,19 @@ def _product(a, b, NATIVE: tl.constexpr):
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def pages_kernel(
-    query, pages, turning, table, lengths, slots, partial, partial_max, partial_sum, scaling, heads, g, table_stride, splits,
-    pages_per_split,
+    query, pages, turning, table, lengths, slots, partial, partial_max, partial_sum, scaling, heads, g, table_stride,
+    splits, pages_per_split,
     HK: tl.constexpr, D: tl.constexpr, T: tl.constexpr, RECORD: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
     COLUMNS: tl.constexpr, NATIVE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Attention of one row and KV head over one run of pages whose keys and values are all packed.
 
     Args:
-        query: ``[R, H, D]``. pages: int16, see `kv.kernels.pages`. table: int64 ``[slots, table_stride]``, addresses of pages
-            relative to ``pages`` in units of 8 elements. lengths: int32 ``[slots]``, tokens before this step.
-            slots: int32 ``[R]``.
+        query: ``[R, H, D]``. pages: int16, see `kv.kernels.pages`. turning: int32 ``[16 / b]``, see `_elements`.
+        table: int64 ``[slots, table_stride]``, addresses of pages relative to ``pages`` in units of 8 elements.
+        lengths: int32 ``[slots]``, tokens before this step. slots: int32 ``[R]``.
         partial: fp32 ``[R, HK, splits, COLUMNS, D]``, weighted sums; partial_max, partial_sum: fp32
             ``[R, HK, splits, COLUMNS]``, what was subtracted (base 2) and the sum of weights.
     """
@@ -197,10 +205,10 @@ def pages_kernel(
     tl.store(partial + at[None, :] * D + tl.arange(0, D)[:, None], out * (1 << BITS))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES)
 def tail_kernel(
-    query, key, value, pages, turning, table, lengths, slots, exact_keys, exact_values, partial, partial_max, partial_sum,
-    result, scaling, heads, g, table_stride, splits, pages_per_split,
+    query, key, value, pages, turning, table, lengths, slots, exact_keys, exact_values, partial, partial_max,
+    partial_sum, result, scaling, heads, g, table_stride, splits, pages_per_split,
     HK: tl.constexpr, D: tl.constexpr, T: tl.constexpr, RECORD: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
     COLUMNS: tl.constexpr, NATIVE: tl.constexpr,
 ):  # fmt: skip
@@ -249,7 +257,7 @@ def tail_kernel(
     new_value = tl.load(value + new_at).to(tl.float32)
     out += new_value[:, None] * of_new[None, :]
     runs = tl.cdiv(tl.maximum(count - 1, 0), pages_per_split)
-    for split in range(0, runs):
+    for split in range(runs):
         at = ((row * HK + head) * splits + split).to(tl.int64) * COLUMNS + column
         theirs = tl.load(partial_max + at)
         higher = tl.maximum(top, theirs)

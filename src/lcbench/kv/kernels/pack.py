@@ -37,7 +37,7 @@ def _codes(x, scale, minimum, LEVELS: tl.constexpr):
 
 @triton.jit
 def _quantize_rows(x, ROWS: tl.constexpr, X: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr):
-    """``[ROWS, X]`` fp32 in groups of GROUP rows: words int16 ``[ROWS b / 16, X]``, scale and minimum ``[ROWS / GROUP, X]``."""
+    """``[ROWS, X]`` fp32 in groups of rows: words ``[ROWS b / 16, X]``, scale, minimum ``[ROWS / GROUP, X]``, int16."""
     LEVELS: tl.constexpr = (1 << BITS) - 1
     PLANES: tl.constexpr = 16 // BITS
     grouped = tl.reshape(x, (ROWS // GROUP, GROUP, X))
@@ -66,7 +66,7 @@ def _store_keys(record, x, D: tl.constexpr, T: tl.constexpr, BITS: tl.constexpr,
 def _store_values(
     record, x, token, valid, D: tl.constexpr, N: tl.constexpr, T: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr
 ):  # fmt: skip
-    """Quantize N values, channels as rows ``[D, N]`` (fp32), into places ``token`` ``[N]`` of a page where ``valid``."""
+    """Quantize values, channels as rows ``[D, N]`` (fp32), into places ``token`` ``[N]`` of a page where ``valid``."""
     KEYS: tl.constexpr = T * BITS // 16 * D + 2 * (T // GROUP) * D
     WORDS: tl.constexpr = D * BITS // 16
     GROUPS: tl.constexpr = D // GROUP
@@ -78,7 +78,7 @@ def _store_values(
     tl.store(numbers + GROUPS * T, minimum, mask=valid[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length"])
 def prompt_kernel(
     key, value, pages, table, length, key_stride, value_stride,
     D: tl.constexpr, T: tl.constexpr, RECORD: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
@@ -101,7 +101,7 @@ def prompt_kernel(
     _store_values(record, x, token, valid, D, T, T, BITS, GROUP)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride"])
 def settle_kernel(
     key, value, pages, table, lengths, slots, exact_keys, exact_values, table_stride,
     HK: tl.constexpr, D: tl.constexpr, T: tl.constexpr, RECORD: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
@@ -127,6 +127,7 @@ def settle_kernel(
         oldest = tl.load(exact_values + here).to(tl.float32)
         one = tl.zeros([1], tl.int32)
         _store_values(record, oldest[:, None], one + rest, one == 0, D, 1, T, BITS, GROUP)
+    tl.debug_barrier()  # the oldest value is read before the new one takes its place
     tl.store(exact_values + here, new_value)
     if rest == T - 1:
         token = tl.arange(0, T)

@@ -2,10 +2,10 @@
 
 A page holds 128 tokens of one KV head of one layer, keys and values, at the bytes KIVI counts and no more. Only the
 order differs from `kv.packing`: codes lie in *planes*. A 16-bit word at ``[w, x]`` holds, at bits ``[b p, b p + b)``,
-the code of row ``p W + w`` of the matrix ``[rows, x]``; W = rows b / 16 words a column, 16 / b planes. For keys rows are
-the page's tokens and x runs over channels; for values rows are channels and x runs over tokens. Thus one shift and one
-mask turn a column of W words into W rows of a matrix product's operand, all of one group. In memory words lie as
-``[x / 8, w, 8]``, so that the 16-byte rows that a matrix instruction's operand is read by follow each other.
+the code of row ``p W + w`` of the matrix ``[rows, x]``, where W = rows b / 16 and p counts the 16 / b planes. For keys
+rows are the page's tokens and x runs over channels; for values rows are channels and x runs over tokens. Thus one shift
+and one mask turn a column of W words into W rows of a matrix product's operand, all of one group. In memory words lie
+as ``[x / 8, w, 8]``, so that the 16-byte rows that a matrix instruction's operand is read by follow each other.
 
 A record is a page's run of 16-bit elements: key words, key scales ``[T / G, d]``, key minima, value words, value scales
 ``[d / G, T]``, value minima.
@@ -13,6 +13,7 @@ A record is a page's run of 16-bit elements: key words, key scales ``[T / G, d]`
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -61,16 +62,19 @@ class PageLayout:
         return sum(self.sizes)
 
     def parts(self, records: Tensor) -> tuple[Tensor, ...]:
-        """Views of int16 records ``[..., record]``: key words ``[..., d/8, W_k, 8]``, scales and minima ``[..., T/G, d]``
-        (fp16), value words ``[..., T/8, W_v, 8]``, scales and minima ``[..., d/G, T]`` (fp16)."""
-        keys, key_scale, key_minimum, values, value_scale, value_minimum = records.split(self.sizes, dim=-1)
+        """Views of int16 records ``[..., record]``: key words ``[..., d/8, W_k, 8]``, scales and minima (fp16)
+        ``[..., T/G, d]``, value words ``[..., T/8, W_v, 8]``, scales and minima ``[..., d/G, T]``."""
+        keys, key_scale, key_minimum, values, value_scale, value_minimum = torch.split(
+            records, list(self.sizes), dim=-1
+        )
+        half = torch.float16
         return (
-            keys.unflatten(-1, (-1, self.key_words, 8)),
-            key_scale.view(torch.float16).unflatten(-1, (-1, self.head_dim)),
-            key_minimum.view(torch.float16).unflatten(-1, (-1, self.head_dim)),
-            values.unflatten(-1, (-1, self.value_words, 8)),
-            value_scale.view(torch.float16).unflatten(-1, (-1, TOKENS)),
-            value_minimum.view(torch.float16).unflatten(-1, (-1, TOKENS)),
+            _folded(keys, self.key_words, 8),
+            _folded(key_scale.view(half), self.head_dim),
+            _folded(key_minimum.view(half), self.head_dim),
+            _folded(values, self.value_words, 8),
+            _folded(value_scale.view(half), TOKENS),
+            _folded(value_minimum.view(half), TOKENS),
         )
 
     def serves(self) -> bool:
@@ -80,19 +84,44 @@ class PageLayout:
         return self.bits in (2, 4) and powers and fits and self.group % max(self.key_words, self.value_words) == 0
 
 
+@dataclass(frozen=True)
+class Row:
+    """What KIVI holds of one sequence in one layer, with a residual of 128 tokens.
+
+    Attributes:
+        keys: ``[Hk, d, n_k]``, values: ``[Hk, n_v, d]``, packed. exact_keys: ``[Hk, L mod 128, d]``, exact_values:
+        ``[Hk, min(L, 128), d]``, oldest first. tokens: L.
+    """
+
+    keys: Packed
+    values: Packed
+    exact_keys: Tensor
+    exact_values: Tensor
+    tokens: int
+
+
 def to_planes(codes: Tensor, bits: int) -> Tensor:
     """Codes ``[..., rows, x]`` of any integer dtype as int16 words ``[..., x / 8, rows b / 16, 8]``."""
-    planes = codes.to(torch.int32).unflatten(-2, (16 // bits, -1))
-    shifts = torch.arange(0, 16, bits, dtype=torch.int32, device=codes.device)[:, None, None]
-    words = (planes << shifts).sum(dim=-3, dtype=torch.int32).to(torch.int16)
-    return words.unflatten(-1, (-1, 8)).transpose(-3, -2)
+    *outer, rows, x = codes.shape
+    planes = codes.to(torch.int32).reshape(*outer, 16 // bits, rows * bits // 16, x)
+    words = (planes << _places(bits, codes.device)).sum(dim=-3, dtype=torch.int32).to(torch.int16)
+    return _folded(words, 8).transpose(-3, -2)
 
 
 def from_planes(words: Tensor, bits: int) -> Tensor:
     """The codes in int16 words ``[..., x / 8, W, 8]``: int32 ``[..., W 16 / b, x]``."""
-    words = words.transpose(-3, -2).flatten(-2)
-    shifts = torch.arange(0, 16, bits, dtype=torch.int32, device=words.device)[:, None, None]
-    return ((words.to(torch.int32).unsqueeze(-3) >> shifts) & (2**bits - 1)).flatten(-3, -2)
+    words = words.transpose(-3, -2).flatten(-2).to(torch.int32)
+    codes: Tensor = (words.unsqueeze(-3) >> _places(bits, words.device)) & (2**bits - 1)
+    return codes.flatten(-3, -2)
+
+
+def _places(bits: int, device: torch.device) -> Tensor:
+    return torch.arange(0, 16, bits, dtype=torch.int32, device=device)[:, None, None]
+
+
+def _folded(x: Tensor, *sizes: int) -> Tensor:
+    """``[..., n]`` as a view ``[..., n / prod(sizes), *sizes]``."""
+    return x.view(*x.shape[:-1], x.shape[-1] // math.prod(sizes), *sizes)
 
 
 def write(records: Tensor, layout: PageLayout, keys: Packed, values: Packed) -> None:
