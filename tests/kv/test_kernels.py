@@ -124,7 +124,9 @@ def test_a_step_equals_the_rows_one_by_one(bits: int, d: int, g: int, lengths: t
 @pytest.mark.parametrize("bits", [2, 4])
 def test_many_steps_on_a_gpu(bits: int, g: int, d: int, dtype: torch.dtype) -> None:
     lengths = (1, 60, 127, 128, 300, 510, 1023, 1025, 2047, 4000)
-    _compare(bits, d, g, lengths, steps=140, dtype=dtype, kv_heads=2, bound=2e-2, seed=int(torch.randint(10**6, (1,))))
+    _compare(
+        bits, d, g, lengths, steps=140, dtype=dtype, kv_heads=2, bound=2e-2, seed=int.from_bytes(os.urandom(3), "big")
+    )  # fresh ones each time; printed
 
 
 def _compare(
