@@ -131,6 +131,30 @@ def test_the_shipped_tables_give_the_published_figures() -> None:
     assert made.rankings == ()
 
 
+@pytest.mark.parametrize(
+    ("model", "average", "value"),
+    [
+        ("llama-3.1-8B", 36.37, -17.46),
+        ("llama-3.2-1B", 20.45, -28.88),
+        ("llama-3.2-3B", 34.81, -32.06),
+        ("phi-3-128k-medium2", 43.28, -24.65),
+        ("Qwen2.5-7B", 39.8, -30.69),
+        ("llama2-7b-ntk", 15.37, -20.76),
+    ],
+)
+def test_the_shipped_scores_give_the_published_overall_rows(model: str, average: float, value: float) -> None:
+    entry = next(one for one in published_entries() if one.label == model)
+    longest = "64k" if model == "llama2-7b-ntk" else "128k"
+    curves = []
+    for name, curve in entry.curves.items():
+        at = {rung.label: rung.score for rung in curve.rungs if int(rung.label[:-1]) <= int(longest[:-1])}
+        curves.append(from_scores(name, curve.base.score, at))
+    mean = mean_of_curves(curves)
+    assert mean is not None
+    assert len(mean.members) == 8
+    assert (mean.average, mean.long_score) == (average, value)
+
+
 def test_shipped_tables_name_their_sources() -> None:
     for name in TABLES:
         table = published.load(name)

@@ -88,6 +88,11 @@ def _main_rankings(view: LongView) -> list[Ranking]:
     return [one for one in view.rankings if one.members] or list(view.rankings)
 
 
+def shown_name(view: LongView, name: str) -> str:
+    """A task, or a mean by what it is, for headings."""
+    return _shown(name, _members(view, name))
+
+
 def ranking(one: Ranking) -> Grid:
     """Average score and LongScore side by side."""
     header = ("", "base", "average", INTERVAL, "rank", "LongScore", INTERVAL, "rank", "move", "breaks")
@@ -127,7 +132,7 @@ def summary(view: LongView) -> Grid:
                     score_text(curve.average),
                     score_text(curve.long_score),
                     _interval(curve.long_score_interval),
-                    _breakdown(curve),
+                    breakdown_text(curve),
                     *_counts(sum((rung.counts for rung in curve.rungs), curve.base.counts), one.published),
                 )
             )
@@ -179,7 +184,8 @@ def _base_label(found: Sequence[tuple[Entry, Curve]]) -> str:
     return "/".join(dict.fromkeys(curve.base.label for _, curve in found))
 
 
-def _breakdown(curve: Curve) -> str:
+def breakdown_text(curve: Curve) -> str:
+    """First length significantly below the base; with … when a longer one is not below; "" for none."""
     if curve.breakdown is None:
         return ""
     return curve.breakdown + ("" if curve.lasting else " …")
