@@ -130,6 +130,7 @@ def _cell(score: Mapping[str, Any], records: Sequence[PredictionRecord], path: s
         high=high,
         n=score["n"],
         errors=score["n_error"],
+        filtered=score.get("n_filtered", 0),
         kv_bytes=statistics.fmean(r.kv_bytes for r in good) if good else None,
         kv_bytes_full=statistics.fmean(r.kv_bytes_full for r in good) if good else None,
         memory="simulated" if any(r.memory == "simulated" for r in records) else "real",
