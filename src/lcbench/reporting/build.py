@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lcbench.reporting.efficiency import efficiency_of
 from lcbench.reporting.longscore.merge import Part, merge
 from lcbench.reporting.notes import notes_of, overall_notes
 from lcbench.reporting.scored import scores_of, shared_options
@@ -29,7 +30,10 @@ def build(runs: Sequence[RunDirectory], *, with_published: bool = False) -> Repo
     Raises:
         NotARun: a run without any prediction. CorruptFile: a predictions file with a bad line.
     """
-    parts = [_part(run) for run in _distinct(runs)]
+    distinct = _distinct(runs)
+    measured = {run.path: efficiency_of(run) for run in distinct}
+    # A folder of the bench alone has no predictions, and needs none.
+    parts = [_part(run) for run in distinct if run.tasks or not measured[run.path]]
     columns = _columns(parts)
     cells: dict[tuple[Line, Column], Cell] = {}
     labels = {name: label for part in parts for name, label in part.labels.items()}
@@ -54,7 +58,8 @@ def build(runs: Sequence[RunDirectory], *, with_published: bool = False) -> Repo
         tuple(dict.fromkeys(columns.values())),
         cells,
         tuple(dict.fromkeys(notes)),
-        tuple(part.path for part in parts),
+        tuple(str(run.path) for run in distinct),
+        efficiency=tuple(row for rows in measured.values() for row in rows),
     )
     return replace(report, longscore=merge(_long_parts(parts, columns, report), with_published=with_published))
 

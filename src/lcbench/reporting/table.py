@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from lcbench.reporting.efficiency import EfficiencyRow
 from lcbench.reporting.longscore.view import LongView
 
 
@@ -87,6 +88,7 @@ class Report:
         cells: by (line, column); absent where a method did not run a task.
         notes: what a reader must know: subsets, limits, windows, unfinished tasks, simulated memory.
         runs: folders of the runs.
+        efficiency: what `lcbench bench` measured in them, each method alone.
         longscore: LongScores, rankings and losses; None where no task exists at several lengths.
     """
 
@@ -95,6 +97,7 @@ class Report:
     cells: Mapping[tuple[Line, Column], Cell]
     notes: tuple[str, ...] = ()
     runs: tuple[str, ...] = ()
+    efficiency: tuple[EfficiencyRow, ...] = ()
     longscore: LongView | None = None
 
     @property

@@ -12,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from lcbench.reporting import efficiency_table
 from lcbench.reporting.folding import foldable, folded
 from lcbench.reporting.longscore import terminal as longscore
 from lcbench.reporting.table import Cell, Line, Report
@@ -34,10 +35,12 @@ def render(report: Report, console: Console, *, fold: bool = False) -> Renderabl
         report = folded(report)
     names = short_names(line.name for line in report.lines if line.kind == "task")
     notes = [f"{short}: {name}" for name, short in names.items() if short != name] + list(report.notes)
-    parts: list[RenderableType] = [_best_table(_renamed(report, names), console)]
+    parts: list[RenderableType] = [_best_table(_renamed(report, names), console)] if report.lines else []
     parts += [Padding(Text(clean(note, longest=1000), style="dim"), (0, 0, 0, 1)) for note in notes]
     if report.longscore is not None:
         parts.append(longscore.render(report.longscore, console))
+    if report.efficiency:
+        parts += [""] * bool(parts) + [efficiency_table.render(report.efficiency, console)]
     return Group(*parts)
 
 
