@@ -166,7 +166,7 @@ def losses(view: LongView) -> Grid:
             *_amount(one.base_ability),
             str(one.shared),
         )
-        for where, one in view.splits
+        for where, one in sorted(view.splits, key=lambda item: view.names.index(item[1].task))
     ]
     against = ", ".join(dict.fromkeys(one.against for _, one in view.splits))
     return Grid(f"Change against {against} at length, in points, and what it is made of", header, tuple(rows), left=2)
