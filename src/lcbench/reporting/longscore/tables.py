@@ -157,6 +157,7 @@ def lengths(view: LongView, name: str) -> Grid:
 def losses(view: LongView) -> Grid:
     """Every method against the reference: the change in points and its two parts."""
     header = ("task", "", "change", INTERVAL, "long-context", INTERVAL, "base", INTERVAL, "shared")
+    order = {name: place for place, name in enumerate(view.names)}
     rows = [
         (
             _shown(one.task, _members(view, one.task)),
@@ -166,7 +167,7 @@ def losses(view: LongView) -> Grid:
             *_amount(one.base_ability),
             str(one.shared),
         )
-        for where, one in sorted(view.splits, key=lambda item: view.names.index(item[1].task))
+        for where, one in sorted(view.splits, key=lambda item: order.get(item[1].task, -1))
     ]
     against = ", ".join(dict.fromkeys(one.against for _, one in view.splits))
     return Grid(f"Change against {against} at length, in points, and what it is made of", header, tuple(rows), left=2)
