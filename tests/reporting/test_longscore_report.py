@@ -237,6 +237,7 @@ def test_a_run_without_lengths_has_no_such_section(tmp_path: Path) -> None:
         run.append("full", "qasper", PredictionRecord("a", ["a"], None, 1, "0"))
     report = build([RunDirectory.open(tmp_path / "r")], with_published=True)
     assert report.longscore is None
+    assert any("no published scores beside" in note for note in report.notes)
     assert "longscore" not in json.loads(json_.render(report))
 
 

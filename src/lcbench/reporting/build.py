@@ -18,6 +18,12 @@ from lcbench.store.rundir import RunDirectory
 from lcbench.store.schema import PredictionRecord
 
 
+_NOTHING_BESIDE = (
+    "no published scores beside: they are of 100-LongBench, and no task here has LongScores "
+    "(`lcbench score --longscore` makes them for other tasks at several lengths)"
+)
+
+
 def build(runs: Sequence[RunDirectory], *, with_published: bool = False) -> Report:
     """One table of all ``runs``, merged by model and method.
 
@@ -61,7 +67,10 @@ def build(runs: Sequence[RunDirectory], *, with_published: bool = False) -> Repo
         tuple(str(run.path) for run in distinct),
         efficiency=tuple(row for rows in measured.values() for row in rows),
     )
-    return replace(report, longscore=merge(_long_parts(parts, columns, report), with_published=with_published))
+    longscore = merge(_long_parts(parts, columns, report), with_published=with_published)
+    if longscore is None and with_published:
+        report = replace(report, notes=(*report.notes, _NOTHING_BESIDE))
+    return replace(report, longscore=longscore)
 
 
 def _long_parts(parts: Sequence[_Part], columns: Mapping[tuple[str, str], Column], report: Report) -> list[Part]:

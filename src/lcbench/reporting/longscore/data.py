@@ -24,7 +24,8 @@ def data_of(view: LongView) -> dict[str, Any]:
 
 
 def rows(view: LongView) -> Iterator[dict[str, Any]]:
-    """Rows of a flat table, by column name. ``kind``: "base score", "average", "longscore", "long-context value"."""
+    """Rows of a flat table, by column name. ``kind`` is "base score", "average", "longscore", and for every length
+    "score at length" and "long-context value"."""
     for one in view.entries:
         for curve in one.curves.values():
             base = _row(one, curve, "base score", curve.base.score, curve.base.interval)
@@ -32,6 +33,8 @@ def rows(view: LongView) -> Iterator[dict[str, Any]]:
             yield _row(one, curve, "average", curve.average, curve.average_interval)
             yield _row(one, curve, "longscore", curve.long_score, curve.long_score_interval)
             for rung in curve.rungs:
+                row = _row(one, curve, "score at length", rung.score, rung.interval)
+                yield {**row, "length": rung.label, **_counted(rung)}
                 row = _row(one, curve, "long-context value", rung.value, rung.value_interval)
                 yield {**row, "length": rung.label, **_counted(rung)}
 
