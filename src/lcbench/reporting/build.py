@@ -17,7 +17,6 @@ from lcbench.scoring.merged import score_merged
 from lcbench.store.rundir import RunDirectory
 from lcbench.store.schema import PredictionRecord
 
-
 _NOTHING_BESIDE = (
     "no published scores beside: they are of 100-LongBench, and no task here has LongScores "
     "(`lcbench score --longscore` makes them for other tasks at several lengths)"
