@@ -17,6 +17,11 @@ from lcbench.scoring.merged import score_merged
 from lcbench.store.rundir import RunDirectory
 from lcbench.store.schema import PredictionRecord
 
+_NOTHING_BESIDE = (
+    "no published scores beside: they are of 100-LongBench, and no task here has LongScores "
+    "(`lcbench score --longscore` makes them for other tasks at several lengths)"
+)
+
 
 def build(runs: Sequence[RunDirectory], *, with_published: bool = False) -> Report:
     """One table of all ``runs``, merged by model and method.
@@ -61,7 +66,10 @@ def build(runs: Sequence[RunDirectory], *, with_published: bool = False) -> Repo
         tuple(str(run.path) for run in distinct),
         efficiency=tuple(row for rows in measured.values() for row in rows),
     )
-    return replace(report, longscore=merge(_long_parts(parts, columns, report), with_published=with_published))
+    longscore = merge(_long_parts(parts, columns, report), with_published=with_published)
+    if longscore is None and with_published:
+        report = replace(report, notes=(*report.notes, _NOTHING_BESIDE))
+    return replace(report, longscore=longscore)
 
 
 def _long_parts(parts: Sequence[_Part], columns: Mapping[tuple[str, str], Column], report: Report) -> list[Part]:
@@ -135,6 +143,7 @@ def _cell(score: Mapping[str, Any], records: Sequence[PredictionRecord], path: s
         high=high,
         n=score["n"],
         errors=score["n_error"],
+        filtered=score.get("n_filtered", 0),
         kv_bytes=statistics.fmean(r.kv_bytes for r in good) if good else None,
         kv_bytes_full=statistics.fmean(r.kv_bytes_full for r in good) if good else None,
         memory="simulated" if any(r.memory == "simulated" for r in records) else "real",
