@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lcbench.engine.ahead import Ahead
 from lcbench.engine.answer_text import scorer_stop, text_of
 from lcbench.engine.generate import prefill, read_on
 from lcbench.engine.groups import Group
@@ -168,9 +169,18 @@ class Answerer:
         self.beginnings = Beginnings(room)
         self._rules: dict[str, Rules] = {}
         self._hold = False
+        self._set = 0
         self._held: tuple[int, PrefillRecord, float] | None = None  # prompt, record, seconds
         self._plain: dict[int, Generated] = {}  # prompt to the full cache's answer, while rows are decoded alone
         self._too_big = 0  # rows times tokens of the smallest batch that ran out of memory
+        self._ahead = Ahead(loaded.shape().device)
+
+    def prepare(self, group: Group) -> None:
+        """Make the tensors of a group that will be run soon, in a thread of their own: they are ready when it comes."""
+        prompts = self.sets[group.set_index]
+        for p in group.prompts:
+            if prompts.prompts[p].error is None:
+                self._ahead.ask((group.set_index, p), prompts.read_first(prompts.prompts[p]))
 
     def run(self, group: Group, wanted: Collection[tuple[int, int]] | None = None) -> Iterator[Result]:
         """Answer a group, in the order of its records: prompt by prompt, method by method.
@@ -181,7 +191,7 @@ class Answerer:
         Args:
             wanted: (prompt, method) indices whose results are asked for; None for all.
         """
-        prompts = self.sets[group.set_index]
+        prompts, self._set = self.sets[group.set_index], group.set_index
         every = [(p, m) for p in group.prompts for m in range(len(prompts.methods))]
         order = deque(pair for pair in every if wanted is None or pair in wanted)
         batches = self._batches(prompts, group, set(order))
@@ -306,7 +316,7 @@ class Answerer:
             return self._held[1], self._held[2]
         self._held = None
         prompt = prompts.prompts[p]
-        ids = prompts.read_first(prompt)
+        ids = self._ahead.take((self._set, p), prompts.read_first(prompt))
         methods = prompts.methods if prompts.shared else (prompts.methods[batch.methods[0]],)
         self._say("prefill", prompts, p, "" if prompts.shared else methods[0].id)
         cache = None if prompts.shared else methods[0].prefill_cache(self.loaded.shape(), len(ids))
