@@ -79,7 +79,7 @@ def test_a_line_can_be_recomputed_by_hand(cli: Cli) -> None:
     full = rows[0]
     # tiny: 4 layers, 2 KV heads of 32, fp32; three prompts of 300 tokens
     assert full["kv_bytes"] == full["kv_bytes_full"] == 3 * 2 * 4 * 2 * 32 * 4 * 300
-    assert full["kv_end_bytes"] == 3 * 2 * 4 * 2 * 32 * 4 * (300 + 64)  # a tail takes memory for 64 tokens at once
+    assert full["kv_end_bytes"] == 3 * 2 * 4 * 2 * 32 * 4 * (300 + 3)  # the last token is never fed
     assert full["weight_bytes"] == 296_000 * 4
     assert full["peak_bytes"] == full["weight_bytes"] + full["kv_peak_bytes"] + full["activation_bytes"]
     for row in rows:
@@ -131,7 +131,7 @@ def test_the_largest_batch_by_the_byte_model(cli: Cli) -> None:
     assert [row["tried"] for row in rows] == [False, False]
     for row in rows:
         model = row["byte_model"]
-        by_hand = (64 * 2**20 - model["weights"] - model["step"]) // (model["kv_end"] + model["step_row"])
+        by_hand = (64 * 2**20 - model["weights"] - model["base"]) // model["row"]
         assert row["max_batch"] == row["predicted"] == by_hand
     assert rows[0]["byte_model"]["kv"] == 2 * 4 * 2 * 32 * 4 * 64
     assert rows[1]["max_batch"] > 2 * rows[0]["max_batch"]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lcbench.engine.generate import prefill
+from lcbench.engine.stacked import Rules, decode_rows
 from lcbench.errors import ModelError
 from lcbench.kv.cache import KVCache, storage_nbytes
 from lcbench.measure.allocator import AllocatorPeak
@@ -25,7 +26,6 @@ from lcbench.measure.clock import Stopwatch
 from lcbench.measure.device import kind_of
 from lcbench.measure.memory import PeakMemory
 from lcbench.methods.base import Method
-from lcbench.models import adapter
 from lcbench.models.info import LoadedModel
 
 
@@ -232,10 +232,9 @@ def run_pass(
                 kv.update(sizes)
                 del cache, row
         kv_bytes = storage_nbytes(caches)
-        tokens = torch.stack(logits).argmax(dim=-1)
-        tokens = torch.cat([tokens.new_zeros(len(held)), tokens])
+        first = torch.stack([logits[0]] * len(held) + logits)
         with _part(meter, "decode"), Stopwatch(device) as decoding:
-            decode_together(loaded, caches, tokens, work.new_tokens)
+            decode_rows(loaded, caches, first, Rules(work.new_tokens, min_new_tokens=work.new_tokens))
         kv["decode"] = kv_end = storage_nbytes(caches)
     phases = {name: Phase(most - weights, kv[name]) for name, most in meter.parts.items()} if meter else {}
     return Pass(tuple(firsts), reading.seconds, decoding.seconds, kv_bytes, kv_end, phases)
@@ -266,22 +265,3 @@ def _read(
         "compress": storage_nbytes([*caches, record.cache, cache]),
     }
     return cache, record.logits, sizes
-
-
-def decode_together(loaded: LoadedModel, caches: Sequence[KVCache], tokens: Tensor, new_tokens: int) -> list[list[int]]:
-    """Greedy decoding of R sequences in one batch for a fixed number of steps.
-
-    Args:
-        caches: of the R prompts; they are appended to. tokens: ``[R]`` int64, the first new token of each.
-        new_tokens: of each sequence, the first included.
-
-    Returns:
-        The new ids, R lists.
-    """
-    made = [tokens.tolist()]
-    for _ in range(new_tokens - 1):
-        positions = torch.tensor([[cache.seen] for cache in caches], device=tokens.device)
-        logits = adapter.forward(loaded.model, tokens[:, None], positions, list(caches))
-        tokens = logits[:, -1].argmax(dim=-1)
-        made.append(tokens.tolist())  # a step ends when its tokens are known: whether to stop depends on them
-    return [list(ids) for ids in zip(*made, strict=True)]
