@@ -165,7 +165,7 @@ RECORD = st.dictionaries(st.sampled_from(FIELDS), VALUES | st.lists(st.text(), m
 
 
 @given(st.lists(RECORD, max_size=3), st.binary(max_size=6), st.sampled_from(["qasper_e", "trec", "vcsum", "passkey"]))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_records_give_a_score_or_one_of_our_errors(
     tmp_path: Path, make_run: Any, rows: list[dict[str, Any]], end: bytes, task: str
 ) -> None:
