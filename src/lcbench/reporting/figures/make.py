@@ -224,7 +224,9 @@ def _lengths(part: _Model, runs: Sequence[RunDirectory]) -> Iterator[Drawn]:
         if curves:
             unit = "words of background" if task.metric == "passkey" else "length of the context in words"
             yield _length_figure(part, names[task.name], curves, unit)
-    for name in view.names if view is not None else ():
+    if view is None:
+        return
+    for name in view.names:
         long_curves = [curve for one in view.entries if (curve := _long_curve(part, one, name)) is not None]
         unit = next(one.curves[name].unit for one in view.entries if name in one.curves)
         if any(curve for one in view.entries if not one.published for curve in long_curves if curve.label == one.label):
@@ -350,7 +352,8 @@ def _speed(row: Mapping[str, object], weights: float | None) -> efficiency.Speed
     tokens, batch = _number(row.get("prompt_tokens")), _number(row.get("batch")) or 1
     if not weights or not kept or not speed or not tokens:
         return None
-    return efficiency.SpeedPoint(str(row.get("method")), int(tokens), int(batch), weights + kept, speed)
+    moved = _number(row.get("step_bytes")) or weights + kept
+    return efficiency.SpeedPoint(str(row.get("method")), int(tokens), int(batch), moved, speed)
 
 
 def _number(value: object) -> float | None:
