@@ -1,4 +1,4 @@
-"""Which prompts are answered together: a function of prompts, methods and limits; what shares a beginning stands together."""
+"""Which prompts are answered together, in which order, and where prompts that begin alike are cut."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_running_out_of_memory_is_told_from_other_errors() -> None:
     assert not is_out_of_memory(ValueError("out of memory"))
 
 
-# -- shared beginnings ---------------------------------------------------------------------------------------------------
+# -- shared beginnings ----------------------------------------------------------------------------------------------
 
 
 def ids(*runs: tuple[int, int]) -> list[int]:
@@ -113,7 +113,7 @@ def test_questions_on_one_text_share_it() -> None:
     prompts = {0: ids((1, 500), (2, 30)), 1: ids((9, 80)), 2: ids((1, 500), (3, 40)), 3: ids((1, 500), (2, 10), (4, 9))}
     order = shared_beginnings(prompts)
     cuts = dict(order)
-    assert [n for n, _ in order][0] == 2  # the longest prompt of the largest tree
+    assert order[0][0] == 2  # the longest prompt of the largest tree
     assert {n for n, _ in order[:3]} == {0, 2, 3}
     assert cuts[0] == cuts[2] == cuts[3] == (500,)  # ten more tokens in common do not pay for a pass
     assert cuts[1] == ()

@@ -71,7 +71,7 @@ def test_the_cut_is_at_the_question_and_changes_no_token(chat: str) -> None:
         after = loaded.tokenizer.decode(list(hidden.read_last(one)), skip_special_tokens=True)
         assert before.endswith(row.fields["context"])
         assert after.startswith(row.fields["question"].rstrip())
-        assert list(one.ids)[0] == 256  # the beginning of the chat belongs to the context
+        assert one.ids[0] == 256  # the beginning of the chat belongs to the context
 
 
 def test_a_token_that_spans_the_border_belongs_to_the_question() -> None:

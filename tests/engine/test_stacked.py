@@ -101,7 +101,7 @@ def test_stacked_logits_equal_one_by_one() -> None:
 
 
 def test_bfloat16_disagrees_at_near_ties_alone() -> None:
-    """A random model's candidates lie closer together than a trained one's (for that see tests/e2e/test_demo_bf16.py)."""
+    """Near ties are frequent here: a random model's candidates lie closer together than a trained one's."""
     loaded = loaded_tiny(dtype=torch.bfloat16)
     lengths = tuple(range(40, 100, 10))
     specs = ("full", "snapkv@window=8,budget=0.5", "kivi@group_size=32,residual_length=32", "knorm@budget=0.5")
@@ -172,7 +172,7 @@ def test_near_ties_are_counted() -> None:
     assert made.near_ties == tied > 0
 
 
-# -- whole runs ----------------------------------------------------------------------------------------------------------
+# -- whole runs -----------------------------------------------------------------------------------------------------
 
 
 def methods() -> list[Method]:
@@ -245,7 +245,7 @@ def test_interrupting_a_batch_gives_it_up() -> None:
     assert some[0].seen == 53
 
 
-# -- the prompt as it was read ---------------------------------------------------------------------------------------------
+# -- the prompt as it was read ---------------------------------------------------------------------------------------
 
 
 def test_a_prompt_within_its_budget_is_the_full_row_and_not_decoded_again(tmp_path: Path) -> None:

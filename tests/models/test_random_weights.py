@@ -10,7 +10,8 @@ import torch
 
 from lcbench.config.spec import Dtype, ModelSpec
 from lcbench.errors import ModelError, UnknownName
-from lcbench.models.random_weights import architectures, describe_random, load_random
+from lcbench.models.architectures import architectures
+from lcbench.models.random_weights import describe_random, load_random
 
 # Parameter counts as the models' cards and papers print them, in billions; layers, heads, KV heads, head dimension.
 PUBLISHED = {

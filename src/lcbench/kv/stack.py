@@ -5,7 +5,7 @@ row it is launched row by row, and that takes longer than the arithmetic. Here t
 equally long lie side by side, aligned at their newest token, so that a step writes one column and attends once. The
 shorter rows begin with places that nobody sees.
 
-A layer does not know whether it is stacked: what asks for its tensors makes it leave its stack (`DenseStack.give_back`).
+What asks a layer for its tensors makes it leave its stack (`DenseStack.give_back`).
 """
 
 from __future__ import annotations

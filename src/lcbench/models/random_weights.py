@@ -16,17 +16,11 @@ import torch
 from lcbench.config.spec import ModelSpec
 from lcbench.errors import ModelError, UnknownName
 from lcbench.models import adapter, flash, support
+from lcbench.models.architectures import architecture_file, architectures
 from lcbench.models.hub import plain
 from lcbench.models.info import LoadedModel, ModelInfo, library_versions, model_facts
 from lcbench.models.place import FLASH, Placement, place
 from lcbench.models.quiet import quiet
-
-_FOLDER = Path(__file__).parent / "architectures"
-
-
-def architectures() -> list[str]:
-    """Names that `describe_random` and `load_random` know, in alphabetical order."""
-    return sorted(file.name.removesuffix(".json") for file in _FOLDER.glob("*.json"))
 
 
 def describe_random(spec: ModelSpec) -> ModelInfo:
@@ -72,7 +66,7 @@ def _placement(spec: ModelSpec) -> Placement:
 def _config(name: str) -> Any:
     from transformers import AutoConfig
 
-    file = _FOLDER / f"{name}.json"
+    file = architecture_file(name)
     if name not in architectures():
         file = Path(name).expanduser()
         file = file / "config.json" if file.is_dir() else file
