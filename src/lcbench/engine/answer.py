@@ -134,6 +134,7 @@ class _Answer:
     same_as: _Answer | None = None
     kept: float = 0.0
     held: int = 0
+    resident: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     generated: Generated | None = None
 
@@ -353,7 +354,7 @@ class Answerer:
             return answer
         answer.cache, answer.logits = cache, record.logits
         answer.plain = prompts.shared and _is_whole(cache, record)
-        answer.kept, answer.held = cache.entries, cache.storage_nbytes
+        answer.kept, answer.held, answer.resident = cache.entries, cache.storage_nbytes, cache.resident_nbytes
         if method.traits.memory == "simulated":
             answer.held = method.logical_nbytes(self.loaded.shape(), record.length)
         answer.seconds = {"prefill": seconds, "compress": compressing.seconds}
@@ -371,7 +372,7 @@ class Answerer:
             a.logits = logits[i]
             simulated = prompts.methods[a.method].traits.memory == "simulated"
             added = self.loaded.shape().full_bytes(len(question)) if simulated else cache.nbytes - before[i]
-            a.kept, a.held = cache.entries, a.held + added
+            a.kept, a.held, a.resident = cache.entries, a.held + added, cache.resident_nbytes
 
     # -- decoding ----------------------------------------------------------------------------------------------------
 
@@ -399,7 +400,7 @@ class Answerer:
         for a in answers:
             if a.same_as is not None:
                 first = a.same_as
-                a.generated, a.kept, a.held = first.generated, first.kept, first.held
+                a.generated, a.kept, a.held, a.resident = first.generated, first.kept, first.held, first.resident
                 a.seconds["decode"] = 0.0
 
     def _named(self, prompts: PromptSet, rows: Sequence[_Answer]) -> str:
@@ -432,6 +433,7 @@ class Answerer:
                 new_tokens=generated.new_tokens,
                 kv_bytes=answer.held,
                 kv_bytes_full=self.loaded.shape().full_bytes(prompt.tokens),
+                resident_bytes=answer.resident,
                 reused_from=FULL if answer.plain and method.name != FULL else None,
                 near_ties=generated.near_ties,
             )
