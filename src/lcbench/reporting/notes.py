@@ -11,6 +11,7 @@ from lcbench.reporting.words import bytes_text
 from lcbench.scoring.remarks import unfinished
 from lcbench.store.rundir import RunDirectory
 from lcbench.store.schema import PredictionRecord
+from lcbench.tasks.notes import said_once
 
 Records = Mapping[tuple[str, str], Sequence[PredictionRecord]]
 
@@ -78,6 +79,8 @@ def asked(spec: Mapping[str, Any]) -> list[str]:
         )
     if spec.get("over_length") == "skip":
         notes.append("prompts longer than the window were left out (--over-length skip)")
+    if spec.get("over_length") == "truncate":
+        notes.append("prompts longer than the window were cut in the middle (--over-length truncate)")
     if spec.get("truncation") not in (None, "middle"):
         notes.append(f"long prompts were not cut as the official script does (--truncation {spec['truncation']})")
     if spec.get("context") not in (None, "full"):
@@ -101,7 +104,5 @@ def _data(run: RunDirectory) -> list[str]:
         if not isinstance(facts, Mapping):
             continue
         said = facts.get("notes") or [facts.get("note")]
-        for note in said if isinstance(said, list) else [said]:
-            if isinstance(note, str) and note:
-                notes.append(note if note.startswith(task.partition("@")[0]) else f"{task}: {note}")
-    return notes
+        notes += [(task, note) for note in (said if isinstance(said, list) else [said]) if isinstance(note, str)]
+    return said_once(notes)
