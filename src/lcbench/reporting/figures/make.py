@@ -224,7 +224,9 @@ def _lengths(part: _Model, runs: Sequence[RunDirectory]) -> Iterator[Drawn]:
         if curves:
             unit = "words of background" if task.metric == "passkey" else "length of the context in words"
             yield _length_figure(part, names[task.name], curves, unit)
-    for name in view.names if view is not None else ():
+    if view is None:
+        return
+    for name in view.names:
         long_curves = [curve for one in view.entries if (curve := _long_curve(part, one, name)) is not None]
         unit = next(one.curves[name].unit for one in view.entries if name in one.curves)
         if any(curve for one in view.entries if not one.published for curve in long_curves if curve.label == one.label):
@@ -332,7 +334,7 @@ def _efficiency(part: _Model, runs: Sequence[RunDirectory]) -> Iterator[Drawn]:
                 point = _speed(row, weights)
                 if point is not None:
                     points[point.method, point.prompt_tokens, point.batch] = point
-                bandwidths.append(_number(row.get("copy_bytes_per_second")))
+                bandwidths.append(_number(row.get("copy_bandwidth")))
     if not points:
         return
     title = "Decoding speed against its physical limit"
@@ -348,9 +350,10 @@ def _speed(row: Mapping[str, object], weights: float | None) -> efficiency.Speed
     weights = _number(row.get("weight_bytes")) or weights
     kept, speed = _number(row.get("kv_bytes")), _number(row.get("decode_tokens_per_second"))
     tokens, batch = _number(row.get("prompt_tokens")), _number(row.get("batch")) or 1
-    if not weights or not kept or not speed or not tokens:
+    step = _number(row.get("step_bytes")) or (weights + kept if weights and kept else None)
+    if not step or not speed or not tokens:
         return None
-    return efficiency.SpeedPoint(str(row.get("method")), int(tokens), int(batch), weights + kept, speed)
+    return efficiency.SpeedPoint(str(row.get("method")), int(tokens), int(batch), step, speed)
 
 
 def _number(value: object) -> float | None:

@@ -24,7 +24,7 @@ def data_of(view: LongView) -> dict[str, Any]:
 
 
 def rows(view: LongView) -> Iterator[dict[str, Any]]:
-    """Rows of a flat table, by column name. ``kind`` is "average", "longscore", or "long-context value" (one a length)."""
+    """Rows of a flat table, by column name; ``kind``: "base score", "average", "longscore", "long-context value"."""
     for one in view.entries:
         for curve in one.curves.values():
             base = _row(one, curve, "base score", curve.base.score, curve.base.interval)
