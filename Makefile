@@ -44,7 +44,6 @@ bench: setup
 	$(BIN)/python tests/bench/bench_kivi_decode.py
 
 bench-score: setup
-	$(PIP) "rouge==1.0.1"
 	$(BIN)/python tests/bench/bench_score.py
 
 docs: setup

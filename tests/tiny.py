@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
+    FalconConfig,
+    FalconForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
@@ -50,9 +52,11 @@ KINDS: dict[str, tuple[Any, Any]] = {
     "smollm3": (SmolLM3Config, SmolLM3ForCausalLM),
     "olmo2": (Olmo2Config, Olmo2ForCausalLM),
     "gpt_oss": (GptOssConfig, GptOssForCausalLM),
+    "falcon": (FalconConfig, FalconForCausalLM),
 }
 SPECIAL: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": None},
+    "falcon": {"hidden_size": None, "new_decoder_architecture": True},
     "phi3": {"hidden_size": None, "pad_token_id": 0},  # a head is hidden / heads wide
     "gpt_oss": {
         "num_local_experts": 4,
@@ -110,6 +114,10 @@ def tiny_model(
     settings |= SPECIAL.get(kind, {})
     if settings["hidden_size"] is None:
         settings["hidden_size"] = heads * head_dim
+        std *= (hidden / settings["hidden_size"]) ** 0.5  # logits as large as the others'
+    if kind == "falcon":  # has names of its own
+        settings["num_kv_heads"], settings["ffn_hidden_size"] = kv_heads, settings["intermediate_size"]
+        del settings["num_key_value_heads"], settings["head_dim"], settings["intermediate_size"]
     config_ = config_class(**{**settings, **config})
     implementation = "sdpa" if model_class._supports_sdpa else "eager"
     model = model_class._from_config(config_, attn_implementation=implementation)

@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import GptOssConfig
 
 from lcbench.kv.cache import CacheShape, KVCache
 from lcbench.kv.observe import LastQueries, union
 from lcbench.kv.record import PrefillRecord, take
 from lcbench.kv.ring import RingLayer
 from lcbench.models import adapter
+from lcbench.models.info import model_facts
 from lcbench.models.rule import AttentionRule
-from tiny import VOCAB, tiny_model
+from tiny import VOCAB, byte_tokenizer, tiny_model
 
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -24,7 +26,16 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen2-window": {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 1},
     "qwen3": {},
     "gemma2": {"sliding_window": 12, "attn_logit_softcapping": 5.0, "query_pre_attn_scalar": 20},
+    "gemma3": {"sliding_window": 12, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
     "gpt_oss": {"sliding_window": 12},
+    "gpt_oss-yarn": {"sliding_window": 12, "rope_parameters": GptOssConfig().rope_parameters},
+    "phi3": {},
+    "phi3-window": {"sliding_window": 12},
+    "smollm3": {"no_rope_layers": [1, 0, 1]},
+    "olmo2": {},
+    "falcon": {},
+    "falcon-multi-query": {"new_decoder_architecture": False, "multi_query": True, "parallel_attn": True},
+    "falcon-all-heads": {"new_decoder_architecture": False, "multi_query": False, "num_kv_heads": 8},
 }
 LAYERS = 3
 
@@ -73,7 +84,9 @@ def test_prompt_then_steps(pair: tuple[Any, Any], chunk: int) -> None:
     rows.append(feed(ours, text[50:], cache, all_logits=True))
     torch.testing.assert_close(torch.cat(rows), expected, rtol=0, atol=1e-4)
     assert cache.seen == 56
-    assert cache.nbytes == CacheShape(LAYERS, 8, 2, 32, torch.float32, torch.device("cpu")).full_bytes(56)
+    kv_heads = cache.layers[0].parts()[0][0].shape[0]
+    assert kv_heads == model_facts(ours, byte_tokenizer())["kv_heads"]
+    assert cache.nbytes == CacheShape(LAYERS, 8, kv_heads, 32, torch.float32, torch.device("cpu")).full_bytes(56)
 
 
 def test_the_last_logits_alone(pair: tuple[Any, Any]) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import FrozenInstanceError, dataclass
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from lcbench.cli import app
 from lcbench.errors import BadValue, UnknownName, UsageError
 from lcbench.methods import registry
 from lcbench.methods.base import Method, Traits
@@ -20,6 +23,7 @@ from lcbench.methods.registry import all_methods, method, resolve
 def _own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     all_methods()
     monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+    monkeypatch.setattr(registry, "_broken", {})
     yield
     registry._import_all.cache_clear()
 
@@ -110,10 +114,40 @@ def test_methods_of_other_packages_are_found(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.usefixtures("_own_registry")
-def test_a_broken_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_package_is_named_and_stops_no_other_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _plugin(tmp_path, monkeypatch, "import nothing_of_that_name\n")
-    with pytest.raises(
-        UsageError, match=r"plug-in 'theirs' \(my_methods:Theirs\) cannot be imported.*nothing_of_that"
-    ) as e:
-        all_methods()
-    assert e.value.next_step
+    assert "theirs" not in all_methods()
+    assert resolve("kivi@bits=4").name == "kivi"
+    words = r"plug-in 'theirs' \(my_methods:Theirs\) cannot be imported.*nothing_of_that"
+    for spec in ("theirs", "theirs@size=3", "snapkv+theirs"):
+        with pytest.raises(UsageError, match=words) as e:
+            resolve(spec)
+        assert e.value.next_step
+    result = CliRunner().invoke(app, ["doctor", "--json"])
+    assert result.exit_code == 0
+    found = {check["name"]: check for check in json.loads(result.stdout)["checks"]}
+    assert found["theirs"]["ok"] is False
+    assert "nothing_of_that_name" in found["theirs"]["value"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "same"),
+    [
+        ("snapkv@8x", "snapkv@budget=0.125"),
+        ("snapkv@6x,window=8", "snapkv@budget=0.17,window=8"),
+        ("streamingllm@budget=2x", "streamingllm@budget=0.5"),
+        ("infllm@4x", "infllm@preset=4x"),
+        ("h2o-longctx@6x", "h2o-longctx@preset=6x"),
+    ],
+)
+def test_presets_for_short(spec: str, same: str) -> None:
+    assert resolve(spec).id == resolve(same).id == same
+
+
+def test_presets_that_mean_nothing_are_refused() -> None:
+    with pytest.raises(UnknownName, match="preset"):
+        resolve("kivi@2x")
+    with pytest.raises(BadValue, match="budget twice"):
+        resolve("snapkv@2x,budget=3")
+    with pytest.raises(UsageError, match="not key=value"):
+        resolve("snapkv@3x")

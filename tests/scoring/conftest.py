@@ -41,13 +41,18 @@ def row() -> Callable[..., Row]:
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., RunDirectory]:
-    """A run directory with the given records."""
+    """A run directory with the given records; ``rows`` are those it asked for, by task."""
 
-    def make(predictions: Mapping[tuple[str, str], Iterable[Mapping[str, Any]]], name: str = "run") -> RunDirectory:
+    def make(
+        predictions: Mapping[tuple[str, str], Iterable[Mapping[str, Any]]],
+        name: str = "run",
+        rows: Mapping[str, int] | None = None,
+    ) -> RunDirectory:
         methods = list(dict.fromkeys(m for m, _ in predictions))
         tasks = list(dict.fromkeys(t for _, t in predictions))
         spec = {"model": {"name": "demo"}, "methods": methods, "tasks": tasks}
-        with RunDirectory.create_or_continue(tmp_path / name, spec, {}) as run:
+        provenance = {"tasks": {task: {"rows": count} for task, count in (rows or {}).items()}}
+        with RunDirectory.create_or_continue(tmp_path / name, spec, provenance) as run:
             for (method, task), records in predictions.items():
                 for number, changes in enumerate(records):
                     values = {"pred": "Paris", "answers": ["Paris"], "all_classes": None, "length": 100}

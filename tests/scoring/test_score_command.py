@@ -80,7 +80,14 @@ def test_json_of_longbench_e_has_buckets_and_nan_as_published(tmp_path: Path, wr
     assert by_length["4-8k"]["score"] is None
 
 
-def test_json_of_a_run_is_one_result_a_method(make_run: Any) -> None:
+def test_json_of_a_run_with_one_method_has_the_official_shape(make_run: Any) -> None:
+    data = json.loads(run(make_run({("full", "qasper"): [{}], ("full", "passkey"): [{}]}).path, "--json").stdout)
+    assert set(data) == {"qasper", "passkey", "lcbench"}
+    assert data["qasper"] == 100.0
+    assert data["lcbench"]["methods"]["full"]["tasks"]["qasper"]["n"] == 1
+
+
+def test_json_of_several_methods_is_one_result_a_method(make_run: Any) -> None:
     done = run(make_run({("full", "qasper"): [{}], ("kivi", "qasper"): [{"pred": "x"}]}).path, "--json")
     data = json.loads(done.stdout)
     assert data["full"] == {"qasper": 100.0}
@@ -117,6 +124,58 @@ def test_hostile_names_print_as_they_are(tmp_path: Path, write_rows: Any, row: A
     done = run(path)
     assert done.exit_code == 0, done.output
     assert "[red]model[bold]" in done.stdout
+
+
+def test_everything_fits_a_narrow_terminal(tmp_path: Path, write_rows: Any, row: Any) -> None:
+    for name in ("passage_retrieval_en_e", "gov_report_e", "trec_e"):
+        answers = ["Paragraph 1"] if "retrieval" in name else ["Paris"]
+        rows = [row(length=n, pred="Paragraph 1, Paris", answers=answers, all_classes=["Paris"]) for n in (1, 5000)]
+        write_rows(tmp_path / "m" / f"{name}.jsonl", rows * 2)
+    done = CliRunner().invoke(app, ["score", str(tmp_path / "m"), "--rouge-score"], env={"COLUMNS": "80"})
+    assert done.exit_code == 0, done.output
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert any(line[:4] == ["gov_report_e", "rouge", "4", "0"] for line in lines)
+    assert any(line[:3] == ["4-8k", "2", "0"] for line in lines)
+    assert not any(line[:1] == ["8k+"] for line in lines)  # no rows, so no line
+    assert any(line[:3] == ["Google", "rouge-score", "rouge1"] for line in lines)
+    assert "…" not in done.stdout
+
+
+def test_a_run_says_what_it_was_asked_for_and_what_it_lacks(make_run: Any) -> None:
+    directory = make_run({("full", "qasper"): [{}], ("kivi", "qasper"): []}, rows={"qasper": 2})
+    info = json.loads((directory.path / "run.json").read_text())
+    info["spec"]["limit"] = 2
+    (directory.path / "run.json").write_text(json.dumps(info))
+    said = run(directory.path).stdout
+    assert "--limit 2" in said
+    assert "unfinished: full has 1 of 2 rows of qasper" in said
+    assert "kivi has no predictions for qasper yet" in said
+    assert "fewer rows than the test set has: qasper 2 of 200" in said
+
+
+def test_a_mean_of_some_tasks_says_that_it_is_incomplete(tmp_path: Path, write_rows: Any, row: Any) -> None:
+    for name in ("qasper", "narrativeqa", "musique"):
+        write_rows(tmp_path / "m" / f"{name}.jsonl", [row()] * 2)
+    done = run(tmp_path / "m", "--json")
+    overall = json.loads(done.stdout)["lcbench"]["methods"]["m"]["overall"]
+    macro, micro = overall["macro_en"], overall["micro15"]
+    assert macro["label"] == "LongBench, English, incomplete (3 of 16 tasks): mean of their 2 categories"
+    assert (macro["n_tasks"], macro["of_tasks"], macro["complete"]) == (3, 16, False)
+    assert micro["label"] == (
+        "LongBench, incomplete (3 of 15 tasks): mean of English and code tasks, no passage_count"
+    )  # fmt: skip
+    assert "3 of 16" in run(tmp_path / "m").stdout
+
+
+def test_what_is_no_predictions_file_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("# hello")
+    error = refused(tmp_path / "README.md")
+    assert "is not a predictions file: its name does not end in .jsonl or .jsonl.gz" in error.message
+    assert "does not exist" in refused(tmp_path / "nothing.jsonl").message
+    assert "Cannot read" in refused(tmp_path / ("a" * 5000)).message
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "qasper.jsonl").symlink_to("nowhere")
+    assert "a link to a file that is not there" in refused(tmp_path / "m").message
 
 
 def test_wrong_input_is_refused_with_nothing_written(tmp_path: Path, write_rows: Any, make_run: Any) -> None:

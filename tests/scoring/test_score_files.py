@@ -79,6 +79,7 @@ def test_fields_that_the_metric_does_not_need_may_be_missing(tmp_path: Path) -> 
         ('{"pred": "x", "answers": [], "length": NaN}', 1, "'length' is not a number"),
         ('{"pred": "x", "answers": [], "length": true}', 1, "'length' is not a number"),
         ('{"pred": "x", "answers": [], "length": -1}', 1, "'length' is not a number"),
+        ('{"pred": "x", "answers": [], "length": 1e999}', 1, "'length' is not a number"),
         ('{"pred": "x", "answers": [], "status": "done"}', 1, "'status'"),
         ("[" * 100_000, 1, "not valid JSON"),
         (GOOD.encode() + b"\n\xff\xfe\n", 2, "not UTF-8"),
@@ -92,6 +93,10 @@ def test_a_bad_line_is_refused_by_file_and_line(tmp_path: Path, content: bytes |
     assert f"{path}, line {line}: " in caught.value.message
     assert why in caught.value.message
     assert caught.value.next_step
+
+
+def test_a_length_of_hundreds_of_digits_is_a_length(tmp_path: Path) -> None:
+    assert score_path(_file(tmp_path, '{"pred": "x", "answers": [], "length": 1' + "0" * 400 + "}")).n_error == 0
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", "  \n"])
@@ -109,6 +114,20 @@ def test_what_is_no_whole_gzip_file_is_refused(tmp_path: Path) -> None:
             read_file(path)
     with pytest.raises(CorruptFile, match="not UTF-8"):
         read_file(_file(tmp_path, packed))
+
+
+def test_a_gzip_fault_names_the_line_it_begins_in(tmp_path: Path) -> None:
+    import random
+
+    letters = random.Random(1)
+    lines = [json.dumps({"pred": letters.randbytes(3000).hex(), "answers": []}) for _ in range(100)]
+    packed = gzip.compress("\n".join(lines).encode())
+    path = _file(tmp_path, packed[: len(packed) // 2], "qasper.jsonl.gz")
+    with pytest.raises(CorruptFile, match=r"qasper\.jsonl\.gz, line (\d+): the gzip file breaks off here") as caught:
+        read_file(path)
+    assert 30 < int(caught.value.message.split("line ")[1].split(":")[0]) <= 51
+    with pytest.raises(CorruptFile, match="line 1: not a sound gzip file"):
+        read_file(_file(tmp_path, GOOD, "qasper.jsonl.gz"))
 
 
 def test_a_file_that_unpacks_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

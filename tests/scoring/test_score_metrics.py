@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -184,6 +185,34 @@ def test_wrong_calls_are_refused() -> None:
     with pytest.raises(UnknownName, match="qaspr") as caught:
         score_row("qaspr", "a", ["a"])
     assert "qasper" in caught.value.next_step
+
+
+@pytest.mark.parametrize(
+    ("call", "why"),
+    [
+        (("qa_f1", None, ["a"]), "The prediction is null, not text"),
+        (("qa_f1", b"a", ["a"]), "of type bytes, not text"),
+        (("qa_f1", "a", None), "answers is null, not a list of texts"),
+        (("qa_f1", "a", [5]), "answers holds 5, which is of type int"),
+        (("count", "5", [5.0]), "answers holds 5.0, which is of type float"),
+        (("count", "1", [True]), "answers holds True, which is of type bool"),
+        (("qa_f1", "a", [None]), "answers holds null"),
+        (("classification", "a", ["a"], "abc"), "all_classes is one text"),
+        (("classification", "a", ["a"], [1]), "all_classes holds 1"),
+    ],
+)
+def test_what_is_no_text_is_refused(call: Any, why: str) -> None:
+    with pytest.raises(BadValue, match=why):
+        score(*call)
+    if call[0] == "classification":
+        with pytest.raises(BadValue, match=why):
+            score_row("trec", *call[1:])
+
+
+def test_counts_may_be_whole_numbers() -> None:
+    """The official function compares str(ground_truth)."""
+    assert score("count", "There are 5", [5]) == score_row("passage_count", "5", ["5"]) == 1.0
+    assert score("count", "5 or 6", [5]) == 0.5
 
 
 @pytest.mark.parametrize("task", ["triviaqa", "triviaqa_e"])

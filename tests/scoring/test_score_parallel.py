@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import random
+import signal
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -33,7 +36,7 @@ def _expected(item: Item) -> tuple[float, ...]:
 
 @pytest.fixture
 def always_pooled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel, "_WORTH_A_POOL", 1e-9)
+    monkeypatch.setattr(parallel, "_worth", lambda seconds, most, once, each: most)
 
 
 @pytest.mark.usefixtures("always_pooled")
@@ -62,13 +65,66 @@ def test_another_thread_makes_it_spawn_and_the_values_stay(monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("always_pooled")
-def test_where_no_process_can_be_started_one_does_it_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: Any, **kwargs: Any) -> None:
+@pytest.mark.parametrize("call", ["fork", "pipe"])
+def test_where_no_process_can_be_started_one_does_it_all(monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    def refuse() -> None:
         raise OSError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(parallel, "ProcessPoolExecutor", refuse)
+    monkeypatch.setattr(os, call, refuse)
     items = _items(20)
     assert score_items(items, 2) == [_expected(item) for item in items]
+
+
+@pytest.mark.usefixtures("always_pooled")
+def test_what_a_killed_process_took_with_it_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    parent, real = os.getpid(), parallel._values
+
+    def values(item: Item) -> Any:
+        if os.getpid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.001)  # so that the others get a piece
+        return real(item)
+
+    monkeypatch.setattr(parallel, "_values", values)
+    items = _items(100)
+    assert score_items(items, 3) == [_expected(item) for item in items]
+
+
+@pytest.mark.usefixtures("always_pooled")
+def test_no_process_is_left_behind_when_the_work_is_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = os.getpid()
+
+    def values(item: Item) -> Any:
+        if os.getpid() == parent:
+            raise KeyboardInterrupt
+        time.sleep(60)
+
+    started: list[int] = []
+    real = parallel._fork
+    monkeypatch.setattr(parallel, "_fork", lambda *a: started.append((child := real(*a))[0]) or child)
+    monkeypatch.setattr(parallel, "_values", values)
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        score_items(_items(100), 3)
+    assert time.monotonic() - start < 30
+    assert len(started) == 2
+    for pid in started:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "most", "expected"), [(0.01, 64, 1), (0.06, 2, 1), (0.6, 2, 2), (0.6, 1, 1), (6, 8, 8), (1, 64, 7)]
+)
+def test_processes_are_taken_while_they_save_time(seconds: float, most: int, expected: int) -> None:
+    assert parallel._worth(seconds, most, *parallel._FORKING) == expected
+
+
+def test_a_full_longbench_is_worth_more_processes_and_a_small_file_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "word " * 200
+    full = [(Rule("rouge"), f"{i} {words}", (words,)) for i in range(4750)]
+    assert parallel._worth(sum(map(parallel._cost, full)), 2, *parallel._FORKING) == 2
+    assert parallel._worth(sum(map(parallel._cost, full[:100])), 2, *parallel._FORKING) == 1
 
 
 @pytest.mark.usefixtures("always_pooled")
@@ -94,7 +150,7 @@ def test_equal_samples_are_scored_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_little_work_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel, "ProcessPoolExecutor", None)
+    monkeypatch.setattr(os, "fork", None)
     assert len(score_items(_items(5), 8)) == 5
 
 

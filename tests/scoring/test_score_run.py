@@ -13,6 +13,7 @@ import pytest
 from lcbench.errors import BadValue, CorruptFile, NotARun, UnknownName, UsageError
 from lcbench.scoring.run import ScoreOptions, score_path, score_run
 from lcbench.store.rundir import RunDirectory
+from lcbench.tasks.registry import all_tasks
 
 QUICK = ScoreOptions(resamples=20)
 FAILED = {"pred": "", "status": "error", "error": "too long"}
@@ -75,7 +76,7 @@ def test_a_bad_sample_is_named_by_file_and_line(tmp_path: Path, write_rows: Any,
 
 def test_a_bad_sample_of_a_run_is_named(make_run: Any) -> None:
     run = make_run({("full", "passage_retrieval_en"): [{"id": "abc"}]})
-    with pytest.raises(CorruptFile, match="sample abc: The answer 'Paris'"):
+    with pytest.raises(CorruptFile, match=r"passage_retrieval_en\.jsonl, line 1: The answer 'Paris'"):
         score_path(run.path, QUICK)
 
 
@@ -91,12 +92,78 @@ def test_a_folder_and_a_folder_of_folders(tmp_path: Path, write_rows: Any, row: 
     assert (both.source, both.name) == ("folder", "all")
 
 
-def test_doubled_rows_and_mixed_versions_are_said(tmp_path: Path, write_rows: Any, row: Any) -> None:
+def test_numbers_of_rows_are_said(tmp_path: Path, write_rows: Any, row: Any) -> None:
     table = score_path(write_rows(tmp_path / "narrativeqa.jsonl", [row()] * 400), QUICK)
-    assert "400 rows, but the test set has 200" in table.notes[0]
-    rows = [row(_id=str(v), status="ok", task_version=v) for v in (1, 2)]
-    table = score_path(write_rows(tmp_path / "musique.jsonl", rows), QUICK)
-    assert "several task versions (1, 2)" in table.notes[0]
+    assert "more rows than the test set has" in table.notes[0]
+    assert "narrativeqa 400 of 200" in table.notes[0]
+    write_rows(tmp_path / "m" / "musique.jsonl", [row()] * 3)
+    write_rows(tmp_path / "m" / "trec.jsonl", [row(all_classes=["Paris"])] * 200)
+    assert score_path(tmp_path / "m", QUICK).notes == ("fewer rows than the test set has: musique 3 of 200.",)
+
+
+def test_versions_that_are_not_the_installed_one_are_said(
+    tmp_path: Path, write_rows: Any, row: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def notes(*versions: int) -> str:
+        rows = [row(_id=str(i), status="ok", task_version=v) for i, v in enumerate(versions)]
+        return " ".join(score_path(write_rows(tmp_path / "musique.jsonl", rows), QUICK).notes)
+
+    assert "several task versions (1, 2)" in notes(1, 2)
+    assert "predictions of task version 7, this lcbench has version 1 (a newer lcbench made them)" in notes(7)
+    assert "version" not in notes(1)
+    cls = all_tasks()["musique"]
+    monkeypatch.setattr(cls, "version", 3)
+    monkeypatch.setattr(cls, "changelog", {1: "first version", 3: "asks twice"})
+    assert "version 1, this lcbench has version 3 (since then: asks twice)" in notes(1)
+
+
+def test_ids_that_come_twice_in_a_loose_file_are_said(tmp_path: Path, write_rows: Any, row: Any) -> None:
+    path = write_rows(tmp_path / "musique.jsonl", [row(_id="a"), row(_id="a", pred="x"), row(_id="b")])
+    table = score_path(path, QUICK)
+    assert table.methods[tmp_path.name].tasks["musique"].n == 3
+    assert any("1 row repeats the _id of another (a)" in note for note in table.notes)
+
+
+def test_what_a_run_lacks_is_said(make_run: Any) -> None:
+    run = make_run({("full", "qasper"): [{}, {}, {}], ("kivi", "qasper"): [{}]}, rows={"qasper": 3})
+    with open(run.predictions_path("kivi", "qasper"), "ab") as file:
+        file.write(b'{"pred": "half')
+    notes = score_path(run.path, QUICK).notes
+    assert "fewer rows than the test set has: qasper 3 of 200." in notes
+    assert "unfinished: kivi has 1 of 3 rows of qasper" in notes
+    assert any("kivi, qasper: an unfinished last line of 14 bytes was left out" in note for note in notes)
+
+
+def test_records_of_other_rows_are_said(make_run: Any) -> None:
+    run = make_run({("full", "qasper"): [{"id": "a"}, {"id": "b"}], ("kivi", "qasper"): [{"id": "c"}, {"id": "b"}]},
+                   rows={"qasper": 2})  # fmt: skip
+    assert "qasper: the records name 3 different rows, but the run asked for 2." in score_path(run.path, QUICK).notes
+
+
+def test_longbench_e_of_a_run_needs_lengths(make_run: Any) -> None:
+    run = make_run({("full", "qasper_e"): [{"length": 1}, {"length": None}]})
+    with pytest.raises(CorruptFile, match=r"qasper_e\.jsonl, line 2: 'length' is missing"):
+        score_path(run.path, QUICK)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"), [({"answers": [1]}, "answers is not a list of texts"), ({"_id": 5}, "_id is not text")]
+)
+def test_records_are_not_coerced(make_run: Any, changes: dict[str, Any], why: str) -> None:
+    run = make_run({("full", "qasper"): [{}]})
+    with open(run.predictions_path("full", "qasper"), "a", encoding="utf-8") as file:
+        file.write(json.dumps({"pred": "x", "answers": ["x"], "_id": "b", **changes}) + "\n")
+    with pytest.raises(CorruptFile, match=rf"qasper\.jsonl, line 2: {why}"):
+        score_path(run.path, QUICK)
+
+
+def test_the_definitions_used_are_said(tmp_path: Path, write_rows: Any, row: Any) -> None:
+    for name in ("lcc", "gov_report"):
+        write_rows(tmp_path / "m" / f"{name}.jsonl", [row()])
+    options = ScoreOptions(code_sim="levenshtein", strict_recursion=True, resamples=5)
+    notes = score_path(tmp_path / "m", options).notes
+    assert "code_sim: levenshtein (as with python-Levenshtein installed)." in notes
+    assert any("strict recursion" in note for note in notes)
 
 
 def test_what_cannot_be_scored_is_refused(tmp_path: Path, make_run: Any, row: Any) -> None:

@@ -53,7 +53,7 @@ def doctor(as_json: bool = typer.Option(False, "--json", help="One JSON object o
     """Show versions, accelerator, disk, data and models, and how to mend what is missing."""
     home = lcbench_home()
     gpus = _gpus()
-    checks = [*_software(bool(gpus)), *_machine(gpus), *_disk(home), *_data(home), *_models(home)]
+    checks = [*_software(bool(gpus)), *_machine(gpus), *_disk(home), *_data(home), *_models(home), *_methods()]
     if as_json:
         print_json(checks, home)
         return
@@ -215,6 +215,19 @@ def _dataset(home: Path, name: str, files: int) -> Check:
     size = sum(entry.size for entry in present.values())
     whole = f"{len(present)} of {files} files, {size / 1e6:.1f} MB"
     return Check("Data", name, f"{whole} ({'; '.join(parts)})" if parts else whole)
+
+
+def _methods() -> list[Check]:
+    """How many methods there are, and the plug-ins that cannot be imported."""
+    try:
+        from lcbench.methods.registry import all_methods, broken_plugins
+    except ImportError as error:
+        return [Check("Methods", "methods", f"cannot be imported: {error}", False)]
+    found = all_methods()
+    others = sum(not cls.__module__.startswith("lcbench.") for cls in found.values())
+    plugged = f", {others} of them from plug-ins" if others else ""
+    broken = [Check("Methods", name, error.message, False, error.next_step) for name, error in broken_plugins().items()]
+    return [Check("Methods", "methods", f"{len(found)}{plugged}"), *broken]
 
 
 def _models(home: Path) -> list[Check]:

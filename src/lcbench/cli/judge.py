@@ -135,6 +135,7 @@ class LocalJudge:
     name: str
     home: Path
     concurrent: bool = False
+    tries: int = 1
 
     def __post_init__(self) -> None:
         from lcbench.config.spec import ModelSpec

@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
+from lcbench.cli.score_view import tables_of
 from lcbench.errors import BadValue, CannotWrite
 
 if TYPE_CHECKING:
-    from lcbench.scoring.table import GroupScore, Interval, MethodScores, ScoreTable, TaskScore
+    from lcbench.scoring.table import ScoreTable, TaskScore
 
 OURS = "lcbench"
 """Key of the ``--json`` object under which everything stands that the official result.json has not."""
@@ -119,11 +118,11 @@ def _refuse_overwriting(out: Path, target: Path) -> None:
 
 
 def official_shape(table: ScoreTable) -> dict[str, Any]:
-    """result.json of the official script (one method) or method to result.json (several, and always for runs), with
-    ours under `OURS`. An empty length bucket is NaN, as the official script writes it."""
+    """result.json of the official script, or method to result.json where several methods were scored, with ours under
+    `OURS` (there every method is under its name, be it one or many). An empty length bucket is NaN, as the official
+    script writes it."""
     results = {name: {t.task: _official(t) for t in one.tasks.values()} for name, one in table.methods.items()}
-    single = table.source != "run" and len(results) == 1
-    return {**(next(iter(results.values())) if single else results), OURS: table.to_dict()}
+    return {**(next(iter(results.values())) if len(results) == 1 else results), OURS: table.to_dict()}
 
 
 def _official(task: TaskScore) -> Any:
@@ -139,11 +138,9 @@ def show(table: ScoreTable, target: Path) -> None:
     console = Console(highlight=False)
     for name, method in table.methods.items():
         console.print(Text(name, style="bold"), soft_wrap=True)
-        console.print(_tasks(method))
-        groups = _worth_showing(method)
-        if groups:
-            console.print(_groups(method, groups))
-    for line in _footnotes(table):
+        for one in tables_of(method):
+            console.print(one)
+    for line in _footnotes(table, target):
         console.print(escape(line), soft_wrap=True)
     if table.longscore is not None:
         from lcbench.reporting.longscore import terminal, view
@@ -154,79 +151,13 @@ def show(table: ScoreTable, target: Path) -> None:
         console.print(escape(f"Next:    lcbench report {shown}"), soft_wrap=True)
 
 
-def _tasks(method: MethodScores) -> Table:
-    from lcbench.scoring.samples import LONGBENCH_E
+def _footnotes(table: ScoreTable, target: Path) -> list[str]:
+    lines = [*table.notes]
+    if table.source == "run":
+        from lcbench.reporting.notes import asked
+        from lcbench.store.rundir import RunDirectory
 
-    scores = list(method.tasks.values())
-    split = [s.by_length for s in scores if s.benchmark == LONGBENCH_E]
-    buckets = list(dict.fromkeys(k for lengths in split for k in lengths if lengths[k].n))
-    columns = list(dict.fromkeys(k for s in scores for k in s.columns))
-    partial = any(s.partial is not None for s in scores)
-    judged = any(s.n_filtered or s.n_judge_failed for s in scores)
-    grid = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    grid.add_column("task", overflow="fold", min_width=min(14, max(len(s.task) for s in scores)))
-    grid.add_column("metric", overflow="fold")
-    fates = ("filtered", "no verdict") if judged else ()
-    for title in ("n", "errors", *fates, "score", "95 % interval", *buckets, *(["partial"] * partial), *columns):
-        grid.add_column(title, justify="right", no_wrap=True)
-    for one in scores:
-        grid.add_row(
-            escape(one.task),
-            escape(one.metric),
-            str(one.n),
-            f"[red]{one.n_error}[/]" if one.n_error else "0",
-            *([str(one.n_filtered), str(one.n_judge_failed)] if judged else []),
-            _number(one.score),
-            _interval(one.interval),
-            *(_number(one.by_length[b].score if b in one.by_length else None) for b in buckets),
-            *([_number(one.partial)] if partial else []),
-            *(_number(one.columns.get(c)) for c in columns),
-        )
-    return grid
-
-
-def _worth_showing(method: MethodScores) -> dict[str, GroupScore]:
-    """Means of at least two tasks; parts of means that say the same as one above are left out."""
-    shown: dict[str, GroupScore] = {}
-    seen: set[tuple[str, ...]] = set()
-    for key, one in [*method.categories.items(), *method.overall.items()]:
-        tasks = [t for m in one.members for t in (method.categories[m].members if m in method.categories else [m])]
-        if len(tasks) > 1 and (one.complete or tuple(tasks) not in seen):
-            shown[key] = one
-        seen.add(tuple(tasks))
-    return shown
-
-
-def _groups(method: MethodScores, groups: dict[str, GroupScore]) -> Table:
-    buckets = list(dict.fromkeys(b for g in groups.values() for b in g.by_length))
-    grid = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    grid.add_column("mean over", overflow="fold")
-    for title in ("tasks", "score", "95 % interval", *buckets):
-        grid.add_column(title, justify="right")
-    first = next((key for key in groups if key in method.overall), None)
-    for key, one in groups.items():
-        if key == first:
-            grid.add_section()
-        number = str(len(one.members)) if one.complete else f"{len(one.members)}, {len(one.missing)} missing"
-        grid.add_row(
-            escape(one.label if key in method.overall else key),
-            number,
-            _number(one.score),
-            _interval(one.interval),
-            *(_number(one.by_length.get(b)) for b in buckets),
-        )
-    return grid
-
-
-def _footnotes(table: ScoreTable) -> list[str]:
-    tasks = [task for method in table.methods.values() for task in method.tasks.values()]
-    lines = []
-    if any(task.code_sim for task in tasks):
-        definition = table.options["code_sim"]
-        official = "official requirements" if definition == "difflib" else "as with python-Levenshtein installed"
-        lines.append(f"code_sim: {definition} ({official}).")
-    if table.options["strict_recursion"]:
-        lines.append("rouge: strict recursion, 0 where the official script overflows its stack.")
+        lines = [*asked(RunDirectory.open(target).spec), *lines]
     if table.n_error:
         plural = (
             "1 sample failed: it has no score and counts"
@@ -234,12 +165,4 @@ def _footnotes(table: ScoreTable) -> list[str]:
             else f"{table.n_error} samples failed: they have no score and count"
         )
         lines.append(f"{plural} in no mean.")
-    return [*lines, *table.notes]
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def _interval(value: Interval | None) -> str:
-    return "-" if value is None else f"{value[0]:.1f}–{value[1]:.1f}"
+    return lines

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+PRESETS = {"2x": 0.5, "4x": 0.25, "6x": 0.17, "8x": 0.125}  # shares that a published comparison calls so
+
 
 @dataclass(frozen=True)
 class Budget:
     """Tokens kept per (layer, KV head) from the prompt, recent window included.
 
     Exactly one of the two is set: ``ratio`` in (0, 1], or ``tokens`` >= 1. As text, ``0.25`` (or ``25%``) is a
-    ratio and ``512`` is a number of tokens; ``1.0`` is the whole prompt and ``1`` one token.
+    ratio and ``512`` is a number of tokens; ``1.0`` is the whole prompt and ``1`` one token. ``2x 4x 6x 8x`` are the
+    ratios 0.5, 0.25, 0.17 and 0.125 of "KV Cache Compression, But What Must We Give in Return?" (arXiv:2407.01527).
     """
 
     ratio: float | None = None
@@ -27,8 +30,10 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """Read ``0.25``, ``25%`` or ``512``. Raises ValueError for anything else."""
+        """Read ``0.25``, ``25%``, ``512`` or one of `PRESETS`. Raises ValueError for anything else."""
         text = text.strip()
+        if text in PRESETS:
+            return cls(ratio=PRESETS[text])
         if text.endswith("%"):
             return cls(ratio=float(text[:-1]) / 100)
         if text.isdecimal():

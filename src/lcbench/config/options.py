@@ -22,6 +22,8 @@ from lcbench.config.budget import Budget
 from lcbench.errors import BadValue, UnknownName, UsageError
 
 T = TypeVar("T")
+PRESETS = ("2x", "4x", "6x", "8x")
+PRESET = "preset"  # the option that a bare 4x in ``name@4x`` sets
 _GIVEN = "_given_options"  # not a field: two instances with equal options stay equal
 BARE = ""  # the key under which an option that was written without one stands in `Item.options`
 
@@ -80,6 +82,11 @@ def split_items(text: str) -> list[str]:
     return items
 
 
+def split_parts(text: str) -> list[str]:
+    """Split the composition ``snapkv@budget=0.25+kivi@bits=2`` at the ``+`` before a name; ``1e+05`` stays whole."""
+    return [part.strip() for part in re.split(r"\+(?![0-9])", text)]
+
+
 def parse_item(text: str, kind: str) -> Item:
     """Parse one spec string. Raises UsageError naming ``kind`` when an option is not ``key=value``."""
     name, sep, rest = _cut_name(text.strip())
@@ -91,7 +98,7 @@ def parse_item(text: str, kind: str) -> Item:
         if _LENGTH.fullmatch(piece.strip()):
             lengths.append(piece.strip().lower())
             continue
-        key, eq, value = piece.partition("=")
+        key, eq, value = piece.partition("=") if piece.strip() not in PRESETS else (PRESET, "=", piece)
         if not eq or not key.strip() or not value.strip():
             raise UsageError(
                 f"Option '{piece}' of {kind} '{name}' is not key=value.", f"Write {name}@key=value,key=value."

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from lcbench.config.options import apply_settings, parse_item
+from lcbench.config.options import apply_settings
 from lcbench.config.spec import RunSpec
 from lcbench.engine.estimate import Estimate, estimate, measure_rates
 from lcbench.engine.groups import Group, make_groups
@@ -27,7 +27,7 @@ from lcbench.engine.prepare import prepare, refuse_hidden_question
 from lcbench.engine.run import Listener, Outcome, Owing, cost_of, execute, owing
 from lcbench.errors import UsageError
 from lcbench.methods.base import Method
-from lcbench.methods.registry import all_methods, resolve
+from lcbench.methods.registry import all_methods, parse, resolve
 from lcbench.models.info import ModelInfo
 from lcbench.models.load import describe, load
 from lcbench.store.locate import default_run_path, remember_run
@@ -53,10 +53,11 @@ def resolve_methods(spec: RunSpec) -> list[Method]:
     """The methods of a spec with ``--set`` applied, each once. Raises UnknownName, BadValue, UsageError."""
     known = all_methods()
     fields = {name: {f.name for f in dataclasses.fields(cls)} for name, cls in known.items()}
-    items = [parse_item(text, "method") for text in spec.methods]
-    for item in items:
-        resolve(item)  # an unknown name is reported before a setting that no method has
-    methods = [resolve(item) for item in apply_settings(items, spec.settings, fields)]
+    specs = [parse(text) for text in spec.methods]
+    for items in specs:
+        resolve(items)  # an unknown name is reported before a setting that no method has
+    settled = iter(apply_settings([item for items in specs for item in items], spec.settings, fields))
+    methods = [resolve([next(settled) for _ in items]) for items in specs]
     for i, one in enumerate(methods):
         for other in methods[:i]:
             if (one.name, one.parameters) == (other.name, other.parameters):

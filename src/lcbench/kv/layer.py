@@ -314,6 +314,22 @@ def owned(tensor: Tensor) -> Tensor:
     return tensor if whole else tensor.clone()
 
 
+def text_positions(kept: Tensor | None, entries: int, seen: int, device: torch.device) -> Tensor:
+    """Text positions of entries that are stored in order: the kept prompt tokens and then every new one.
+
+    Args:
+        kept: ``[n]`` or ``[Hk, n]`` int64; None where nothing was dropped.
+        entries: how many are stored, n and the new ones. seen: tokens that went through until the last of them.
+
+    Returns:
+        ``[entries]`` or ``[Hk, entries]`` int64.
+    """
+    if kept is None:
+        return torch.arange(entries, device=device)
+    new = torch.arange(seen - (entries - kept.shape[-1]), seen, device=device)
+    return torch.cat([kept, new.expand(*kept.shape[:-1], -1)], dim=-1)
+
+
 def outside_window(positions: Callable[[], Tensor], seen: int, q: int, window: int | None) -> Tensor | None:
     """Which entries the q newest queries may not see under a sliding window.
 

@@ -23,6 +23,8 @@ class LayerRecord:
         key, value: ``[Hk, L, d]`` after RoPE, model dtype.
         rule: how the layer makes weights of products.
         observed: observation to what its observer kept for this layer (see `kv.observe`).
+        kept: text positions ``[L]`` or ``[Hk, L]`` int64 where the record holds part of a prompt; None for all of it.
+        seen: tokens of that prompt; None for L.
     """
 
     index: int
@@ -31,6 +33,8 @@ class LayerRecord:
     value: Tensor
     rule: AttentionRule
     observed: Mapping[Any, Any] = field(default_factory=dict)
+    kept: Tensor | None = None
+    seen: int | None = None
 
     @property
     def length(self) -> int:

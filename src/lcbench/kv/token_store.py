@@ -11,7 +11,7 @@ from torch import Tensor
 from lcbench.kv import attention
 from lcbench.kv.buffer import Buffer
 from lcbench.kv.codecs import Codec
-from lcbench.kv.layer import LayerKV, outside_window
+from lcbench.kv.layer import LayerKV, outside_window, text_positions
 from lcbench.models.rule import AttentionRule
 
 
@@ -30,16 +30,32 @@ class TokenCodes(LayerKV):
     def __init__(self, codec: Codec, *, own_exact: bool) -> None:
         self.seen = 0
         self.codec, self.own_exact = codec, own_exact
+        self._kept: Tensor | None = None  # text positions of the prompt's tokens, where some were dropped
+        self._dropped = 0
         self.width = 0  # channels of a head, once something was appended
         self._buffers: tuple[list[Buffer], list[Buffer]] = ([], [])
         self._pending: tuple[Tensor, Tensor] | None = None
 
     @classmethod
-    def of_prompt(cls, key: Tensor, value: Tensor, codec: Codec, *, own_exact: bool) -> TokenCodes:
-        """The store of a prompt's keys and values ``[Hk, L, d]``, which are not kept."""
+    def of_prompt(
+        cls,
+        key: Tensor,
+        value: Tensor,
+        codec: Codec,
+        *,
+        own_exact: bool,
+        kept: Tensor | None = None,
+        seen: int | None = None,
+    ) -> TokenCodes:
+        """The store of a prompt's keys and values ``[Hk, L, d]``, which are not kept; or of a part of it.
+
+        Args:
+            kept: text positions ``[L]`` or ``[Hk, L]`` of the part. seen: tokens of the prompt; default L.
+        """
         new = cls(codec, own_exact=own_exact)
         new._store(key, value)
-        new.seen = key.shape[1]
+        new.seen = key.shape[1] if seen is None else seen
+        new._kept, new._dropped = kept, new.seen - key.shape[1]
         return new
 
     @property
@@ -76,7 +92,7 @@ class TokenCodes(LayerKV):
             new = slice(i, i + 1)
             pieces = [*past, (key[:, new], value[:, new])]
             seen = self.seen - q + i + 1
-            hidden = outside_window(partial(torch.arange, seen, device=query.device), seen, 1, rule.window)
+            hidden = outside_window(partial(self._places, seen, query.device), seen, 1, rule.window)
             out, _ = attention.over_parts(
                 query[:, new], [k for k, _ in pieces], [v for _, v in pieces], rule, hidden=hidden
             )
@@ -97,9 +113,12 @@ class TokenCodes(LayerKV):
         keys, values = (self.codec.decode(p, self.width, dtype) for p in parts)
         return keys, values
 
+    def _places(self, seen: int, device: torch.device) -> Tensor:
+        return text_positions(self._kept, seen - self._dropped, seen, device)
+
     def positions(self) -> Tensor:
-        device = self._buffers[0][0].used.device if self._buffers[0] else None
-        return torch.arange(self.seen, device=device)
+        device = self._buffers[0][0].used.device if self._buffers[0] else torch.device("cpu")
+        return self._places(self.seen, device)
 
     def tensors(self) -> Iterator[Tensor]:
         for codes in self.codes:
@@ -119,4 +138,5 @@ class TokenCodes(LayerKV):
     def _with(self, keys: list[Buffer], values: list[Buffer]) -> TokenCodes:
         new = TokenCodes(self.codec, own_exact=self.own_exact)
         new.seen, new.width, new._buffers = self.seen, self.width, (keys, values)
+        new._kept, new._dropped = self._kept, self._dropped
         return new

@@ -70,6 +70,12 @@ class Method:
     proof: ClassVar[str] = ""
 
     @property
+    def leaves_subset(self) -> bool:
+        """Whether `compress` leaves chosen prompt tokens as they were, head by head, to which nothing happens while
+        decoding: what a quantizer can take over (`methods.compose`)."""
+        return False
+
+    @property
     def id(self) -> str:
         """Name and the parameters that were written or are not the default, e.g. ``kivi@bits=2``; the folder name of
         its predictions."""
@@ -123,7 +129,13 @@ class Method:
 
 
 class CacheTransform(Method, ABC):
-    """Turns a prefill record into a cache layer by layer (quantizing, merging, dropping)."""
+    """Turns a prefill record into a cache layer by layer (quantizing, merging, dropping).
+
+    ``takes_subset`` says that `layer` makes the same of a record that holds part of a prompt (`LayerRecord.kept`), so
+    that a method which drops tokens can come before.
+    """
+
+    takes_subset: ClassVar[bool] = False
 
     @abstractmethod
     def layer(self, record: LayerRecord, shape: CacheShape) -> LayerKV:
@@ -142,6 +154,10 @@ class Scorer(Method, ABC):
     """
 
     budget: Budget = param(QUARTER, "tokens kept of the prompt: a ratio (0.25) or a number (512)")
+
+    @property
+    def leaves_subset(self) -> bool:
+        return True
 
     @abstractmethod
     def score(self, record: LayerRecord) -> Tensor:

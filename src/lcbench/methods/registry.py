@@ -3,20 +3,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import entry_points
 from typing import TypeVar
 
-from lcbench.config.options import Item, build, parse_item
-from lcbench.errors import UnknownName, UsageError
+from lcbench.config.options import PRESET, Item, build, parse_item, split_parts
+from lcbench.errors import BadValue, UnknownName, UsageError
 from lcbench.methods.base import Method, Traits
+from lcbench.methods.compose import compose
 
 M = TypeVar("M", bound=type[Method])
 
 _registered: dict[str, type[Method]] = {}
+_broken: dict[str, UsageError] = {}
 
 
 def method(name: str, *, paper: str, traits: Traits) -> Callable[[M], M]:
@@ -52,10 +55,17 @@ def _import_all() -> None:
         try:
             point.load()
         except Exception as error:
-            raise UsageError(
-                f"The method plug-in '{point.name}' ({point.value}) cannot be imported: {error}.",
+            why = str(error) or type(error).__name__
+            _broken[point.name] = UsageError(
+                f"The method plug-in '{point.name}' ({point.value}) cannot be imported: {why.rstrip('.')}.",
                 "Repair or uninstall the package that provides it.",
-            ) from error
+            )
+
+
+def broken_plugins() -> Mapping[str, UsageError]:
+    """Entry points that could not be imported: name to what is told to a user who asks for it."""
+    _import_all()
+    return dict(sorted(_broken.items()))
 
 
 def all_methods() -> Mapping[str, type[Method]]:
@@ -64,14 +74,36 @@ def all_methods() -> Mapping[str, type[Method]]:
     return dict(sorted(_registered.items()))
 
 
-def resolve(spec: str | Item) -> Method:
-    """A method from ``kivi@bits=2``.
+def parse(spec: str) -> list[Item]:
+    """The parts of ``kivi@bits=2`` (one) or ``snapkv@budget=0.25+kivi@bits=2`` (two). Raises UsageError."""
+    return [parse_item(part, "method") for part in split_parts(spec)]
+
+
+def resolve(spec: str | Item | Sequence[Item]) -> Method:
+    """A method from ``kivi@bits=2``, or a composition from ``snapkv@budget=0.25+kivi@bits=2``.
+
+    ``name@4x`` sets the parameter ``preset`` where the method has one, else its budget.
 
     Raises:
-        UnknownName: no such method, or no such parameter. BadValue: a value it cannot take.
+        UnknownName: no such method, or no such parameter. BadValue: a value it cannot take, or methods that do not go
+            together. UsageError: it is not written as a spec.
     """
-    item = parse_item(spec, "method") if isinstance(spec, str) else spec
+    items = parse(spec) if isinstance(spec, str) else [spec] if isinstance(spec, Item) else list(spec)
+    parts = [_build(item) for item in items]
+    return parts[0] if len(parts) == 1 else compose(parts)
+
+
+def _build(item: Item) -> Method:
     methods = all_methods()
     if item.name not in methods:
+        if item.name in _broken:
+            raise _broken[item.name]
         raise UnknownName("method", item.name, methods, listing="lcbench list methods")
-    return build(methods[item.name], item, "method")
+    cls = methods[item.name]
+    fields = {field.name for field in dataclasses.fields(cls)}
+    if PRESET not in fields and "budget" in fields:
+        options = tuple(("budget" if key == PRESET else key, value) for key, value in item.options)
+        if len(dict(options)) < len(options):
+            raise BadValue(f"'{item}' sets the budget twice.", "Give it once.")
+        item = Item(item.name, options)
+    return build(cls, item, "method")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextvars
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MethodType
 from typing import Any, Protocol
 
 import torch
@@ -23,6 +24,7 @@ from lcbench.errors import ModelError
 from lcbench.models.rule import AttentionRule
 
 ATTENTION_NAME = "lcb_attention"
+_CHOOSE = "Choose a Llama, Mistral, Qwen, Gemma, Phi-3, SmolLM, OLMo, GPT-OSS or Falcon model."
 
 
 class LayerStore(Protocol):
@@ -219,10 +221,16 @@ def check_supported(model: Any) -> None:
     """
     name = type(model).__name__
     config = model.config
-    if not model._can_set_attn_implementation():
+    if config.model_type == "falcon":
+        if config.alibi:
+            raise ModelError(
+                f"{name} adds position biases (ALiBi) to its logits, which lcbench's attention does not compute.",
+                _CHOOSE,
+            )
+    elif not model._can_set_attn_implementation():
         raise ModelError(
             f"{name} does not let its attention be replaced, so no cache method can run on it.",
-            "Choose a Llama, Mistral, Qwen, Gemma, Phi-3, SmolLM, OLMo or GPT-OSS model.",
+            _CHOOSE,
         )
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{name} is an encoder-decoder model; lcbench evaluates decoder-only models.", "")
@@ -237,7 +245,35 @@ def check_supported(model: Any) -> None:
 def install(model: Any) -> None:
     """Route the attention of ``model`` through ours, for good. Raises ModelError as `check_supported`."""
     check_supported(model)
-    model.set_attn_implementation(ATTENTION_NAME)
+    if model.config.model_type == "falcon":
+        model.config._attn_implementation = ATTENTION_NAME  # no mask is built for it
+        for module in model.modules():
+            if hasattr(module, "layer_idx") and hasattr(module, "query_key_value"):
+                module.forward = MethodType(_falcon_attention, module)
+    else:
+        model.set_attn_implementation(ATTENTION_NAME)
+
+
+def _falcon_attention(
+    self: Any,
+    hidden_states: Tensor,
+    alibi: None = None,
+    attention_mask: None = None,
+    position_embeddings: tuple[Tensor, Tensor] | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Stands in for the attention of Falcon models, which calls no function that could be named in the config."""
+    from transformers.models.falcon.modeling_falcon import apply_rotary_pos_emb
+
+    assert position_embeddings is not None
+    query, key, value = self._split_heads(self.query_key_value(hidden_states))  # [B, q, heads, d]
+    if self.new_decoder_architecture:  # there each KV head comes once for every query head of its group
+        copies = self.num_heads // self.num_kv_heads
+        key, value = key[:, :, ::copies], value[:, :, ::copies]
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+    out, _ = _attention(self, query, key, value, None)
+    return self.dense(out.flatten(2)), None
 
 
 @torch.inference_mode()

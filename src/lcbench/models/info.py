@@ -116,7 +116,9 @@ def model_facts(model: Any, tokenizer: Any) -> dict[str, Any]:
         "architecture": type(model).__name__,
         "layers": int(config.num_hidden_layers),
         "heads": heads,
-        "kv_heads": int(getattr(config, "num_key_value_heads", None) or heads),
+        "kv_heads": int(
+            getattr(config, "num_key_value_heads", None) or getattr(attention, "num_kv_heads", None) or heads
+        ),
         "head_dim": head_dim,
         "scaling": float(getattr(attention, "scaling", None) or head_dim**-0.5),
         "window": trained_window(config),

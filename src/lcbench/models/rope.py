@@ -147,5 +147,5 @@ def _convention(model: Any, attention: Any, rotary: Any, kind: str | None, width
 def _unknown(model: Any) -> ModelError:
     return ModelError(
         f"{type(model).__name__} has a position embedding that lcbench cannot take off its queries.",
-        "Choose a Llama, Mistral, Qwen, Gemma, Phi-3, SmolLM, OLMo or GPT-OSS model, or another method.",
+        "Choose a Llama, Mistral, Qwen, Gemma, Phi-3, SmolLM, OLMo, GPT-OSS or Falcon model, or another method.",
     )

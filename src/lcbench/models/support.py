@@ -12,7 +12,7 @@ from typing import Any
 from lcbench.errors import ModelError
 from lcbench.models import adapter
 
-_CHOOSE = "Choose a Llama, Mistral, Qwen, Gemma, Phi-3, SmolLM, OLMo or GPT-OSS model."
+_CHOOSE = "Choose a Llama, Mistral, Qwen, Gemma, Phi-3, SmolLM, OLMo, GPT-OSS or Falcon model."
 _BESIDE_INTERFACE = {
     "diffllama": "differential attention",
     "doge": "attention masks computed from the values",

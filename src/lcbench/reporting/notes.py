@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lcbench.reporting.table import Cell, Line
+from lcbench.scoring.remarks import unfinished
 from lcbench.store.rundir import RunDirectory
 from lcbench.store.schema import PredictionRecord
 
@@ -14,7 +15,8 @@ Records = Mapping[tuple[str, str], Sequence[PredictionRecord]]
 
 def notes_of(run: RunDirectory, records: Records) -> list[str]:
     """Notes about one run."""
-    return [*_model(run.provenance.get("model")), *_asked(run.spec), *_data(run), *_unfinished(run, records)]
+    counts = {key: len(found) for key, found in records.items()}
+    return [*_model(run.provenance.get("model")), *asked(run.spec), *_data(run), *unfinished(run, counts)]
 
 
 def overall_notes(lines: Sequence[Line], cells: Iterable[Cell], labels: Mapping[str, str]) -> list[str]:
@@ -43,7 +45,7 @@ def _model(model: Any) -> list[str]:
     return [f"model {name} in {dtype} on {model.get('device', '?')}; ratios are to its uncompressed {dtype} cache"]
 
 
-def _asked(spec: Mapping[str, Any]) -> list[str]:
+def asked(spec: Mapping[str, Any]) -> list[str]:
     """Options that make results differ from those of a full run."""
     notes = []
     if spec.get("limit") is not None:
@@ -81,20 +83,4 @@ def _data(run: RunDirectory) -> list[str]:
         for note in said if isinstance(said, list) else [said]:
             if isinstance(note, str) and note:
                 notes.append(note if note.startswith(task.partition("@")[0]) else f"{task}: {note}")
-    return notes
-
-
-def _unfinished(run: RunDirectory, records: Records) -> list[str]:
-    """Methods that have some, but not all rows of a task."""
-    tasks = run.provenance.get("tasks")
-    notes = []
-    for task in run.tasks:
-        counts = {method: len(records[method, task]) for method in run.methods}
-        facts = tasks.get(task) if isinstance(tasks, Mapping) else None
-        rows = facts.get("rows") if isinstance(facts, Mapping) else None
-        # Skipped prompts leave no record: then the method with the most rows tells how many there are.
-        wanted = rows if isinstance(rows, int) and run.spec.get("over_length") != "skip" else max(counts.values())
-        for method, count in counts.items():
-            if 0 < count < wanted:
-                notes.append(f"unfinished: {method} has {count} of {wanted} rows of {task}")
     return notes

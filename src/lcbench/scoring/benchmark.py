@@ -45,17 +45,21 @@ def assign(files: Sequence[TaskSamples], wanted: str | None, folder: Path, note:
 def _as(one: TaskSamples, benchmark: str, given: bool) -> TaskSamples:
     if one.task.partition("@")[0].endswith("_e") and not given:
         benchmark = LONGBENCH_E
-    if benchmark == LONGBENCH_E:
-        if not one.facts.e_split:
-            names = [f.name for f in TASK_FACTS.values() if f.e_split]
-            raise UnknownName("LongBench-E task", one.task, names, where=f" ({one.source})")
-        for sample in one.samples:
-            if sample.length is None:
-                raise CorruptFile(
-                    f"{one.source}, {sample.where}: 'length' is missing, and LongBench-E is scored by length.",
-                    "Score it as LongBench: --benchmark longbench",
-                )
-    return replace(one, benchmark=benchmark)
+    if benchmark == LONGBENCH_E and not one.facts.e_split:
+        names = [f.name for f in TASK_FACTS.values() if f.e_split]
+        raise UnknownName("LongBench-E task", one.task, names, where=f" ({one.source})")
+    return with_lengths(replace(one, benchmark=benchmark))
+
+
+def with_lengths(one: TaskSamples) -> TaskSamples:
+    """The samples as they are. Raises CorruptFile for a row of LongBench-E that does not tell its length."""
+    for sample in one.samples if one.benchmark == LONGBENCH_E else ():
+        if sample.length is None:
+            raise CorruptFile(
+                f"{one.source}, {sample.where}: 'length' is missing, and LongBench-E is scored by length.",
+                "Mend that line; official files of LongBench-E can be scored as LongBench: --benchmark longbench",
+            )
+    return one
 
 
 def _guess(files: Sequence[TaskSamples], folder: Path, note: list[str]) -> str:

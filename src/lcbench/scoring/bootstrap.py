@@ -53,12 +53,14 @@ class Bootstrap:
         np.add.at(sizes, index, 1.0)
         if count < 2:
             return None
+        single = bool((sizes == 1).all())
         generator = np.random.default_rng([self.seed, zlib.crc32(key.encode())])
         result = np.empty(self.resamples)
         step = max(1, _CELLS // count)
         for start in range(0, self.resamples, step):
             drawn = generator.integers(0, count, size=(min(step, self.resamples - start), count))
-            result[start : start + len(drawn)] = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+            total = count if single else sizes[drawn].sum(axis=1)
+            result[start : start + len(drawn)] = sums[drawn].sum(axis=1) / total
         return result
 
     def interval(self, replicates: Replicates | None) -> tuple[float, float] | None:

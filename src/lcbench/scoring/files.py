@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lcbench.errors import CorruptFile, UsageError
+from lcbench.errors import CorruptFile, UnknownName, UsageError
 from lcbench.scoring.rows import task_facts
 from lcbench.scoring.samples import LONGBENCH, Sample, TaskSamples, cluster_key
 from lcbench.store.schema import STATUS_ERROR, STATUS_OK
@@ -23,6 +23,7 @@ SUFFIXES = (".jsonl", ".jsonl.gz")
 MOST_BYTES = 4 << 30
 """Most bytes a file may have once unpacked: more is a broken or a hostile file."""
 
+_BLOCK = 1 << 16  # bytes unpacked at once: a fault is found where it stands
 _MEND = "Mend or delete that line."
 
 
@@ -40,7 +41,7 @@ def find_files(folder: Path) -> dict[str, Path]:
     """Dataset name to file, for the prediction files right in ``folder``, by name.
 
     Raises:
-        UsageError: two files of one dataset, or a folder that cannot be read.
+        UsageError: two files of one dataset, or a folder that cannot be read. CorruptFile: a link that leads nowhere.
     """
     try:
         paths = sorted(p for p in folder.iterdir() if p.name.endswith(SUFFIXES) and not p.name.startswith("."))
@@ -48,6 +49,8 @@ def find_files(folder: Path) -> dict[str, Path]:
         raise UsageError(f"Cannot read {folder}: {error.strerror}.", "Check the folder and its permissions.") from None
     found: dict[str, Path] = {}
     for path in paths:
+        if path.is_symlink() and not path.exists():
+            raise CorruptFile(f"{path} is a link to a file that is not there.", "Mend or delete the link.")
         if not path.is_file():
             continue
         other = found.setdefault(dataset_of(path), path)
@@ -63,10 +66,18 @@ def read_file(path: Path) -> TaskSamples:
     """Read one predictions file; the benchmark is that of the task, LongBench where nothing else is known.
 
     Raises:
-        UnknownName: the file is not named after a task.
+        UsageError: not named like a predictions file. UnknownName: not named after a task.
         CorruptFile: unreadable, not UTF-8, not JSON, a field missing or of the wrong type, no rows (line named).
     """
-    facts = task_facts(dataset_of(path), f", which {path} is named after")
+    try:
+        facts = task_facts(dataset_of(path), f", which {path} is named after")
+    except UnknownName:
+        if path.name.endswith(SUFFIXES):
+            raise
+        raise UsageError(
+            f"{path} is not a predictions file: its name does not end in {' or '.join(SUFFIXES)}.",
+            "Give a run directory, a predictions file such as qasper.jsonl, or a folder of them.",
+        ) from None
     rows = _parse_lines(path, _read_text(path))
     if not rows:
         raise CorruptFile(f"{path} holds no predictions.", "Give a file with one JSON object a line.")
@@ -84,16 +95,9 @@ def read_file(path: Path) -> TaskSamples:
 
 def _read_text(path: Path) -> str:
     try:
-        if path.name.endswith(".gz"):
-            with gzip.open(path, "rb") as packed:
-                data = packed.read(MOST_BYTES + 1)
-        else:
-            with open(path, "rb") as plain:
-                data = plain.read(MOST_BYTES + 1)
+        data = _unpacked(path) if path.name.endswith(".gz") else _bytes(path)
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist.", "Give a run directory, a predictions file or a folder.") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise CorruptFile(f"{path} is not a whole gzip file: {error}.", "Copy or download it again.") from None
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise CorruptFile(f"Cannot read {path}: {reason}.", "Check the file and its permissions.") from None
@@ -104,6 +108,27 @@ def _read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise CorruptFile(f"{path}, line {line}: not UTF-8 text.", "Convert the file to UTF-8.") from None
+
+
+def _bytes(path: Path) -> bytes:
+    with open(path, "rb") as plain:
+        return plain.read(MOST_BYTES + 1)
+
+
+def _unpacked(path: Path) -> bytes:
+    """The content of a gzip file. Raises CorruptFile with the line that can no longer be read."""
+    data = bytearray()
+    with gzip.open(path, "rb") as packed:
+        try:
+            while len(data) <= MOST_BYTES and (block := packed.read1(_BLOCK)):
+                data += block
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            line = data.count(b"\n") + 1
+            what = (
+                "the gzip file breaks off here" if isinstance(error, EOFError) else f"not a sound gzip file ({error})"
+            )
+            raise CorruptFile(f"{path}, line {line}: {what}.", "Copy or download it again.") from None
+    return bytes(data)
 
 
 def _parse_lines(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
@@ -163,7 +188,7 @@ def _is_texts(value: Any) -> bool:
 
 
 def _is_length(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def _corrupt(path: Path, line: int, why: str) -> CorruptFile:

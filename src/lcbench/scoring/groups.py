@@ -52,31 +52,39 @@ class Groups:
         for language, title in (("en", "English"), ("zh", "Chinese")):
             if not any(f.language == language and f.name in found for f in _LONGBENCH):
                 continue
-            keys = []
+            keys = {}
             for category in _CATEGORIES:
                 facts = [f for f in _LONGBENCH if f.category == category and f.language in (language, "code")]
                 key = category if category == "code" else f"{language}/{category}"
                 self._category(key, facts, found)
-                keys.append(key)
-            self._macro(f"macro_{language}", f"LongBench, {title}: mean of the 6 categories (as published)", keys)
+                keys[key] = len(facts)
+            self._macro(f"macro_{language}", f"LongBench, {title}", "as published", keys)
         if "code" not in self.categories:
             self._category("code", [f for f in _LONGBENCH if f.category == "code"], found)
         english = [f.name for f in _LONGBENCH if f.language != "zh"]
         for name, members in (("micro15", [n for n in english if n != _NOT_IN_15]), ("micro16", english)):
-            which = ", no passage_count" if name == "micro15" else ""
-            label = f"LongBench: mean of the {len(members)} English and code tasks{which} (as KV-cache papers)"
-            self._add(self.overall, name, label, members, found)
+            tasks = "English and code tasks" + (", no passage_count" if name == "micro15" else "")
+            self._micro(name, tasks, members, found)
 
     def _extended(self, found: Mapping[str, str]) -> None:
-        keys = []
+        keys = {}
         for category in _CATEGORIES:
-            key = f"e/{category}"
-            self._category(key, [f for f in _LONGBENCH if f.category == category and f.e_split], found)
-            keys.append(key)
-        self._macro("macro_e", "LongBench-E: mean of the 6 categories (by length, as in the paper)", keys)
+            facts = [f for f in _LONGBENCH if f.category == category and f.e_split]
+            self._category(f"e/{category}", facts, found)
+            keys[f"e/{category}"] = len(facts)
+        self._macro("macro_e", "LongBench-E", "by length, as in the paper", keys)
 
     def _category(self, key: str, facts: Sequence[TaskFacts], found: Mapping[str, str]) -> None:
-        self._add(self.categories, key, f"mean of {key}", [f.name for f in facts], found)
+        names = [f.name for f in facts]
+        part = "" if all(name in found for name in names) else ", incomplete"
+        self._add(self.categories, key, f"mean of {key}{part}", names, found)
+
+    def _micro(self, key: str, tasks: str, names: Sequence[str], found: Mapping[str, str]) -> None:
+        here = sum(name in found for name in names)
+        label = f"LongBench: mean of the {len(names)} {tasks} (as KV-cache papers)"
+        if here < len(names):
+            label = f"LongBench, incomplete ({here} of {len(names)} tasks): mean of {tasks}"
+        self._add(self.overall, key, label, names, found)
 
     def _add(
         self, target: dict[str, GroupScore], key: str, label: str, names: Sequence[str], found: Mapping[str, str]
@@ -94,22 +102,36 @@ class Groups:
             score=_mean([s.score for s in scores]) or 0.0,
             members=tuple(tasks),
             missing=tuple(name for name in names if name not in found),
+            n_tasks=len(tasks),
+            of_tasks=len(names),
             interval=self._bootstrap.interval(replicates),
             by_length={b: _mean([s.by_length[b].score for s in scores if b in s.by_length]) for b in buckets},
         )
 
-    def _macro(self, key: str, label: str, keys: Sequence[str]) -> None:
+    def _macro(self, key: str, title: str, source: str, keys: Mapping[str, int]) -> None:
+        """The mean of the category means.
+
+        Args:
+            title: whose mean it is. source: where the whole mean is in use.
+            keys: categories that belong to it, with the number of tasks of each.
+        """
         present = [k for k in keys if k in self.categories]
         if not present:
             return
         groups = [self.categories[k] for k in present]
         buckets = list(dict.fromkeys(b for g in groups for b in g.by_length))
         absent = [k for k in keys if k not in self.categories]
+        n_tasks, of_tasks = sum(g.n_tasks for g in groups), sum(keys.values())
+        label = f"{title}: mean of the {len(keys)} categories ({source})"
+        if n_tasks < of_tasks:
+            label = f"{title}, incomplete ({n_tasks} of {of_tasks} tasks): mean of their {len(present)} categories"
         self.overall[key] = GroupScore(
             label=label,
             score=_mean([g.score for g in groups]) or 0.0,
             members=tuple(present),
             missing=tuple(absent + [task for g in groups for task in g.missing]),
+            n_tasks=n_tasks,
+            of_tasks=of_tasks,
             interval=self._bootstrap.interval(mean_of([self._replicates[f"group {k}"] for k in present])),
             by_length={b: _mean([g.by_length.get(b) for g in groups]) for b in buckets},
         )

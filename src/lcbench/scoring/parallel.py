@@ -1,27 +1,32 @@
-"""Scoring many samples: equal ones once, on all cores where that pays."""
+"""Scoring many samples: equal ones once, on all cores where that pays.
+
+On Linux the work is shared by forked processes: they start in milliseconds, have the samples and the dictionary already
+and take pieces of work from a pipe until it is empty, this process among them. Elsewhere, or beside other threads, new
+interpreters have to be started, which pays for far more work only.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lcbench.errors import BadValue
 from lcbench.scoring.metrics import CodeSim, score
 
-_WORTH_A_POOL = 0.4  # estimated seconds of one core below which starting processes costs more than it saves
+# Seconds that sharing the work costs, in all and for each process: less than is saved, or one process does it all.
+_FORKING = (0.03, 0.02)
+_SPAWNING = (0.5, 0.3)
+_MOST_PIECES = 256  # a piece is named by one byte
 
 # Rough seconds a character of prediction and answers takes, for cutting the work into equal pieces.
-_SECONDS = {"rouge": 1.2e-7, "rouge_zh": 1.5e-6, "qa_f1_zh": 7e-7, "code_sim": 4e-7}
+_SECONDS = {"rouge": 7e-8, "rouge_zh": 1.5e-6, "qa_f1_zh": 1.4e-6, "code_sim": 2e-7, "qa_f1": 1.2e-7}
 _SECONDS_GOOGLE = 6e-6
-_SECONDS_OTHER = 6e-8
+_SECONDS_OTHER = 5e-8
 
 
 @dataclass(frozen=True)
@@ -60,12 +65,18 @@ def score_items(items: Sequence[Item], jobs: int | None = None) -> list[Values |
     """
     unique = list(dict.fromkeys(items))
     costs = [_cost(item) for item in unique]
-    workers = min(jobs or cores(), int(sum(costs) / _WORTH_A_POOL) + 1)
-    results = _pooled(unique, costs, workers) if workers > 1 else None
+    share: Callable[..., list[Values | Refused] | None] = _forked if _may_fork() else _spawned
+    workers = _worth(sum(costs), jobs or cores(), *(_FORKING if share is _forked else _SPAWNING))
+    results = share(unique, costs, workers) if workers > 1 else None
     if results is None:
         results = [_values(item) for item in unique]
     known = dict(zip(unique, results, strict=True))
     return [known[item] for item in items]
+
+
+def _worth(seconds: float, most: int, once: float, each: float) -> int:
+    """The number of processes, up to ``most``, that finishes work of ``seconds`` of one core soonest."""
+    return min(range(1, most + 1), key=lambda n: seconds / n + (once + n * each if n > 1 else 0.0))
 
 
 def cores() -> int:
@@ -101,54 +112,128 @@ def _cost(item: Item) -> float:
     return size * (_SECONDS_GOOGLE if rule.google_rouge else _SECONDS.get(rule.metric, _SECONDS_OTHER))
 
 
-def _pooled(items: Sequence[Item], costs: Sequence[float], workers: int) -> list[Values | Refused] | None:
-    """The values, from a pool of processes; None when no pool can be had here (then one process does it all)."""
-    order = sorted(range(len(items)), key=costs.__getitem__, reverse=True)
-    chunks = _chunks(order, costs, workers)
-    results: list[Values | Refused | None] = [None] * len(items)
-    forking = _may_fork()
-    if forking and any(item[0].metric.endswith("_zh") and item[0].metric != "retrieval_zh" for item in items):
+def _forked(items: Sequence[Item], costs: Sequence[float], workers: int) -> list[Values | Refused] | None:
+    """The values, from this process and ``workers`` - 1 forked ones; None where no process can be had."""
+    if any(item[0].metric in ("rouge_zh", "qa_f1_zh") for item in items):
         from lcbench.scoring.metrics import dictionary
 
-        dictionary.load()  # once, here: forked processes share the dictionary
-    context = multiprocessing.get_context("fork" if forking else "spawn")
+        dictionary.load()  # once, here: forked processes share it
+    pieces = _pieces(costs, workers)
     try:
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_ignore_interrupts) as pool:
+        queue = _queue(len(pieces))
+    except OSError:
+        return None
+    children: list[tuple[int, int]] = []
+    results: dict[int, Values | Refused] = {}
+    try:
+        for _ in range(workers - 1):
+            children.append(_fork(items, pieces, queue))
+        results.update(_work(items, pieces, queue))
+        for child in children:
+            results.update(_collect(child[1]))
+    except OSError:
+        pass  # what could not be shared out is done below
+    finally:
+        os.close(queue)
+        for pid, pipe in children:
+            os.close(pipe)
+            os.kill(pid, signal.SIGKILL)  # it has answered, or is not wanted any more
+            os.waitpid(pid, 0)
+    # A child that was killed (out of memory) has kept its pieces to itself.
+    return [results[i] if i in results else _values(item) for i, item in enumerate(items)]
+
+
+def _queue(pieces: int) -> int:
+    """The reading end of a pipe that holds the number of every piece of work, one byte each, and then ends."""
+    reading, writing = os.pipe()
+    os.write(writing, bytes(range(pieces)))
+    os.close(writing)
+    return reading
+
+
+def _work(items: Sequence[Item], pieces: Sequence[Sequence[int]], queue: int) -> dict[int, Values | Refused]:
+    """Take pieces until there are no more. Reading one byte of a pipe gives each byte to one process alone."""
+    found = {}
+    while piece := os.read(queue, 1):
+        for index in pieces[piece[0]]:
+            found[index] = _values(items[index])
+    return found
+
+
+def _fork(items: Sequence[Item], pieces: Sequence[Sequence[int]], queue: int) -> tuple[int, int]:
+    """Start a process that works and writes what it found to a pipe; its id and the reading end."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its children
+            os.close(reading)
+            with os.fdopen(writing, "wb") as pipe:
+                pickle.dump(_work(items, pieces, queue), pipe)
+            status = 0
+        finally:
+            os._exit(status)  # nothing of the parent's (buffers, exit handlers) may run twice
+    os.close(writing)
+    return pid, reading
+
+
+def _collect(pipe: int) -> dict[int, Values | Refused]:
+    """What a child found; nothing when it ended before it could tell."""
+    with os.fdopen(pipe, "rb", closefd=False) as file:
+        data = file.read()
+    try:
+        found: dict[int, Values | Refused] = pickle.loads(data)
+    except (EOFError, pickle.UnpicklingError):
+        return {}
+    return found
+
+
+def _spawned(items: Sequence[Item], costs: Sequence[float], workers: int) -> list[Values | Refused] | None:
+    """The values, from new interpreters; None where they cannot be had."""
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
+    pieces = _pieces(costs, workers)
+    results: dict[int, Values | Refused] = {}
+    try:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _ignore_interrupts) as pool:
             try:
-                work = [[items[i] for i in chunk] for chunk in chunks]
-                for chunk, values in zip(chunks, pool.map(_chunk_values, work), strict=True):
-                    for index, value in zip(chunk, values, strict=True):
-                        results[index] = value
+                work = [[items[i] for i in piece] for piece in pieces]
+                for piece, values in zip(pieces, pool.map(_all_values, work), strict=True):
+                    results.update(zip(piece, values, strict=True))
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-    except (BrokenProcessPool, OSError, PermissionError):
+    except (BrokenProcessPool, OSError):
         return None
-    return [value for value in results if value is not None]
+    return [results[i] for i in range(len(items))]
 
 
-def _chunks(order: Sequence[int], costs: Sequence[float], workers: int) -> list[list[int]]:
-    """Pieces of about equal work, the dearest items first; eight a worker, so that none waits long for the last."""
-    share = sum(costs) / (8 * workers)
-    chunks: list[list[int]] = [[]]
+def _pieces(costs: Sequence[float], workers: int) -> list[list[int]]:
+    """Numbers of items in pieces of about equal work, the dearest first; some for each worker, so that none waits long
+    for the last."""
+    order = sorted(range(len(costs)), key=costs.__getitem__, reverse=True)
+    share = sum(costs) / min(_MOST_PIECES // 2, 16 * workers)
+    pieces: list[list[int]] = [[]]
     filled = 0.0
     for index in order:
-        if filled >= share:
-            chunks.append([])
+        if filled >= share and len(pieces) < _MOST_PIECES:
+            pieces.append([])
             filled = 0.0
-        chunks[-1].append(index)
+        pieces[-1].append(index)
         filled += costs[index]
-    return chunks
+    return pieces
 
 
-def _chunk_values(items: Sequence[Item]) -> list[Values | Refused]:
+def _all_values(items: Sequence[Item]) -> list[Values | Refused]:
     return [_values(item) for item in items]
 
 
 def _ignore_interrupts() -> None:
     """Ctrl-C is for the parent, which ends the pool: no tracebacks of workers."""
-    with contextlib.suppress(ValueError):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _may_fork() -> bool:

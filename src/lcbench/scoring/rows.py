@@ -74,7 +74,7 @@ def score_row(
     facts = task_facts(task)
     return score(
         facts.metric,
-        scored_text(facts, prediction),
+        scored_text(facts, prediction) if isinstance(prediction, str) else prediction,
         answers,
         all_classes,
         code_sim=code_sim,

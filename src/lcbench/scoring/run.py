@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lcbench import __version__
 from lcbench.errors import BadValue, CorruptFile, NotARun, UnknownName, UsageError
 from lcbench.scoring.aggregate import task_score
-from lcbench.scoring.benchmark import assign
+from lcbench.scoring.benchmark import assign, with_lengths
 from lcbench.scoring.bootstrap import Bootstrap, Replicates
 from lcbench.scoring.files import SUFFIXES, find_files, read_file
 from lcbench.scoring.groups import Groups
@@ -20,6 +21,7 @@ from lcbench.scoring.longscore.ladder import Scored, is_no_context
 from lcbench.scoring.longscore.result import LongScoreOptions, long_scores
 from lcbench.scoring.metrics import CODE_SIM, METRICS, CodeSim
 from lcbench.scoring.parallel import Item, Refused, Rule, Values, score_items
+from lcbench.scoring.remarks import of_predictions, of_run
 from lcbench.scoring.rows import scored_text, task_facts
 from lcbench.scoring.samples import LONGBENCH, LONGBENCH_E, TaskSamples, from_record, task_versions
 from lcbench.scoring.table import MethodScores, ScoreTable, TaskScore
@@ -101,7 +103,8 @@ def score_path(
         CorruptFile: a file that cannot be read or scored (file and line named).
     """
     path = Path(path)
-    if path.is_dir() and (path / RUN_FILE).exists():
+    kind = _kind(path)
+    if kind == "folder" and (path / RUN_FILE).exists():
         if benchmark is not None:
             raise BadValue(f"{path} is a run directory, which knows its benchmarks.", "Leave --benchmark out.")
         return score_directory(RunDirectory.open(path), options, grading)
@@ -110,11 +113,9 @@ def score_path(
             f"{path} is no run directory, and a judge grades runs only.", "Give a run, or leave --judge out."
         )
     notes: list[str] = []
-    if path.is_file():
+    if kind == "file":
         inputs = {_shown(path.resolve().parent): assign([read_file(path)], benchmark, path.parent, notes)}
         return _table("file", _shown(path), inputs, options, notes)
-    if not path.exists():
-        raise UsageError(f"{path} does not exist.", "Give a run directory, a predictions file or a folder of them.")
     folders = _folders(path)
     inputs = {}
     for name, folder in folders.items():
@@ -127,7 +128,6 @@ def score_path(
 def score_directory(run: RunDirectory, options: ScoreOptions = DEFAULTS, grading: Grading | None = None) -> ScoreTable:
     """Score every method and task of a run that has records. Raises CorruptFile, UnknownName, and as the judge."""
     inputs: dict[str, list[TaskSamples]] = {}
-    notes = []
     for method in run.methods:
         for task in run.tasks:
             if is_no_context(task):
@@ -135,10 +135,9 @@ def score_directory(run: RunDirectory, options: ScoreOptions = DEFAULTS, grading
             samples = _of_run(run, method, task)
             if samples.samples:
                 inputs.setdefault(method, []).append(samples)
-            else:
-                notes.append(f"{method} has no predictions for {task} yet.")
     if not inputs:
         raise NotARun(f"{run.path} has no predictions yet.", "Start or continue the run first: lcbench run")
+    notes = of_run(run, inputs, [task for task in run.tasks if not is_no_context(task)])
     verdicts: Mapping[tuple[str, str], Verdicts] = {}
     if grading is not None:
         verdicts = grading.grade(inputs, without_context(run))
@@ -151,12 +150,27 @@ def score_directory(run: RunDirectory, options: ScoreOptions = DEFAULTS, grading
 
 def _of_run(run: RunDirectory, method: str, task: str) -> TaskSamples:
     facts = task_facts(task)
-    records = run.records(method, task)
+    numbered = run.numbered_records(method, task)
     source = str(run.predictions_path(method, task))
-    samples = tuple(from_record(record, f"sample {record.id}") for record in records)
+    samples = tuple(from_record(record, f"line {number}") for number, record in numbered)
+    versions = task_versions([record for _, record in numbered])
     extended = facts.benchmark == LONGBENCH and task.partition("@")[0].endswith("_e")
     benchmark = LONGBENCH_E if extended else facts.benchmark
-    return TaskSamples(task, facts, benchmark, samples, source, task_versions(records))
+    return with_lengths(TaskSamples(task, facts, benchmark, samples, source, versions))
+
+
+def _kind(path: Path) -> Literal["file", "folder"]:
+    """Raises UsageError for what is neither, is not there or cannot be looked at."""
+    step = "Give a run directory, a predictions file or a folder of them."
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"{path} does not exist.", step) from None
+    except OSError as error:
+        raise UsageError(f"Cannot read {path}: {error.strerror or type(error).__name__}.", step) from None
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise UsageError(f"{path} is neither a file nor a folder.", step)
+    return "folder" if stat.S_ISDIR(mode) else "file"
 
 
 def _folders(path: Path) -> dict[str, Path]:
@@ -191,7 +205,6 @@ def _table(
     values = _all_values([task for tasks in inputs.values() for task in tasks], options)
     bootstrap = Bootstrap(options.seed, options.resamples)
     methods = {}
-    more = list(notes)
     scored: dict[str, list[Scored]] = {}
     for method, tasks in inputs.items():
         scores: dict[str, TaskScore] = {}
@@ -205,28 +218,27 @@ def _table(
                 all_rows = Scored(task, found)
             scores[task.task], replicates[task.task] = score, draws
             scored.setdefault(method, []).append(all_rows)
-            more += _remarks(method if len(inputs) > 1 else "", task)
         groups = Groups(scores, replicates, bootstrap)
         methods[method] = MethodScores(scores, groups.categories, groups.overall)
+    more = [*notes, *of_predictions(inputs, planned=source == "run"), *_definitions(methods, options)]
     ladders = long_scores(scored, options.longscore, bootstrap)
     if options.longscore.wanted and ladders is None:
         more.append(NO_LADDER)
     return ScoreTable(source, name, methods, options.record(), tuple(more), __version__, ladders)
 
 
-def _remarks(method: str, task: TaskSamples) -> list[str]:
-    """What looks odd about a set of predictions, said, not repaired."""
-    where = f"{method}, {task.task}" if method else task.task
-    full = task.facts.e_rows if task.benchmark == LONGBENCH_E else task.facts.rows
-    remarks = []
-    if task.benchmark in (LONGBENCH, LONGBENCH_E) and len(task.samples) > full:
-        remarks.append(
-            f"{where}: {len(task.samples)} rows, but the test set has {full}; the official script appends to old files."
+def _definitions(methods: Mapping[str, MethodScores], options: ScoreOptions) -> list[str]:
+    """Which of the definitions in use was taken, where it matters to a score."""
+    metrics = {task.metric for method in methods.values() for task in method.tasks.values()}
+    found = []
+    if "code_sim" in metrics:
+        official = (
+            "official requirements" if options.code_sim == CODE_SIM[0] else "as with python-Levenshtein installed"
         )
-    if len(task.versions) > 1:
-        listed = ", ".join(map(str, task.versions))
-        remarks.append(f"{where}: predictions of several task versions ({listed}); their scores may not be comparable.")
-    return remarks
+        found.append(f"code_sim: {options.code_sim} ({official}).")
+    if options.strict_recursion and metrics & {"rouge", "rouge_zh"}:
+        found.append("rouge: strict recursion, 0 where the official script overflows its stack.")
+    return found
 
 
 def _all_values(tasks: Sequence[TaskSamples], options: ScoreOptions) -> Iterator[list[Values | None]]:

@@ -80,6 +80,7 @@ class GroupScore:
         label: what it is, in words.
         score: mean of the members' rounded scores, two decimals.
         members: task ids, or category keys, that entered. missing: those that belong to it and are not there.
+        n_tasks, of_tasks: tasks that entered, and tasks that belong to it.
         interval: 95 % bootstrap interval, tasks drawn independently.
         by_length: LongBench-E: the same mean for every bucket.
     """
@@ -88,6 +89,8 @@ class GroupScore:
     score: float
     members: tuple[str, ...]
     missing: tuple[str, ...] = ()
+    n_tasks: int = 0
+    of_tasks: int = 0
     interval: Interval | None = None
     by_length: Mapping[str, float | None] = field(default_factory=dict)
 
@@ -189,6 +192,8 @@ def _group(score: GroupScore) -> dict[str, Any]:
         "interval": _listed(score.interval),
         "members": list(score.members),
         "missing": list(score.missing),
+        "n_tasks": score.n_tasks,
+        "of_tasks": score.of_tasks,
         "complete": score.complete,
     }
     if score.by_length:

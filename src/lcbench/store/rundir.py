@@ -180,9 +180,13 @@ class RunDirectory:
         Raises:
             CorruptFile: a whole line that is not a record (file and line named).
         """
-        latest: dict[str, PredictionRecord] = {}
-        for _, record in self._read(method_id, task_id):
-            latest[record.id] = record
+        return [record for _, record in self.numbered_records(method_id, task_id)]
+
+    def numbered_records(self, method_id: str, task_id: str) -> list[tuple[int, PredictionRecord]]:
+        """`records`, each with the number of its line (from 1), for messages."""
+        latest: dict[str, tuple[int, PredictionRecord]] = {}
+        for number, record in self._read(method_id, task_id):
+            latest[record.id] = (number, record)
         return list(latest.values())
 
     def done(self, method_id: str, task_id: str) -> set[str]:

@@ -92,21 +92,23 @@ class PredictionRecord:
         Raises:
             KeyError: a required official field is missing. TypeError: a field of the wrong type (named in it).
         """
-        pred, answers = data["pred"], data["answers"]
+        pred, answers, row_id = data["pred"], data["answers"], data.get("_id", "")
         if not isinstance(pred, str):
             raise TypeError("pred is not text")
-        if not isinstance(answers, list):
-            raise TypeError("answers is not a list")
+        if not _is_texts(answers):
+            raise TypeError("answers is not a list of texts")
+        if not isinstance(row_id, str):
+            raise TypeError("_id is not text")
         for name, (accepts, noun) in _CHECKS.items():
             if name in data and not accepts(data[name]):
                 raise TypeError(f"{name} is not {noun}")
         known = {f.name for f in fields(cls)} - {"pred", "answers", "all_classes", "length", "id"}
         return cls(
             pred=pred,
-            answers=[str(a) for a in answers],
+            answers=list(answers),
             all_classes=data.get("all_classes"),
             length=data.get("length"),
-            id=str(data.get("_id", "")),
+            id=row_id,
             **{k: v for k, v in data.items() if k in known},
         )
 

@@ -69,6 +69,10 @@ class _HeadKV(Method):
     def observes(self) -> frozenset[Observation]:
         return frozenset({LastQueries(self.window)})
 
+    @property
+    def leaves_subset(self) -> bool:
+        return True
+
     def compress(self, record: PrefillRecord) -> KVCache:
         keep = self.budget.resolve(record.length, at_least=self.window + 1)
         if keep >= record.length:

@@ -71,6 +71,10 @@ class LightTransfer(Method):
     def observes(self) -> frozenset[Observation]:
         return frozenset({LastQueries(self.queries)})
 
+    @property
+    def leaves_subset(self) -> bool:
+        return not self.roll
+
     def compress(self, record: PrefillRecord) -> KVCache:
         if record.length <= self.n_sink + self.n_recent:
             return record.cache.fork()

@@ -78,6 +78,10 @@ class PyramidKV(Method):
             chosen = _scaled(chosen, layers * (target - w))
         return [n + w for n in chosen]
 
+    @property
+    def leaves_subset(self) -> bool:
+        return True
+
     def compress(self, record: PrefillRecord) -> KVCache:
         budgets = self.layer_budgets(record.length, record.shape.layers)
         if min(budgets) >= record.length:

@@ -64,6 +64,10 @@ class StreamingLLM(Method):
             return self.budget.tokens
         return max(self.budget.resolve(prompt_tokens), self.n_sink + 1)
 
+    @property
+    def leaves_subset(self) -> bool:
+        return not self.roll
+
     def compress(self, record: PrefillRecord) -> KVCache:
         capacity = self.capacity(record.length)
         if capacity is None or (capacity >= record.length and not self.roll):

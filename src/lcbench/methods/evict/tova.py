@@ -51,6 +51,10 @@ class Tova(Method):
     def observes(self) -> frozenset[Observation]:
         return frozenset({LastQueries(1)})
 
+    @property
+    def leaves_subset(self) -> bool:
+        return not self.decode
+
     def compress(self, record: PrefillRecord) -> KVCache:
         capacity = self.budget.capacity(record.length)
         if capacity is None or (capacity >= record.length and not self.decode):

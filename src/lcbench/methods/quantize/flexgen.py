@@ -43,6 +43,8 @@ class FlexGen(CacheTransform):
         "fp16 ulp; bytes equal the formula, in elements and in memory."
     )
 
+    takes_subset: ClassVar[bool] = True
+
     group_size: int = param(64, "channels of a token and head that share a scale and a minimum (G); even", minimum=2)
 
     def __post_init__(self) -> None:
@@ -52,4 +54,5 @@ class FlexGen(CacheTransform):
             )
 
     def layer(self, record: LayerRecord, shape: CacheShape) -> LayerKV:
-        return TokenCodes.of_prompt(record.key, record.value, InverseScaled(self.group_size), own_exact=True)
+        codec = InverseScaled(self.group_size)
+        return TokenCodes.of_prompt(record.key, record.value, codec, own_exact=True, kept=record.kept, seen=record.seen)

@@ -15,7 +15,7 @@ from lcbench.config.options import param
 from lcbench.errors import BadValue, ModelError, SampleError
 from lcbench.kv import attention
 from lcbench.kv.cache import CacheShape
-from lcbench.kv.layer import LayerKV, outside_window
+from lcbench.kv.layer import LayerKV, outside_window, text_positions
 from lcbench.kv.record import LayerRecord
 from lcbench.methods.base import CacheTransform, Traits
 from lcbench.methods.registry import method
@@ -60,6 +60,8 @@ class HfQuantized(CacheTransform):
         "empty after the prompt; three flushes let the error grow and KIVI's not; bytes equal the formula, in memory "
         "too."
     )
+
+    takes_subset: ClassVar[bool] = True
 
     backend: Literal["quanto", "hqq"] = param("quanto", "library that quantizes; must be installed")
     bits: int = param(4, "bits of a quantized number: 2 or 4 with quanto; 1, 2, 3, 4 or 8 with hqq")
@@ -111,7 +113,7 @@ class HfQuantized(CacheTransform):
             ) from None
 
     def layer(self, record: LayerRecord, shape: CacheShape) -> LayerKV:
-        return LibraryLayer(record.key, record.value, self)
+        return LibraryLayer(record.key, record.value, self, kept=record.kept, seen=record.seen)
 
     def refusal(self, kv_heads: int, tokens: int, width: int) -> str:
         """Why the backend cannot quantize ``[Hk, n, d]`` numbers; "" where it can."""
@@ -131,13 +133,23 @@ class LibraryLayer(LayerKV):
     """A layer of transformers' quantized cache as a store. Several new tokens are taken one by one.
 
     Args:
-        key, value: ``[Hk, L, d]`` of the prompt; not kept.
+        key, value: ``[Hk, L, d]`` of the prompt, or of what was kept of it; not held.
         method: its parameters.
+        kept: their text positions ``[L]`` or ``[Hk, L]`` where it is a part. seen: tokens of the prompt; default L.
     """
 
-    def __init__(self, key: Tensor, value: Tensor, method: HfQuantized) -> None:
+    def __init__(
+        self,
+        key: Tensor,
+        value: Tensor,
+        method: HfQuantized,
+        *,
+        kept: Tensor | None = None,
+        seen: int | None = None,
+    ) -> None:
         self.method = method
-        self.seen = key.shape[1]
+        self.seen = key.shape[1] if seen is None else seen
+        self._kept, self._dropped = kept, self.seen - key.shape[1]
         self._taken = self._quantized = 0
         self._library = method.library_layer()
         self._pending: tuple[Tensor, Tensor] | None = None
@@ -178,14 +190,17 @@ class LibraryLayer(LayerKV):
             new = slice(i, i + 1)
             flushes = self.residual + 1 >= self.method.residual_length
             keys, values = self._update(key[:, new], value[:, new], flushes=flushes)
-            taken = self._taken
-            hidden = outside_window(partial(torch.arange, taken, device=query.device), taken, 1, rule.window)
+            reached = self._taken + self._dropped
+            hidden = outside_window(partial(self._places, reached), reached, 1, rule.window)
             out, _ = attention.over_parts(query[:, new], [keys], [values], rule, hidden=hidden)
             outputs.append(out)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
+    def _places(self, seen: int) -> Tensor:
+        return text_positions(self._kept, seen - self._dropped, seen, self._library.keys.device)
+
     def positions(self) -> Tensor:
-        return torch.arange(self.seen, device=self._library.keys.device)
+        return self._places(self.seen)
 
     def tensors(self) -> Iterator[Tensor]:
         yield from adapter.quantized_layer_tensors(self._library)
@@ -195,5 +210,6 @@ class LibraryLayer(LayerKV):
         new = LibraryLayer.__new__(LibraryLayer)
         new.method, new.seen, new._pending = self.method, self.seen, None
         new._taken, new._quantized = self._taken, self._quantized
+        new._kept, new._dropped = self._kept, self._dropped
         new._library = copy.copy(self._library)  # it replaces its tensors and never writes to them
         return new

@@ -15,7 +15,7 @@ from lcbench.errors import BadValue, ModelError
 from lcbench.kv import attention
 from lcbench.kv.buffer import Buffer
 from lcbench.kv.cache import CacheShape
-from lcbench.kv.layer import LayerKV, outside_window
+from lcbench.kv.layer import LayerKV, outside_window, text_positions
 from lcbench.kv.packing import BITS, WORD, Packed, quantize
 from lcbench.kv.record import LayerRecord
 from lcbench.methods.base import CacheTransform, Traits
@@ -49,6 +49,8 @@ class Kivi(CacheTransform):
         "property tests."
     )
 
+    takes_subset: ClassVar[bool] = True
+
     bits: int = param(2, "bits of a quantized key or value", choices=BITS)
     group_size: int = param(32, "elements that share a scale and a minimum (G)", minimum=4)
     residual_length: int = param(128, "newest tokens kept exact (R); a multiple of group_size", minimum=4)
@@ -76,7 +78,15 @@ class Kivi(CacheTransform):
             )
 
     def layer(self, record: LayerRecord, shape: CacheShape) -> LayerKV:
-        return KiviLayer(record.key, record.value, bits=self.bits, group=self.group_size, residual=self.residual_length)
+        return KiviLayer(
+            record.key,
+            record.value,
+            bits=self.bits,
+            group=self.group_size,
+            residual=self.residual_length,
+            kept=record.kept,
+            seen=record.seen,
+        )
 
 
 class KiviLayer(LayerKV):
@@ -86,13 +96,25 @@ class KiviLayer(LayerKV):
     slack `tensors` does not list.
 
     Args:
-        key, value: ``[Hk, L, d]`` of the prompt; copied.
+        key, value: ``[Hk, L, d]`` of the prompt, or of what was kept of it; copied.
         bits, group, residual: see `Kivi`.
+        kept: their text positions ``[L]`` or ``[Hk, L]`` where it is a part. seen: tokens of the prompt; default L.
     """
 
-    def __init__(self, key: Tensor, value: Tensor, *, bits: int, group: int, residual: int) -> None:
+    def __init__(
+        self,
+        key: Tensor,
+        value: Tensor,
+        *,
+        bits: int,
+        group: int,
+        residual: int,
+        kept: Tensor | None = None,
+        seen: int | None = None,
+    ) -> None:
         length = key.shape[1]
-        self.seen, self.residual = length, residual
+        self.seen, self.residual = length if seen is None else seen, residual
+        self._kept, self._dropped = kept, self.seen - length
         self._pending: tuple[Tensor, Tensor] | None = None
         flushed, aged = length - length % residual, max(0, length - residual)
         self._keys = quantize(key[:, :flushed].transpose(1, 2), bits, group)
@@ -133,7 +155,7 @@ class KiviLayer(LayerKV):
             self._exact_keys.append(key[:, new])
             self._exact_values.append(value[:, new])
             seen = self.seen - q + i + 1
-            hidden = outside_window(partial(torch.arange, seen, device=query.device), seen, 1, rule.window)
+            hidden = outside_window(partial(self._places, seen), seen, 1, rule.window)
             exact_keys, exact_values = self.exact
             out, _ = attention.over_parts(
                 query[:, new], [self.keys, exact_keys], [self.values, exact_values], rule, hidden=hidden
@@ -153,8 +175,11 @@ class KiviLayer(LayerKV):
             for buffer, rows in zip(self._values, oldest.tensors(), strict=True):
                 buffer.append(rows)
 
+    def _places(self, seen: int) -> Tensor:
+        return text_positions(self._kept, seen - self._dropped, seen, self._keys.words.device)
+
     def positions(self) -> Tensor:
-        return torch.arange(self.seen, device=self._keys.words.device)
+        return self._places(self.seen)
 
     def tensors(self) -> Iterator[Tensor]:
         yield from self.keys.tensors()
@@ -165,6 +190,7 @@ class KiviLayer(LayerKV):
         assert self._pending is None, "attend must follow append"
         new = KiviLayer.__new__(KiviLayer)
         new.seen, new.residual, new._pending, new._keys = self.seen, self.residual, None, self._keys
+        new._kept, new._dropped = self._kept, self._dropped
         new._exact_keys, new._exact_values = self._exact_keys.fork(), self._exact_values.fork()
         new._values = [buffer.fork() for buffer in self._values]
         return new

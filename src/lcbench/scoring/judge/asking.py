@@ -10,7 +10,6 @@ from typing import Any, Protocol
 from lcbench.scoring.judge.cache import ReplyCache
 from lcbench.scoring.judge.rubric import Grades, Question, read_reply, system_text
 
-_TRIES = 2  # replies asked for when the first cannot be read
 _LETTERS_A_TOKEN = 4
 
 
@@ -36,6 +35,10 @@ class Judge(Protocol):
     @property
     def concurrent(self) -> bool:
         """Whether `ask` may be called from several threads."""
+
+    @property
+    def tries(self) -> int:
+        """Replies to ask for when the first cannot be read; 1 where the second would be the same."""
 
     def ask(self, system: str, user: str) -> str:
         """The reply. Raises NoReply for this question alone, LcbenchError when going on makes no sense."""
@@ -133,7 +136,7 @@ class Asker:
     def _fresh(self, question: Question) -> Grades | str:
         """Grades from the judge, or why there are none. Replies that can be read are remembered."""
         why = ""
-        for _ in range(_TRIES):
+        for _ in range(self.judge.tries):
             try:
                 reply = self.judge.ask(system_text(), question.prompt)
             except NoReply as error:

@@ -92,6 +92,7 @@ class Endpoint:
     key: str = field(default="", repr=False)
     patience: Patience = Patience()
     concurrent: bool = True
+    tries: int = 2
 
     def __post_init__(self) -> None:
         require_http(self.url)

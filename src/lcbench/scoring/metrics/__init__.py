@@ -55,25 +55,50 @@ def score(
 
     Args:
         metric: one of `METRICS`; the official function names (``qa_f1_score``) are understood.
+        answers: texts; for ``count`` whole numbers too, as in the official function.
         all_classes: the labels, for classification.
         code_sim: which definition of code similarity.
         strict_recursion: rouge and rouge_zh give 0.0 where the official script overflows its stack.
 
     Raises:
-        UnknownName: no such metric. BadValue: labels missing, an answer without a paragraph number, answers that are
-        one text instead of several, an unknown ``code_sim``.
+        UnknownName: no such metric or ``code_sim``. BadValue: labels missing, an answer without a paragraph number, a
+        prediction, answers or labels that are no texts, one text instead of several.
     """
     name = metric.removesuffix("_score")
     if name not in METRICS:
         raise UnknownName("metric", metric, METRICS)
     if code_sim not in CODE_SIM:
         raise UnknownName("code_sim definition", code_sim, CODE_SIM)
-    if isinstance(answers, str):
-        raise BadValue("answers is one text, not a list of texts.", "Write [answer].")
+    if name == "count" and not isinstance(answers, str) and isinstance(answers, Iterable):
+        # The official function compares str(answer): numbers are as good as texts here, and nowhere else.
+        answers = [str(a) if isinstance(a, int) and not isinstance(a, bool) else a for a in answers]
+    answers = checked_texts("answers", answers)
+    if not isinstance(prediction, str):
+        raise BadValue(f"The prediction is {_type(prediction)}, not text.", "Give the generated text.")
+    if name == "classification" and all_classes is not None:
+        all_classes = checked_texts("all_classes", all_classes)
     best = 0.0
     for answer in answers:
         best = max(best, _one(name, prediction, answer, all_classes, code_sim, strict_recursion))
     return best
+
+
+def checked_texts(what: str, values: Iterable[str]) -> list[str]:
+    """``values`` as a list. Raises BadValue for one text instead of several and for what is no text."""
+    if isinstance(values, str):
+        raise BadValue(f"{what} is one text, not a list of texts.", "Write [text].")
+    if not isinstance(values, Iterable):
+        raise BadValue(f"{what} is {_type(values)}, not a list of texts.", "Write [text].")
+    texts = list(values)
+    for value in texts:
+        if not isinstance(value, str):
+            shown = "null" if value is None else f"{value!r:.60}, which is {_type(value)}"
+            raise BadValue(f"{what} holds {shown}; all have to be texts.", "Write numbers as '5'.")
+    return texts
+
+
+def _type(value: object) -> str:
+    return "null" if value is None else f"of type {type(value).__name__}"
 
 
 def _one(
