@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 pytest.importorskip("matplotlib")
 
 from lcbench.cli import app
+from lcbench.errors import UsageError
 from lcbench.reporting.build import build
 from lcbench.reporting.figures import bars, efficiency, heatmap, lengths, pareto, radar, style
 from lcbench.reporting.figures.labels import spread
 from lcbench.reporting.figures.make import figures_of, write_figures
-from lcbench.reporting.figures.style import FigureError
 from lcbench.reporting.samples import mean_interval, samples_of
 from lcbench.scoring.run import score_run
 from lcbench.store.rundir import RunDirectory
@@ -301,7 +301,7 @@ def test_without_matplotlib_one_sentence(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(builtins, "__import__", no_matplotlib)
     error = call(str(run.path), "--figures", str(tmp_path / "f")).exception
-    assert isinstance(error, FigureError)
+    assert isinstance(error, UsageError)
     assert error.message == "Figures need matplotlib, which is not installed."
     assert "pip install" in error.next_step
     page = call(str(run.path), "-f", "html")

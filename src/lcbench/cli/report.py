@@ -103,16 +103,12 @@ def _drawn(
     if not wanted and not page:
         return {}, [], []
     from lcbench.reporting.figures.make import figures_of
-    from lcbench.reporting.figures.style import FigureError, require_matplotlib
+    from lcbench.reporting.figures.style import MISSING, has_matplotlib
     from lcbench.reporting.samples import samples_of
 
-    try:
-        require_matplotlib()
-    except FigureError as error:
-        if wanted:
-            raise
-        return samples_of(made, runs), [], [f"{error.message} {error.next_step}"]
     samples = samples_of(made, runs)
+    if not wanted and not has_matplotlib():
+        return samples, [], [MISSING]
     return samples, *figures_of(made, samples, runs)
 
 

@@ -64,7 +64,7 @@ def figures_of(report: Report, samples: Samples, runs: Sequence[RunDirectory]) -
     """The figures, and a sentence for every kind that the report has no data for.
 
     Raises:
-        FigureError: matplotlib is not installed.
+        UsageError: matplotlib is not installed.
     """
     style.require_matplotlib()
     models = list(dict.fromkeys(column.model for column in report.columns))

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcbench.errors import CannotWrite, LcbenchError
+from lcbench.errors import CannotWrite, UsageError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,6 +22,8 @@ GRID = "#e2e2e3"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 BETTER, WORSE = "#0072B2", "#D55E00"
+
+MISSING = "Figures need matplotlib, which is not installed."
 
 FORMATS = ("svg", "pdf", "png")
 MINUS = "−"
@@ -58,19 +60,19 @@ _RC: dict[str, Any] = {
 }
 
 
-class FigureError(LcbenchError):
-    """Figures cannot be drawn here."""
-
-
-def require_matplotlib() -> None:
-    """Raises FigureError, with the command that mends it, where matplotlib is not installed."""
+def has_matplotlib() -> bool:
+    """Whether figures can be drawn here."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise FigureError(
-            "Figures need matplotlib, which is not installed.",
-            "pip install matplotlib (or lcbench with its extra `report`).",
-        ) from None
+        return False
+    return True
+
+
+def require_matplotlib() -> None:
+    """Raises UsageError, with the command that mends it, where matplotlib is not installed."""
+    if not has_matplotlib():
+        raise UsageError(MISSING, "Install it: pip install matplotlib")
 
 
 @contextmanager
