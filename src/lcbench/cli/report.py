@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from lcbench.errors import BadValue, UnknownName
+from lcbench.errors import BadValue, CannotWrite, UnknownName
 
 if TYPE_CHECKING:
     from lcbench.reporting.figures.make import Drawn
@@ -73,6 +73,8 @@ def report(
 
     if chosen == "parquet" and out is None and sys.stdout.isatty():
         raise BadValue("Parquet is no text for a terminal.", "Name a file: --out results.parquet")
+    if out is not None and not out.parent.is_dir():
+        raise CannotWrite(f"Cannot write {out}: there is no folder {out.parent}.", "Make it first, or name another.")
     opened = [RunDirectory.open(path) for path in runs or [latest_run()]]
     made = build(opened, with_published=with_published)
     samples, drawn, missing = _drawn(made, opened, wanted=figures is not None, page=chosen == "html")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lcbench.errors import CannotWrite
 from lcbench.reporting.figures import bars, efficiency, heatmap, lengths, pareto, radar, style
 from lcbench.reporting.longscore.view import Entry
 from lcbench.reporting.samples import Samples, mean_interval
@@ -88,7 +89,10 @@ def write_figures(figures: Sequence[Drawn], folder: Path) -> list[Path]:
     """Write every figure as svg, pdf and png; the files. Raises CannotWrite."""
     from lcbench.store.files import make_folder
 
-    make_folder(folder)
+    try:
+        make_folder(folder)
+    except CannotWrite as error:
+        raise CannotWrite(error.message, "Choose another folder with --figures.") from None
     paths = []
     for one in figures:
         for suffix in style.FORMATS:
