@@ -167,13 +167,13 @@ def test_radar_spokes_have_one_scale_and_gaps_stay_gaps() -> None:
 
 def test_bars_start_at_0_and_missing_pairs_are_said() -> None:
     made = [bars.Difference(m, t, -5.0 + i, -8.0, 1.0, 50.0) for i, m in enumerate("ab") for t in ("x", "y")]
-    figure = bars.draw(made[:3], title="Difference", reference="full")
+    figure = bars.draw(made[:3], reference="full")
     assert " no pairs" in texts_of(figure)
     for ax in figure.axes:
         assert all(patch.get_x() == 0 or patch.get_x() + patch.get_width() == 0 for patch in ax.patches)
         assert ax.get_xlim()[0] < 0 < ax.get_xlim()[1]
-    single = bars.draw([d for d in made if d.task == "x"], title="Difference", reference="full")
-    assert "x against full (50.0)" in " ".join(texts_of(single))
+    single = bars.draw([d for d in made if d.task == "x"], reference="full")
+    assert "Difference to full (50.0): x" in " ".join(texts_of(single))
 
 
 def test_speed_points_lie_on_their_bandwidth() -> None:

@@ -306,7 +306,7 @@ def _bars(part: _Model, runs: Sequence[RunDirectory]) -> Iterator[Drawn]:
     if not found:
         return
     title = "Difference to the full cache by task"
-    figure = bars.draw(found, title="Difference" + part.title, reference=REFERENCE)
+    figure = bars.draw(found, reference=REFERENCE, about=part.title)
     alt = "; ".join(f"{d.method} on {d.task} {d.points:+.1f}" for d in found)
     yield Drawn("against-full", title, f"{title}, in points. {alt}.", figure)
 
