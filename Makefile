@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 --constraint constraints.txt
 DEMO_RUN ?= runs/demo
 
-.PHONY: setup demo test lint type bench bench-score docs clean
+.PHONY: setup demo test lint type bench bench-quick bench-gpu bench-score docs clean
 
 setup: $(STAMP)
 
@@ -42,6 +42,18 @@ type: setup
 bench: setup
 	$(BIN)/python tests/bench/bench_engine.py
 	$(BIN)/python tests/bench/bench_kivi_decode.py
+	$(BIN)/python tests/bench/bench_scaling.py
+	$(BIN)/python tests/bench/bench_memory.py
+	$(BIN)/python tests/bench/bench_workers.py
+
+# Whether the scripts work: a tiny model and short prompts, figures without meaning.
+bench-quick: setup
+	$(BIN)/python tests/bench/bench_scaling.py --quick
+	$(BIN)/python tests/bench/bench_memory.py --quick
+	$(BIN)/python tests/bench/bench_workers.py --quick
+
+bench-gpu: setup
+	$(BIN)/python tests/bench/bench_gpu_kivi.py
 
 bench-score: setup
 	$(BIN)/python tests/bench/bench_score.py

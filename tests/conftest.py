@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does: waiting threads must not spin
+if shutil.which("nvidia-smi") is None:  # before anything imports Triton, which reads it once
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+settings.register_profile("lcbench", deadline=None, derandomize=True)  # a busy machine is no failure
+settings.load_profile("lcbench")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

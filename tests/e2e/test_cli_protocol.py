@@ -29,7 +29,8 @@ def ask(cli: Callable[..., Any], folder: Path, shared_data: Path) -> Callable[..
         info = json.loads((out / "run.json").read_text())
         (file,) = (out / "predictions" / "full").glob("*.jsonl")
         records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        return {**info["provenance"]["tasks"][task], "records": records, "said": done.err}
+        provenance = info["provenance"]
+        return {**provenance["tasks"][task], "model": provenance["model"], "records": records, "said": done.err}
 
     return go
 
@@ -71,3 +72,34 @@ def test_chat_formats(ask: Callable[..., dict[str, Any]], tmp_path: Path) -> Non
     few_shot = ask("trec", *options)  # few-shot prompts are never wrapped
     assert "<|turn|>" not in few_shot["prompt_begins"]
     assert len({p["prompts_sha256"]["shared"] for p in (own, none, mine)}) == 3
+
+
+def test_official_formats_and_cleaning(ask: Callable[..., dict[str, Any]], folder: Path) -> None:
+    """By the name of the model: the same weights under two names."""
+    bare = ask("qasper", "--max-input-tokens", 200, "--chat", "official")
+    assert bare["prompt_begins"].startswith("You are given a scientific article")
+    assert "LongBench has no chat format for this model" in bare["said"]
+    assert bare["model"]["chat_template_sha256"] is None
+    assert bare["model"]["answer_rule"] is None
+
+
+def test_internlm_is_wrapped_and_its_answers_are_cut(
+    ask: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = save_tiny(tmp_path / "internlm-chat-7b-8k", layers=2)
+    (first, _) = ask("trec", "--max-input-tokens", 200, "--model", model)["records"]
+    assert len(first["pred"]) > 1
+    monkeypatch.setattr("lcbench.models.official_chat._INTERNLM_END", first["pred"][1])
+    facts = ask("trec", "--max-input-tokens", 200, "--chat", "official", "--model", model)
+    assert facts["model"]["answer_rule"] == "internlm"
+    assert facts["records"][0]["pred"] == first["pred"].split(first["pred"][1])[0]
+    wrapped = ask("qasper", "--max-input-tokens", 200, "--chat", "official", "--model", model)
+    assert wrapped["prompt_begins"].startswith("<|User|>:You are given")
+    assert wrapped["prompt_ends"].endswith("<eoh>\n<|Bot|>:")
+    assert wrapped["model"]["chat_template_sha256"]
+
+
+def test_the_sample_of_a_cut_prompt_is_of_the_cut_prompt(ask: Callable[..., dict[str, Any]]) -> None:
+    facts = ask("qasper", "--max-input-tokens", 100, "--chat", "none")
+    assert len(facts["prompt_begins"]) < 200  # with bytes for tokens, all that is left
+    assert facts["prompt_begins"] == facts["prompt_ends"]

@@ -131,6 +131,30 @@ def test_the_shipped_tables_give_the_published_figures() -> None:
     assert made.rankings == ()
 
 
+@pytest.mark.parametrize(
+    ("model", "average", "value"),
+    [
+        ("llama-3.1-8B", 36.37, -17.46),
+        ("llama-3.2-1B", 20.45, -28.88),
+        ("llama-3.2-3B", 34.81, -32.06),
+        ("phi-3-128k-medium2", 43.28, -24.65),
+        ("Qwen2.5-7B", 39.8, -30.69),
+        ("llama2-7b-ntk", 15.37, -20.76),
+    ],
+)
+def test_the_shipped_scores_give_the_published_overall_rows(model: str, average: float, value: float) -> None:
+    entry = next(one for one in published_entries() if one.label == model)
+    longest = "64k" if model == "llama2-7b-ntk" else "128k"
+    curves = []
+    for name, curve in entry.curves.items():
+        at = {rung.label: rung.score for rung in curve.rungs if int(rung.label[:-1]) <= int(longest[:-1])}
+        curves.append(from_scores(name, curve.base.score, at))
+    mean = mean_of_curves(curves)
+    assert mean is not None
+    assert len(mean.members) == 8
+    assert (mean.average, mean.long_score) == (average, value)
+
+
 def test_shipped_tables_name_their_sources() -> None:
     for name in TABLES:
         table = published.load(name)
@@ -213,6 +237,7 @@ def test_a_run_without_lengths_has_no_such_section(tmp_path: Path) -> None:
         run.append("full", "qasper", PredictionRecord("a", ["a"], None, 1, "0"))
     report = build([RunDirectory.open(tmp_path / "r")], with_published=True)
     assert report.longscore is None
+    assert any("no published scores beside" in note for note in report.notes)
     assert "longscore" not in json.loads(json_.render(report))
 
 
@@ -239,3 +264,23 @@ def test_judged_scores_are_kept_while_they_fit_and_said_to_be_gone_when_they_do_
     report = build([RunDirectory.open(tmp_path / "r")])
     assert [line.metric for line in report.lines] == ["qa_f1"]
     assert any("scores.json was made by a judge" in note for note in report.notes)
+
+
+def test_what_the_filter_left_out_is_counted_in_every_format(tmp_path: Path) -> None:
+    task = "100-longbench/single_doc_qa@8k"
+    spec = {"model": {"name": "m"}, "methods": ["full"], "tasks": [task]}
+    with RunDirectory.create_or_continue(tmp_path / "r", spec, {}) as run:
+        for i in range(3):
+            run.append("full", task, PredictionRecord("Paris", ["Paris"], None, 1, str(i)))
+        stored = score_run(run)
+        stored["methods"]["full"]["tasks"][task].update(metric="qa_judge", score=50.0, n=1, n_filtered=2)
+        run.write_scores({**stored, "judge": {"model": "j"}})
+    report = build([RunDirectory.open(tmp_path / "r")])
+    console = Console(file=io.StringIO(), width=60, color_system=None)
+    console.print(render(report, console))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    for text in (shown, markdown.render(report)):
+        assert "2 filtered" in text
+    (row, *_) = csv.DictReader(io.StringIO(csv_.render(report)))
+    assert (row["n"], row["filtered"]) == ("1", "2")
+    assert json.loads(json_.render(report))["cells"][0]["filtered"] == 2

@@ -1,80 +1,287 @@
-"""Time to first token, decoding speed and bytes of one method at one prompt length, measured alone.
+"""One cell of the efficiency bench: a method, a prompt length and a batch size, measured alone.
 
-Scores come from runs that share prefills; speed never does. Every cell reads the prompt anew, once to warm up and then
-``repeats`` times, and reports medians. Prompts are random token ids: speed does not depend on their meaning.
+Scores come from runs that share prefills; speed never does. A cell reads every prompt of its batch anew, one after
+another as the engine does, makes the method's cache of it, and decodes all of them together, one forward pass a step.
+The first pass warms up and is thrown away; each later one is timed with the device synchronized around every part.
+Prompts are random token ids: speed does not depend on their meaning, and no end token stops a sequence.
 """
 
 from __future__ import annotations
 
+import gc
 import statistics
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
-from lcbench.engine.generate import decode, prefill
+from lcbench.engine.generate import prefill
+from lcbench.errors import ModelError
+from lcbench.kv.cache import KVCache, storage_nbytes
+from lcbench.measure.allocator import AllocatorPeak
 from lcbench.measure.clock import Stopwatch
+from lcbench.measure.device import kind_of
 from lcbench.measure.memory import PeakMemory
 from lcbench.methods.base import Method
+from lcbench.models import adapter
 from lcbench.models.info import LoadedModel
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One measurement.
+class Workload:
+    """What a method is given to do.
 
     Attributes:
-        method: id. prompt_tokens: length. new_tokens: decoded a repeat. repeats: after one warm-up.
-        time_to_first_token: seconds from prompt ids to the first new token, median.
-        decode_tokens_per_second: new tokens after the first a second, prefill not included, median.
-        kv_bytes, kv_bytes_full: held after compression, and uncompressed.
-        peak_bytes: most memory in use, allocator peak on a GPU, resident set of the process on a CPU.
+        prompt_tokens: length L of every prompt. batch: R, sequences decoded together. new_tokens: of each sequence.
+        repeats: timed passes after the one that warms up.
+        prefill_chunk: tokens a forward pass while a prompt is read; None reads it at once.
     """
 
-    method: str
     prompt_tokens: int
-    new_tokens: int
-    repeats: int
-    time_to_first_token: float
-    decode_tokens_per_second: float
+    batch: int = 1
+    new_tokens: int = 32
+    repeats: int = 3
+    prefill_chunk: int | None = None
+    seed: int = 42
+
+    def prompts(self, vocab: int) -> list[list[int]]:
+        """R prompts of random token ids."""
+        generator = torch.Generator().manual_seed(self.seed)
+        ids: list[list[int]] = torch.randint(0, vocab, (self.batch, self.prompt_tokens), generator=generator).tolist()
+        return ids
+
+
+@dataclass(frozen=True)
+class Phase:
+    """The most memory that one part of the work took.
+
+    Attributes:
+        growth: bytes of tensors alive at once, beyond the weights. kv: bytes of caches among them at the part's end.
+    """
+
+    growth: int
+    kv: int
+
+    @property
+    def activations(self) -> int:
+        """Everything that is neither weights nor cache: hidden states, logits, observations, scratch memory."""
+        return max(0, self.growth - self.kv)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass over a workload.
+
+    Attributes:
+        first: seconds from a prompt's ids to its first new token, for each of the R prompts.
+        prefill: seconds until all R have their first token. decode: seconds for the other new tokens of all R.
+        kv_bytes, kv_end_bytes: memory behind the R caches right after compression, and when decoding ends.
+        phases: by name "read" (the last prompt's forward pass), "compress" (its cache being made), "decode"; empty
+            in passes whose memory was not measured.
+    """
+
+    first: tuple[float, ...]
+    prefill: float
+    decode: float
     kv_bytes: int
+    kv_end_bytes: int
+    phases: dict[str, Phase] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """All passes of a cell and what they come to.
+
+    Attributes:
+        passes: the timed ones, in order. phases: memory by part (see `Pass`); from a pass of its own on a CPU, where
+            counting memory takes time.
+        weight_bytes: of the model. read_bytes: weights that one decoding step must read.
+        kv_bytes_full: of R uncompressed caches of the prompts.
+        resident_bytes: highest resident set of the process, 0 on a GPU.
+    """
+
+    work: Workload
+    passes: tuple[Pass, ...]
+    phases: dict[str, Phase]
+    weight_bytes: int
+    read_bytes: int
     kv_bytes_full: int
-    peak_bytes: int
+    resident_bytes: int = 0
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    @property
+    def time_to_first_token(self) -> float:
+        """Seconds from a prompt's ids to its first new token, median over prompts and passes."""
+        return statistics.median(seconds for one in self.passes for seconds in one.first)
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        """New tokens of all R sequences a second, the first of each and the prefill not included; median."""
+        return self.work.batch * (self.work.new_tokens - 1) / statistics.median(p.decode for p in self.passes)
+
+    @property
+    def samples_per_second(self) -> float:
+        """Whole samples (prompt read, answer decoded) a second; median."""
+        return self.work.batch / statistics.median(p.prefill + p.decode for p in self.passes)
+
+    @property
+    def kv_bytes(self) -> int:
+        return self.passes[-1].kv_bytes
+
+    @property
+    def kv_end_bytes(self) -> int:
+        return self.passes[-1].kv_end_bytes
+
+    @property
+    def peak(self) -> Phase:
+        """The part of the work that took the most memory."""
+        return max(self.phases.values(), key=lambda phase: phase.growth)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Weights, caches and activations at the moment when they were most."""
+        return self.weight_bytes + self.peak.growth
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes a decoding step must move at least: the weights it reads and the R caches, halfway through."""
+        return self.read_bytes + (self.kv_bytes + self.kv_end_bytes) // 2
 
 
-def measure(
-    loaded: LoadedModel, method: Method, *, prompt_tokens: int, new_tokens: int = 32, repeats: int = 3, seed: int = 42
-) -> Cell:
-    """Measure one method at one prompt length; see the module docstring for how."""
-    method.check(loaded.shape())
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(0, loaded.info.vocab, (prompt_tokens,), generator=generator).tolist()
-    firsts, speeds, held = [], [], 0
-    with PeakMemory(loaded.info.device) as peak, method.transform_model(loaded.model):
-        for attempt in range(repeats + 1):
-            with Stopwatch(loaded.info.device) as first:
-                cache = method.prefill_cache(loaded.shape(), prompt_tokens)
-                record = prefill(loaded, ids, observe=method.observes(), cache=cache)
-                compressed = method.compress(record)
-                int(torch.argmax(record.logits))
-            held, logits = compressed.storage_nbytes, record.logits
-            del cache, record
-            with Stopwatch(loaded.info.device) as rest:
-                made = decode(loaded, compressed, logits, max_new_tokens=new_tokens, min_new_tokens=new_tokens)
+def measure(loaded: LoadedModel, method: Method, work: Workload) -> Cell:
+    """Measure one cell; see the module docstring for how.
+
+    Raises:
+        ModelError: the method does not serve the model, or needs the prompt's text. torch.OutOfMemoryError: as it says.
+    """
+    check(loaded, method)
+    device, cpu = loaded.info.device, kind_of(loaded.info.device) != "cuda"
+    passes, phases = [], {}
+    release(device)
+    with PeakMemory(device) as resident, method.transform_model(loaded.model):
+        for attempt in range(work.repeats + 1):
+            # On a GPU counting costs nothing, and a first pass takes memory (workspaces) that later ones do not.
+            metered = attempt == (0 if cpu else 1)
+            done = run_pass(loaded, method, work, metered=metered)
+            phases.update(done.phases)
             if attempt:
-                firsts.append(first.seconds)
-                speeds.append((len(made.ids) - 1) / rest.seconds)
+                passes.append(done)
     return Cell(
-        method=method.id,
-        prompt_tokens=prompt_tokens,
-        new_tokens=new_tokens,
-        repeats=repeats,
-        time_to_first_token=statistics.median(firsts),
-        decode_tokens_per_second=statistics.median(speeds),
-        kv_bytes=held,
-        kv_bytes_full=loaded.shape().full_bytes(prompt_tokens),
-        peak_bytes=peak.bytes,
+        work=work,
+        passes=tuple(passes),
+        phases=phases,
+        weight_bytes=loaded.info.weight_bytes,
+        read_bytes=weights_read(loaded.model),
+        kv_bytes_full=work.batch * loaded.shape().full_bytes(work.prompt_tokens),
+        resident_bytes=resident.bytes if cpu else 0,
     )
+
+
+def check(loaded: LoadedModel, method: Method) -> None:
+    """Refuse what cannot be measured here. Raises ModelError."""
+    method.check(loaded.shape())
+    if type(method).transform_prompt is not Method.transform_prompt:
+        raise ModelError(
+            f"{method.id} rewrites the text of a prompt, and the bench feeds random token ids.",
+            "Leave it out; its speed is that of `full` at the length it shortens prompts to.",
+        )
+
+
+def release(device: object) -> None:
+    """Give back what earlier work left behind, so that a cell begins with the weights alone."""
+    gc.collect()
+    if kind_of(device) == "cuda":
+        torch.cuda.empty_cache()
+
+
+def weights_read(model: object) -> int:
+    """Bytes of the weights that a decoding step reads: all but an embedding table used for look-ups alone."""
+    total = sum(p.numel() * p.element_size() for p in model.parameters())  # type: ignore[attr-defined]
+    table = model.get_input_embeddings().weight  # type: ignore[attr-defined]
+    head = model.get_output_embeddings()  # type: ignore[attr-defined]
+    if head is not None and head.weight.data_ptr() == table.data_ptr():
+        return int(total)
+    return int(total - table.numel() * table.element_size())
+
+
+def run_pass(
+    loaded: LoadedModel, method: Method, work: Workload, *, metered: bool = False, held: Sequence[KVCache] = ()
+) -> Pass:
+    """Read R prompts, compress, decode together.
+
+    Args:
+        metered: also measure memory by part, for the last prompt (when the other R - 1 caches are held) and decoding.
+        held: further caches that decode along, as if their prompts had been read before (see `capacity`).
+    """
+    device, weights = loaded.info.device, loaded.info.weight_bytes
+    torch.manual_seed(work.seed)
+    caches, logits, firsts, kv = list(held), [], [], {}
+    prompts = work.prompts(loaded.info.vocab)
+    with ExitStack() as stack:
+        meter = stack.enter_context(AllocatorPeak(device, held=weights)) if metered else None
+        with Stopwatch(device) as reading:
+            for number, ids in enumerate(prompts):
+                last = number == len(prompts) - 1
+                with Stopwatch(device) as one:
+                    cache, row, sizes = _read(loaded, method, ids, work, meter if last else None, caches)
+                    int(torch.argmax(row))
+                caches.append(cache)
+                logits.append(row)
+                firsts.append(one.seconds)
+                kv.update(sizes)
+                del cache, row
+        kv_bytes = storage_nbytes(caches)
+        tokens = torch.stack(logits).argmax(dim=-1)
+        tokens = torch.cat([tokens.new_zeros(len(held)), tokens])
+        with _part(meter, "decode"), Stopwatch(device) as decoding:
+            decode_together(loaded, caches, tokens, work.new_tokens)
+        kv["decode"] = kv_end = storage_nbytes(caches)
+    phases = {name: Phase(most - weights, kv[name]) for name, most in meter.parts.items()} if meter else {}
+    return Pass(tuple(firsts), reading.seconds, decoding.seconds, kv_bytes, kv_end, phases)
+
+
+def _part(meter: AllocatorPeak | None, name: str) -> AbstractContextManager[None]:
+    return nullcontext() if meter is None else meter.part(name)
+
+
+def _read(
+    loaded: LoadedModel,
+    method: Method,
+    ids: Sequence[int],
+    work: Workload,
+    meter: AllocatorPeak | None,
+    caches: Sequence[KVCache],
+) -> tuple[KVCache, Tensor, dict[str, int]]:
+    """One prompt to its compressed cache, the logits ``[vocab]`` at its last token, and bytes of caches by part."""
+    with _part(meter, "read"):
+        empty = method.prefill_cache(loaded.shape(), len(ids))
+        record = prefill(loaded, ids, observe=method.observes(), cache=empty, chunk=work.prefill_chunk)
+    with _part(meter, "compress"):
+        cache = method.compress(record)
+    if meter is None:
+        return cache, record.logits, {}
+    sizes = {
+        "read": storage_nbytes([*caches, record.cache]),
+        "compress": storage_nbytes([*caches, record.cache, cache]),
+    }
+    return cache, record.logits, sizes
+
+
+def decode_together(loaded: LoadedModel, caches: Sequence[KVCache], tokens: Tensor, new_tokens: int) -> list[list[int]]:
+    """Greedy decoding of R sequences in one batch for a fixed number of steps.
+
+    Args:
+        caches: of the R prompts; they are appended to. tokens: ``[R]`` int64, the first new token of each.
+        new_tokens: of each sequence, the first included.
+
+    Returns:
+        The new ids, R lists.
+    """
+    made = [tokens.tolist()]
+    for _ in range(new_tokens - 1):
+        positions = torch.tensor([[cache.seen] for cache in caches], device=tokens.device)
+        logits = adapter.forward(loaded.model, tokens[:, None], positions, list(caches))
+        tokens = logits[:, -1].argmax(dim=-1)
+        made.append(tokens.tolist())  # a step ends when its tokens are known: whether to stop depends on them
+    return [list(ids) for ids in zip(*made, strict=True)]

@@ -148,7 +148,10 @@ def _models_table(entries: list[dict[str, Any]]) -> list[Any]:
     table = _table("model", "source", "state", "default")
     for entry in entries:
         table.add_row(*(Text(entry[key]) for key in ("name", "source", "state")), "default" if entry["default"] else "")
-    return [table, _NAME_A_MODEL]
+    from lcbench.models.architectures import architectures
+
+    random = f"`lcbench bench --random-weights` makes, without a checkpoint: {', '.join(architectures())}."
+    return [table, _NAME_A_MODEL, random]
 
 
 def _converted(folder: Path) -> list[tuple[str, str, str]]:

@@ -116,6 +116,13 @@ def run(
         show_default=False,
     ),
     seed: int | None = typer.Option(None, "--seed", help="Default 42.", rich_help_panel="Model"),
+    workers: str = typer.Option(
+        "1",
+        "--workers",
+        metavar="auto|N",
+        help="Processes, each with the model: one a GPU, or N on a CPU. auto: every GPU.",
+        rich_help_panel="Model",
+    ),
     quiet: bool = typer.Option(
         False, "--quiet", "-q", help="No progress; only the result and errors.", rich_help_panel="How much"
     ),
@@ -160,7 +167,7 @@ def run(
 
         show_plan(session.plan(), out or session.default_path())
         return
-    _go(session, out or session.default_path(), console, quiet, say)
+    _go(session, out or session.default_path(), console, quiet, say, workers)
 
 
 def _settings(pairs: list[str] | None) -> dict[str, str] | None:
@@ -175,11 +182,13 @@ def _settings(pairs: list[str] | None) -> dict[str, str] | None:
     return result
 
 
-def _go(session: Session, path: Path, console: Console, quiet: bool, say: Callable[[str], None]) -> None:
+def _go(session: Session, path: Path, console: Console, quiet: bool, say: Callable[[str], None], workers: str) -> None:
     from lcbench.cli.progress import RunProgress
+    from lcbench.engine.workers import devices_of
 
+    devices = devices_of(workers, session.spec.model.device, session.info.device)
     stop = _StopOnInterrupt(say)
-    with session.open_run(path) as running:
+    with session.open_run(path, devices) as running:
         for message in running.messages:
             say(message)
         say(f"Run directory: {path}")

@@ -24,7 +24,9 @@ OURS = "lcbench"
 
 def score(
     path: Path | None = typer.Argument(
-        None, help="Run directory, predictions file (.jsonl, .jsonl.gz) or folder of them. Default: the latest run."
+        None,
+        help="Run directory, predictions file (.jsonl, .jsonl.gz), folder of them, or 100-LongBench's result.json. "
+        "Default: the latest run.",
     ),
     benchmark: str | None = typer.Option(
         None, "--benchmark", "-b", help="longbench | longbench-e, for prediction files. Default: guessed."
@@ -43,7 +45,7 @@ def score(
     ),
     mode: str = typer.Option("reference", "--mode", help="Base of LongScore: reference (whole base set) | paper."),
     base_length: str = typer.Option(
-        "", "--base-length", help="With --longscore: lengths whose mean is the base, e.g. 512,1024. Default: shortest."
+        "", "--base-length", help="LongScore's base for other suites: lengths, e.g. 512,1024. Default: shortest."
     ),
     against: str = typer.Option("full", "--against", help="Method that losses are split against."),
     judge: str | None = typer.Option(
@@ -69,9 +71,12 @@ def score(
     from lcbench.store.locate import latest_run
 
     bases = tuple(label.strip() for label in base_length.split(",") if label.strip())
-    lengths = LongScoreOptions(longscore, mode, bases, against)
+    lengths = LongScoreOptions(longscore or bool(bases), mode, bases, against)
     options = ScoreOptions(code_sim, strict_recursion, rouge_score, jobs, seed, longscore=lengths)  # type: ignore[arg-type]
     target = path if path is not None else latest_run()
+    if target.suffix == ".json" and target.is_file():
+        _results_file(target, as_json)
+        return
     grader = None
     if judge is not None:
         from lcbench.cli.judge import JudgeOptions, grading
@@ -96,6 +101,21 @@ def score(
         _keep(table, target, elsewhere=out)
     if table.n_error:
         raise typer.Exit(1)
+
+
+def _results_file(path: Path, as_json: bool) -> None:
+    """LongScores of scores that are there already: a result file of 100-LongBench."""
+    from lcbench.reporting.longscore import data, terminal
+    from lcbench.reporting.longscore.view import Entry, view
+    from lcbench.scoring.longscore.official import read_results
+
+    entries = [Entry(m, {c.name: c for c in curves}, model=m) for m, curves in read_results(path).items()]
+    made = view(entries)
+    if as_json:
+        typer.echo(json.dumps(data.data_of(made), ensure_ascii=False, indent=4))
+    else:
+        console = Console(highlight=False)
+        console.print(terminal.render(made, console))
 
 
 def _keep(table: ScoreTable, target: Path, *, elsewhere: Path | None) -> None:

@@ -195,6 +195,14 @@ class Answerer:
         finally:
             self._held, self._plain = None, {}
 
+    def failed(self, set_index: int, prompt: int, method: int, problem: str) -> Result:
+        """The result of a sample that could not even be tried here; needs no loaded model.
+
+        Args:
+            prompt, method: indices into the set. problem: why, in words.
+        """
+        return self._result(self.sets[set_index], _Answer(prompt, method, problem))
+
     # -- batches -----------------------------------------------------------------------------------------------------
 
     def _batches(self, prompts: PromptSet, group: Group, wanted: set[tuple[int, int]]) -> list[_Batch]:

@@ -15,7 +15,7 @@ from lcbench.methods.base import Method
 from lcbench.methods.registry import resolve as resolve_method
 from lcbench.models.chat import Encoded, encode_prompt
 from lcbench.models.info import LoadedModel, ModelInfo
-from lcbench.models.official_chat import cut_without_special_tokens
+from lcbench.models.official_chat import cut_without_special_tokens, official_template
 from lcbench.tasks.base import Loaded, Row, Task
 from lcbench.tasks.truncation import Fitted, fit, fit_exact, require_fit
 
@@ -141,9 +141,6 @@ class _PromptMaker:
         text, question = prompt.text, prompt.question_start
         if method is not None:
             text = method.transform_prompt(text, question)
-        if not self.sample[0]:
-            rendered = self._render(text)
-            self.sample = (rendered[:_SHOWN], rendered[-_SHOWN:])
         key = (row.id, text)
         if key not in self._made:
             self._made[key] = self._prepared(row, text, self._question_of(question, method))
@@ -171,7 +168,9 @@ class _PromptMaker:
                 fitted = self._whole(text)
             else:
                 fitted = self._fit(text, question)
+            self._keep_sample(text if fitted.text is None else fitted.text)
         except SampleError as error:
+            self._keep_sample(text)
             if self.spec.over_length == "skip":
                 return None
             return PreparedPrompt(row, (), len(self._finish(text)), error=error.message)
@@ -182,6 +181,12 @@ class _PromptMaker:
         if not 0 < asked < len(ids):
             return PreparedPrompt(row, (), len(ids), fitted.truncated_from, _NO_BORDER)
         return PreparedPrompt(row, ids, len(ids), fitted.truncated_from, question_tokens=asked)
+
+    def _keep_sample(self, text: str) -> None:
+        """The ends of the first prompt, as it is fed: cut (its ends are left by cutting ids) and in its chat format."""
+        if not self.sample[0]:
+            rendered = self._render(text)
+            self.sample = (rendered[:_SHOWN], rendered[-_SHOWN:])
 
     def _question_tokens(self, text: str, question: int, fitted: Fitted) -> int:
         """Last tokens of a prompt that are its question; 0 when the cut ran into it."""
@@ -240,6 +245,8 @@ class _PromptMaker:
             found.append(f"{self.skipped} of {rows} prompts are longer than the window and are skipped")
         if self.double_bos:
             found.append("the chat template writes the BOS itself; a second one was left out")
+        if self.task.chat and self.spec.model.chat == "official" and official_template(self.info.name) is None:
+            found.append("LongBench has no chat format for this model; its prompts are left bare, as its script does")
         return found
 
     def _encode(self, text: str) -> list[int]:

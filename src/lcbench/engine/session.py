@@ -7,7 +7,7 @@ directory; the weights are loaded last, when nothing else can be wrong.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,6 +25,7 @@ from lcbench.engine.options import Options
 from lcbench.engine.plan import PromptSet
 from lcbench.engine.prepare import prepare, refuse_hidden_question
 from lcbench.engine.run import Listener, Outcome, Owing, cost_of, execute, owing
+from lcbench.engine.workers import Job, execute_with_workers, threads_each
 from lcbench.errors import UsageError
 from lcbench.methods.base import Method
 from lcbench.methods.registry import all_methods, parse, resolve
@@ -128,14 +129,18 @@ class Session:
         return Plan(self.spec, self.info, tuple(self.sets), estimate(self.info, self.sets, rates))
 
     @contextmanager
-    def open_run(self, path: Path) -> Iterator[Running]:
-        """Lock and open (or continue) the run directory, then load the weights."""
+    def open_run(self, path: Path, devices: Sequence[str] = ()) -> Iterator[Running]:
+        """Lock and open (or continue) the run directory.
+
+        Args:
+            devices: of the worker processes, see `workers.devices_of`; with fewer than two this process answers alone.
+        """
         sets = self.sets
         with RunDirectory.create_or_continue(path, self.spec.to_dict(), self.provenance()) as run:
             remember_run(path)
-            limits = Limits.from_dict(run.batching(measure_limits(self.info).to_dict()))
+            limits = Limits.from_dict(run.batching(measure_limits(self.info, workers=max(1, len(devices))).to_dict()))
             groups = make_groups(sets, self.info.shape(), limits, chunk=self.spec.prefill_chunk)
-            yield Running(self, run, sets, groups, limits)
+            yield Running(self, run, sets, groups, limits, tuple(devices))
 
     def provenance(self) -> dict[str, Any]:
         """What the run stands on, for run.json. No token, no absolute path of data."""
@@ -182,6 +187,7 @@ class Running:
 
     Attributes:
         groups: of all samples, done or not. limits: what made them so large.
+        devices: of the worker processes; with fewer than two this process answers alone.
     """
 
     session: Session
@@ -189,6 +195,7 @@ class Running:
     sets: list[PromptSet]
     groups: list[Group]
     limits: Limits
+    devices: tuple[str, ...] = ()
 
     @property
     def messages(self) -> list[str]:
@@ -221,14 +228,22 @@ class Running:
         spec = self.session.spec
         if not self.todo:
             return Outcome(reused=sum(len(s.prompts) * len(s.methods) for s in self.sets))
+        options, room = Options.of(spec), self.limits.nbytes // 4
+        devices = self.devices[: len(self.todo)]
+        if len(devices) > 1:
+            job = Job(spec.model, self.session.home, tuple(self.sets), options, room, threads_each(devices))
+            info = self.session.info
+            return execute_with_workers(
+                job, devices, info, self.groups, self.run, listener=listener, should_stop=should_stop
+            )
         loaded = load(spec.model, self.session.home, say=self.session.say)
         return execute(
             loaded,
             self.sets,
             self.groups,
             self.run,
-            options=Options.of(spec),
-            room=self.limits.nbytes // 4,
+            options=options,
+            room=room,
             listener=listener,
             should_stop=should_stop,
         )

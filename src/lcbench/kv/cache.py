@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from lcbench.kv.layer import DenseLayer, LayerKV
 from lcbench.models.shape import CacheShape
 
-__all__ = ["CacheShape", "KVCache"]
+__all__ = ["CacheShape", "KVCache", "storage_nbytes"]
 
 
 class KVCache:
@@ -34,13 +34,7 @@ class KVCache:
     @property
     def storage_nbytes(self) -> int:
         """Bytes of the memory behind them, each storage once."""
-        storages = {
-            t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
-            for layer in self.layers
-            for t in layer.tensors()
-            if t.numel()
-        }
-        return sum(storages.values())
+        return storage_nbytes([self])
 
     @property
     def entries(self) -> float:
@@ -50,3 +44,15 @@ class KVCache:
     def fork(self) -> KVCache:
         """An independent copy (frozen tensors shared)."""
         return KVCache([layer.fork() for layer in self.layers])
+
+
+def storage_nbytes(caches: Iterable[KVCache]) -> int:
+    """Bytes of the memory behind every tensor of several caches, each storage once: what forks share counts once."""
+    storages = {
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+        for cache in caches
+        for layer in cache.layers
+        for t in layer.tensors()
+        if t.numel()
+    }
+    return sum(storages.values())

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lcbench.kv import attention
+from lcbench.kv import attention, stack
 from lcbench.kv.buffer import Buffer
 from lcbench.models.rule import AttentionRule
 
@@ -175,8 +175,50 @@ class DenseLayer(LayerKV):
         self.policy = policy
         self.tail: Tail | None = None
         self.rule: AttentionRule | None = None  # of the model's layer, known once it attended
+        self.stack: stack.DenseStack | None = None  # holds keys and values while rows decode together
+        self.plan: stack.Plan | None = None
         self._tail_start = self.seen
         self._waiting: tuple[Tensor, Tensor] | None = None
+
+    @classmethod
+    def attend_rows(
+        cls, stores: Sequence[LayerKV], query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule
+    ) -> Tensor:
+        if query.shape[2] > 1 or not rule.plain:
+            return super().attend_rows(stores, query, key, value, rule)
+        return stack.attend([s for s in stores if isinstance(s, DenseLayer)], query, key, value, rule)
+
+    @property
+    def held(self) -> int:
+        """Entries a head, new tokens included."""
+        return self.filled + (self.seen - self._tail_start if self.tail is None else self.tail.length)
+
+    def may_stack(self, rule: AttentionRule) -> bool:
+        """Whether one new token a step can be appended beside other layers' and see every entry (`kv.stack`)."""
+        if type(self) is not DenseLayer or self.acts or self._waiting is not None:
+            return False  # a subclass attends in its own way
+        if rule.window is not None and self.seen >= rule.window:
+            return False
+        return self.stack is not None or (self.key is not None and self.filled == self.key.shape[1])
+
+    def stacked_into(self, holder: stack.DenseStack) -> None:
+        """``holder`` has copied keys and values; let go of them."""
+        self.stack, self.key, self.value = holder, None, None
+        if self.tail is None:
+            self._tail_start = self.seen
+        self.tail = None
+
+    def attend_alone(self, query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
+        """`append` and `attend`."""
+        self.append(key, value)
+        return self.attend(query, rule)
+
+    def _leave_stack(self) -> None:
+        if self.stack is not None:
+            (self.key, self.value), (key, value) = self.stack.give_back(self, self.filled)
+            self.stack = self.plan = None
+            if key.shape[1]:
+                self.tail = Tail(Buffer(key), Buffer(value))
 
     @property
     def acts(self) -> bool:
@@ -184,6 +226,7 @@ class DenseLayer(LayerKV):
         return self.policy is not None
 
     def append(self, key: Tensor, value: Tensor) -> None:
+        self._leave_stack()
         past_prompt = self.key is not None and self.filled == self.key.shape[1]
         if self.acts and past_prompt and key.shape[1] > 1:  # on each of them: see `attend`
             assert self._waiting is None, "attend must follow append"
@@ -222,6 +265,7 @@ class DenseLayer(LayerKV):
 
     def parts(self) -> tuple[list[Tensor], list[Tensor]]:
         """Key pieces and value pieces ``[Hk, n_i, d]`` that together hold every entry, oldest first."""
+        self._leave_stack()
         assert self.key is not None, "nothing was appended yet"
         assert self.value is not None
         keys, values = [self.key[:, : self.filled]], [self.value[:, : self.filled]]
@@ -273,6 +317,7 @@ class DenseLayer(LayerKV):
         self.filled, self.tail = int(index.shape[-1]), None
 
     def positions(self) -> Tensor:
+        self._leave_stack()
         device = None if self.key is None else self.key.device
         base = torch.arange(self.filled, device=device) if self.kept is None else self.kept
         if self.tail is None:
@@ -281,6 +326,7 @@ class DenseLayer(LayerKV):
         return torch.cat([base, new.expand(*base.shape[:-1], -1)], dim=-1)
 
     def tensors(self) -> Iterator[Tensor]:
+        self._leave_stack()
         if self.key is not None and self.value is not None:
             yield from (self.key[:, : self.filled], self.value[:, : self.filled])
         if self.tail is not None:
@@ -289,6 +335,7 @@ class DenseLayer(LayerKV):
             yield from self.policy.tensors()
 
     def fork(self) -> DenseLayer:
+        self._leave_stack()
         key, value = self.key, self.value
         if key is not None and value is not None and self.filled < key.shape[1]:  # still being filled in place
             key, value = key.clone(), value.clone()

@@ -127,7 +127,8 @@ def quantize(x: Tensor, bits: int, group: int) -> Packed:
     low, high = torch.aminmax(grouped, dim=-1)
     minimum = low.clamp(-_GREATEST, _GREATEST).half()
     base = minimum.float()
-    scale = ((high - base) / levels).clamp(0, _GREATEST).half()
+    # Divided by a tensor: a GPU would multiply by the reciprocal of a number, which rounds otherwise.
+    scale = ((high - base) / torch.full_like(base, levels)).clamp(0, _GREATEST).half()
     step = scale.float()
     short = (base + levels * step < high - step / 2) & (step < _GREATEST)
     # The next fp16 up is the next integer pattern, as for all positive floating-point numbers.

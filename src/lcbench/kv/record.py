@@ -79,8 +79,9 @@ class PrefillRecord:
         """Layer ``index`` as scorers and transforms see it."""
         store = self.cache.layers[index]
         assert isinstance(store, DenseLayer), "a record holds a dense prompt"
+        keys, values = store.parts()
         assert store.tail is None, "a record holds a prompt and nothing after it"
-        (key,), (value,) = store.parts()
+        (key,), (value,) = keys, values
         return LayerRecord(
             index,
             len(self.cache.layers),

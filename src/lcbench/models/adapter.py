@@ -138,7 +138,7 @@ def _attention(
         query.shape[-1] ** -0.5 if scaling is None else float(scaling),
         int(sliding_window) if sliding_window else None,
         None if softcap is None else float(softcap),
-        s_aux,
+        None if s_aux is None else s_aux.detach(),
     )
     stores = [cache.layers[layer] for cache in session.rows]
     starts = [store.seen for store in stores]

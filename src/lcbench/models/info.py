@@ -12,7 +12,7 @@ import torch
 
 from lcbench.models.shape import CacheShape
 
-Source = Literal["hub", "folder", "gguf", "demo", "memory"]
+Source = Literal["hub", "folder", "gguf", "demo", "memory", "random"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class ModelInfo:
 
     Attributes:
         name: what the user asked for: "demo", a hub id, a folder or a GGUF file.
-        source: where the weights came from; "memory" for a model that was handed over.
+        source: where the weights came from; "memory" for a model that was handed over, "random" for drawn ones.
         architecture: class name, e.g. "LlamaForCausalLM".
         revision: commit of a hub model. weights_sha256: hex digest of local weights. One of them is set, except
             for models in memory.
@@ -92,7 +92,7 @@ class LoadedModel:
     """A model whose attention runs through `models.adapter`, with its tokenizer and facts.
 
     Attributes:
-        model: a transformers decoder in eval mode. tokenizer: a transformers tokenizer.
+        model: a transformers decoder in eval mode. tokenizer: a transformers tokenizer; None with random weights.
     """
 
     model: Any
@@ -105,7 +105,7 @@ class LoadedModel:
 
 
 def model_facts(model: Any, tokenizer: Any) -> dict[str, Any]:
-    """The fields of `ModelInfo` that can be read off a model, on the meta device too, and its tokenizer."""
+    """The fields of `ModelInfo` that can be read off a model, on the meta device too, and its tokenizer (or None)."""
     config = model.config.get_text_config(decoder=True)
     attention = next((m for m in model.modules() if hasattr(m, "layer_idx") and hasattr(m, "head_dim")), None)
     heads = int(config.num_attention_heads)
@@ -126,7 +126,7 @@ def model_facts(model: Any, tokenizer: Any) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in model.parameters()),
         "weight_bytes": weight_bytes(model),
         "eos_ids": eos_ids(model, tokenizer),
-        "bos_id": None if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id),
+        "bos_id": None if (bos := getattr(tokenizer, "bos_token_id", None)) is None else int(bos),
     }
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lcbench.reporting.efficiency import efficiency_of
 from lcbench.reporting.longscore.merge import Part, merge
 from lcbench.reporting.notes import notes_of, overall_notes
 from lcbench.reporting.scored import scores_of, shared_options
@@ -15,6 +16,11 @@ from lcbench.reporting.table import Cell, Column, Line, Report
 from lcbench.scoring.merged import score_merged
 from lcbench.store.rundir import RunDirectory
 from lcbench.store.schema import PredictionRecord
+
+_NOTHING_BESIDE = (
+    "no published scores beside: they are of 100-LongBench, and no task here has LongScores "
+    "(`lcbench score --longscore` makes them for other tasks at several lengths)"
+)
 
 
 def build(runs: Sequence[RunDirectory], *, with_published: bool = False) -> Report:
@@ -29,7 +35,10 @@ def build(runs: Sequence[RunDirectory], *, with_published: bool = False) -> Repo
     Raises:
         NotARun: a run without any prediction. CorruptFile: a predictions file with a bad line.
     """
-    parts = [_part(run) for run in _distinct(runs)]
+    distinct = _distinct(runs)
+    measured = {run.path: efficiency_of(run) for run in distinct}
+    # A folder of the bench alone has no predictions, and needs none.
+    parts = [_part(run) for run in distinct if run.tasks or not measured[run.path]]
     columns = _columns(parts)
     cells: dict[tuple[Line, Column], Cell] = {}
     labels = {name: label for part in parts for name, label in part.labels.items()}
@@ -54,9 +63,13 @@ def build(runs: Sequence[RunDirectory], *, with_published: bool = False) -> Repo
         tuple(dict.fromkeys(columns.values())),
         cells,
         tuple(dict.fromkeys(notes)),
-        tuple(part.path for part in parts),
+        tuple(str(run.path) for run in distinct),
+        efficiency=tuple(row for rows in measured.values() for row in rows),
     )
-    return replace(report, longscore=merge(_long_parts(parts, columns, report), with_published=with_published))
+    longscore = merge(_long_parts(parts, columns, report), with_published=with_published)
+    if longscore is None and with_published:
+        report = replace(report, notes=(*report.notes, _NOTHING_BESIDE))
+    return replace(report, longscore=longscore)
 
 
 def _long_parts(parts: Sequence[_Part], columns: Mapping[tuple[str, str], Column], report: Report) -> list[Part]:
@@ -130,6 +143,7 @@ def _cell(score: Mapping[str, Any], records: Sequence[PredictionRecord], path: s
         high=high,
         n=score["n"],
         errors=score["n_error"],
+        filtered=score.get("n_filtered", 0),
         kv_bytes=statistics.fmean(r.kv_bytes for r in good) if good else None,
         kv_bytes_full=statistics.fmean(r.kv_bytes_full for r in good) if good else None,
         memory="simulated" if any(r.memory == "simulated" for r in records) else "real",

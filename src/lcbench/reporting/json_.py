@@ -10,8 +10,8 @@ from lcbench.reporting.table import Report
 
 
 def render(report: Report) -> str:
-    """An object with ``runs``, ``methods``, ``tasks``, ``cells``, ``notes`` and, where tasks exist at several lengths,
-    ``longscore``; scores 0 to 100, bytes as numbers.
+    """An object with ``runs``, ``methods``, ``tasks``, ``cells``, ``efficiency``, ``notes`` and, where tasks exist at
+    several lengths, ``longscore``; scores 0 to 100, bytes as numbers.
 
     ``cells`` is a list; each names its model, method and line, and carries the fields of `table.Cell` and ``ratio``.
     """
@@ -36,6 +36,9 @@ def render(report: Report) -> str:
         "methods": [dataclasses.asdict(column) for column in report.columns],
         "tasks": [dataclasses.asdict(line) for line in report.lines],
         "cells": cells,
+        "efficiency": [
+            {**dataclasses.asdict(row), "ratio": row.ratio, "of_limit": row.of_limit} for row in report.efficiency
+        ],
         "notes": list(report.notes),
         **({} if report.longscore is None else {"longscore": data_of(report.longscore)}),
     }

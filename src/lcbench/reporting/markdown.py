@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from lcbench.reporting.efficiency import EfficiencyRow, efficiency_notes
+from lcbench.reporting.efficiency_table import cells_of, columns_of
 from lcbench.reporting.gfm import escape, table_lines
 from lcbench.reporting.longscore import markdown as longscore
 from lcbench.reporting.table import Cell, Report
@@ -9,7 +13,7 @@ from lcbench.reporting.words import bytes_text, interval_text, ratio_text, score
 
 
 def render(report: Report) -> str:
-    """Two tables and the notes, ending in a newline."""
+    """Two tables, a third where the efficiency bench was run, and the notes; ends in a newline."""
     tasks = [line for line in report.lines if line.kind == "task"]
     labels = [escape(report.label(column)) for column in report.columns]
     scores = [["task", "metric", "n", "errors", *labels]]
@@ -28,18 +32,31 @@ def render(report: Report) -> str:
         "",
         *table_lines(kept, left=1),
     ]
+    if not report.lines:
+        parts = []
     if report.notes:
         parts += ["", *(f"- {escape(note)}" for note in report.notes)]
     if report.longscore is not None:
         parts += longscore.lines(report.longscore)
+    if report.efficiency:
+        parts += [""] * bool(parts) + _efficiency(report.efficiency)
     return "\n".join(parts) + "\n"
+
+
+def _efficiency(rows: Sequence[EfficiencyRow]) -> list[str]:
+    columns = columns_of(rows)
+    table = [columns, *([escape(text) for text in cells_of(row, columns)] for row in rows)]
+    notes = [f"- {escape(note)}" for note in efficiency_notes(rows)]
+    return ["Speed and memory, each method alone", "", *table_lines(table, left=1), "", *notes]
 
 
 def _score(cell: Cell | None) -> str:
     if cell is None:
         return ""
     text = " ".join(piece for piece in (score_text(cell.score), interval_text(cell.low, cell.high)) if piece)
-    return f"{text} ({_count(cell.errors, 'error')})" if cell.errors else text
+    unscored = [_count(cell.errors, "error")] if cell.errors else []
+    unscored += [f"{cell.filtered} filtered"] if cell.filtered else []
+    return f"{text} ({', '.join(unscored)})" if unscored else text
 
 
 def _kept(cell: Cell | None) -> str:

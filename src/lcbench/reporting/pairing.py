@@ -164,9 +164,9 @@ def _notes(a: Side, b: Side) -> list[str]:
                 shown = (x.get("name"), y.get("name")) if key == "identity" else (x.get(key), y.get(key))
                 notes.append(f"the runs differ in the model's {named} too: {shown[0]} and {shown[1]}")
         for key in ("question", "seed"):
-            x, y = a.run.spec.get(key), b.run.spec.get(key)
-            if x != y:
-                notes.append(f"the runs differ in --{key} too: {_option(x)} and {_option(y)}")
+            before, after = a.run.spec.get(key), b.run.spec.get(key)
+            if before != after:
+                notes.append(f"the runs differ in --{key} too: {_option(before)} and {_option(after)}")
     for side in (a, b):
         if _rewrites_prompts(side):
             notes.append(f"{side.method} rewrites the prompt; the same rows are compared, as each method reads them")

@@ -12,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from lcbench.reporting import efficiency_table
 from lcbench.reporting.folding import foldable, folded
 from lcbench.reporting.longscore import terminal as longscore
 from lcbench.reporting.table import Cell, Line, Report
@@ -34,10 +35,12 @@ def render(report: Report, console: Console, *, fold: bool = False) -> Renderabl
         report = folded(report)
     names = short_names(line.name for line in report.lines if line.kind == "task")
     notes = [f"{short}: {name}" for name, short in names.items() if short != name] + list(report.notes)
-    parts: list[RenderableType] = [_best_table(_renamed(report, names), console)]
+    parts: list[RenderableType] = [_best_table(_renamed(report, names), console)] if report.lines else []
     parts += [Padding(Text(clean(note, longest=1000), style="dim"), (0, 0, 0, 1)) for note in notes]
     if report.longscore is not None:
         parts.append(longscore.render(report.longscore, console))
+    if report.efficiency:
+        parts += [""] * bool(parts) + [efficiency_table.render(report.efficiency, console)]
     return Group(*parts)
 
 
@@ -158,6 +161,8 @@ def _methods_down(report: Report, without: Sequence[str]) -> Table:
     wanted = ["score", "95 %", "KV bytes", "ratio", "n"]
     if any(cell.errors for cell in report.cells.values()):
         wanted.append("failed")
+    if any(cell.filtered for cell in report.cells.values()):
+        wanted.append("filtered")
     headings = [heading for heading in wanted if heading not in without]
     for heading in headings:
         table.add_column(heading, no_wrap=True, justify="right")
@@ -181,6 +186,7 @@ def _fields(line: Line, cell: Cell) -> dict[str, Text]:
         "ratio": ratio,
         "n": Text(str(cell.n) if line.kind != "mean" else "", "dim"),
         "failed": Text(str(cell.errors) if cell.errors else "", "bold red"),
+        "filtered": Text(str(cell.filtered) if cell.filtered else "", "dim"),
     }
 
 
@@ -200,12 +206,14 @@ def _saved(line: Line, cell: Cell) -> list[Text]:
 
 
 def _unusual(report: Report, line: Line, cell: Cell) -> list[Text]:
-    """The number of samples where methods differ in it, and failures."""
+    """The number of samples where methods differ in it, failures, and what the QA filter left out."""
     found = []
     if "–" in report.samples(line):
         found.append(Text(f"n={cell.n}", "dim"))
     if cell.errors:
         found.append(Text(f"{cell.errors} failed", "bold red"))
+    if cell.filtered:
+        found.append(Text(f"{cell.filtered} filtered", "dim"))
     return found
 
 

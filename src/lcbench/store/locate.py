@@ -14,6 +14,7 @@ from typing import Any
 from lcbench.config.home import home
 from lcbench.config.spec import RunSpec
 from lcbench.errors import CannotWrite, NotARun
+from lcbench.store.bench_folder import is_bench_only
 from lcbench.store.files import make_folder, write_json
 from lcbench.store.rundir import RUN_FILE
 
@@ -28,13 +29,23 @@ def default_run_path(spec: RunSpec | Mapping[str, Any]) -> Path:
     data = spec.to_dict() if isinstance(spec, RunSpec) else dict(spec)
     canonical = json.dumps(data, sort_keys=True, ensure_ascii=True)
     digest = hashlib.sha256(canonical.encode()).hexdigest()[:6]
-    model = str(data["model"]["name"]).replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
-    parts = [_slug(model, 30), _joined(data["tasks"], 30), _joined(data["methods"], 45)]
+    parts = [
+        _slug(_last_part(str(data["model"]["name"])), 30),
+        _joined(data["tasks"], 30),
+        _joined(data["methods"], 45),
+    ]
     return Path(RUNS) / "-".join([*(part for part in parts if part), digest])
+
+
+def bench_path(model: str) -> Path:
+    """``runs/bench-<model>``, relative: where `lcbench bench` goes when the user names no folder."""
+    return Path(RUNS) / f"bench-{_slug(_last_part(model), 60)}"
 
 
 def latest_run(cwd: Path | str = ".") -> Path:
     """The newest run: of those in ``cwd/runs`` and the one `remember_run` noted, the one last started or continued.
+
+    Folders that hold nothing but `lcbench bench` results do not count.
 
     Raises:
         NotARun: there is none.
@@ -52,6 +63,9 @@ def latest_run(cwd: Path | str = ".") -> Path:
             "There is no run yet: nothing under runs/ here.",
             "Name a run directory, or make one: lcbench run --model demo --method full,kivi",
         )
+    for _, folder in sorted(dated, reverse=True):
+        if not _holds_bench_alone(Path(folder)):
+            return Path(folder)
     return Path(max(dated)[1])
 
 
@@ -63,6 +77,12 @@ def remember_run(path: Path | str) -> None:
     with contextlib.suppress(CannotWrite, OSError):
         make_folder(home() / "state")
         write_json(home() / "state" / "last-run.json", {"path": os.path.abspath(path)})
+
+
+def _holds_bench_alone(folder: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return is_bench_only(json.loads((folder / RUN_FILE).read_text(encoding="utf-8")))
+    return False
 
 
 def _remembered() -> Path | None:
@@ -84,6 +104,11 @@ def _joined(names: Sequence[str], longest: int) -> str:
         shown += 1
     rest = len(slugs) - shown
     return "+".join(slugs[:shown]) + (f"+{rest}more" if rest else "")
+
+
+def _last_part(model: str) -> str:
+    """A hub id or a path without what comes before its last separator."""
+    return model.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
 
 
 def _slug(text: str, longest: int | None = None) -> str:

@@ -171,3 +171,11 @@ def test_other_suites_wait_until_they_are_asked_for(scored: Any) -> None:
     found = long_scores({"full": tasks}, LongScoreOptions(wanted=True), BOOTSTRAP)
     assert found is not None
     assert found.curves["full"][0].base.label == "4k"
+
+
+def test_a_base_of_zero_on_few_samples_is_not_called_a_loss(both: Any) -> None:
+    few = {"base": [1.0, 0.0], "8k": [0.0, 0.0]}
+    sentence = both(few, {"base": [0.0, 0.0], "8k": [0.0, 0.0]}).splits[0].sentence
+    assert "snapkv@budget=0.25 has a base score of 0" in sentence
+    sentence = both({"base": [0.0, 0.0], "8k": [0.0, 0.0]}, few).splits[0].sentence
+    assert "full has a base score of 0" in sentence

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from lcbench.errors import BadValue, UnknownName
+from lcbench.scoring.bootstrap import Bootstrap
 from lcbench.scoring.longscore.ladder import Counts, find_ladders, in_common, length_label, parse_length, split_task
+from lcbench.scoring.longscore.result import LongScoreOptions, long_scores
 
 
 @pytest.mark.parametrize(
@@ -89,7 +91,9 @@ def test_other_tasks_take_their_shortest_length_as_base_or_what_is_asked_for(sco
     chosen = find_ladders(tasks, "reference", ("4k", "8k"))[0]
     assert ([p.label for p in chosen.base], [p.label for p in chosen.points]) == (["4k", "8k"], ["16k"])
     with pytest.raises(UnknownName, match="base length '5k'"):
-        find_ladders(tasks, "reference", ("5k",))
+        find_ladders(tasks, "reference", ("4k", "5k"))
+    with pytest.raises(UnknownName, match="base length '5k'"):
+        long_scores({"full": tasks}, LongScoreOptions(wanted=True, base_lengths=("5k",)), Bootstrap(resamples=10))
     with pytest.raises(BadValue, match="no length above"):
         find_ladders(tasks, "reference", ("16k",))
     assert find_ladders(tasks[:1], "reference") == []

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from lcbench.errors import BadValue, ModelError
 from lcbench.kv import attention
 from lcbench.kv.buffer import Buffer
 from lcbench.kv.cache import CacheShape
+from lcbench.kv.kernels import rows
+from lcbench.kv.kernels.pages import Row
+from lcbench.kv.kernels.rows import Place
 from lcbench.kv.layer import LayerKV, outside_window, text_positions
 from lcbench.kv.packing import BITS, WORD, Packed, quantize
 from lcbench.kv.record import LayerRecord
@@ -93,7 +96,7 @@ class KiviLayer(LayerKV):
     """Keys packed along tokens ``[Hk, d, n_k]``, values along channels ``[Hk, n_v, d]``, and the exact rest of both.
 
     After a prompt the memory held is exact to the byte. Exact rows and packed values lie in growing `Buffer`s, whose
-    slack `tensors` does not list.
+    slack `tensors` does not list. While rows are decoded together on a GPU, their memory lies in a common arena.
 
     Args:
         key, value: ``[Hk, L, d]`` of the prompt, or of what was kept of it; copied.
@@ -113,34 +116,82 @@ class KiviLayer(LayerKV):
         seen: int | None = None,
     ) -> None:
         length = key.shape[1]
+        self.bits, self.group, self.kv_heads = bits, group, key.shape[0]
         self.seen, self.residual = length if seen is None else seen, residual
         self._kept, self._dropped = kept, self.seen - length
         self._pending: tuple[Tensor, Tensor] | None = None
+        self.place: Place | None = None
         flushed, aged = length - length % residual, max(0, length - residual)
-        self._keys = quantize(key[:, :flushed].transpose(1, 2), bits, group)
-        self._exact_keys = Buffer(key[:, flushed:].clone(memory_format=torch.contiguous_format))
-        values = quantize(value[:, :aged], bits, group)
-        self._values = [Buffer(values.words), Buffer(values.scale), Buffer(values.minimum)]
-        self._exact_values = Buffer(value[:, aged:].clone(memory_format=torch.contiguous_format))
+        self._own(
+            Row(
+                quantize(key[:, :flushed].transpose(1, 2), bits, group),
+                quantize(value[:, :aged], bits, group),
+                key[:, flushed:].clone(memory_format=torch.contiguous_format),
+                value[:, aged:].clone(memory_format=torch.contiguous_format),
+                length,
+            )
+        )
+
+    def _own(self, row: Row) -> None:
+        """Take these tensors as they are."""
+        self.place = None
+        self._keys = row.keys
+        self._values = [Buffer(tensor) for tensor in row.values.tensors()]
+        self._exact_keys, self._exact_values = Buffer(row.exact_keys), Buffer(row.exact_values)
+
+    def house(self, place: Place) -> None:
+        """Forget the own tensors, if there are any: from now on they lie in an arena."""
+        if self.place is None:
+            del self._keys, self._values, self._exact_keys, self._exact_values
+        self.place = place
+
+    def _at_home(self) -> None:
+        """Take the tensors back from the arena, if they are there."""
+        if self.place is not None:
+            self._own(self.place.leave())
+
+    @property
+    def held(self) -> int:
+        """Tokens whose keys and values are held."""
+        return self.seen - self._dropped
+
+    def row(self) -> Row:
+        """What is held: views of the own tensors, or copies of what lies in an arena."""
+        if self.place is not None:
+            return self.place.row()
+        words, scale, minimum = (buffer.used for buffer in self._values)
+        values = Packed(words, scale, minimum, self.bits, self.group)
+        return Row(self._keys, values, self._exact_keys.used, self._exact_values.used, self.held)
 
     @property
     def keys(self) -> Packed:
         """Quantized keys, logical shape ``[Hk, d, n_k]``, groups along tokens."""
-        return self._keys
+        return self.row().keys
 
     @property
     def values(self) -> Packed:
         """Quantized values, logical shape ``[Hk, n_v, d]``, groups along channels."""
-        words, scale, minimum = (buffer.used for buffer in self._values)
-        return Packed(words, scale, minimum, self._keys.bits, self._keys.group)
+        return self.row().values
 
     @property
     def exact(self) -> tuple[Tensor, Tensor]:
         """Keys ``[Hk, r_k, d]`` and values ``[Hk, r_v, d]`` that are not quantized (yet), oldest first."""
-        return self._exact_keys.used, self._exact_values.used
+        row = self.row()
+        return row.exact_keys, row.exact_values
+
+    @classmethod
+    def attend_rows(
+        cls, stores: Sequence[LayerKV], query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule
+    ) -> Tensor:
+        """On a GPU the step of all rows is computed together, by kernels that read the codes: see `kv.kernels`."""
+        housed = cast(Sequence[KiviLayer], stores)
+        if rows.serves(housed, query, rule):
+            return rows.attend(housed, query, key, value, rule)
+        return super().attend_rows(stores, query, key, value, rule)
 
     def append(self, key: Tensor, value: Tensor) -> None:
         assert self._pending is None, "attend must follow append"
+        self._at_home()
         self._pending = (key, value)
         self.seen += key.shape[1]
 
@@ -156,9 +207,9 @@ class KiviLayer(LayerKV):
             self._exact_values.append(value[:, new])
             seen = self.seen - q + i + 1
             hidden = outside_window(partial(self._places, seen), seen, 1, rule.window)
-            exact_keys, exact_values = self.exact
+            held = self.row()
             out, _ = attention.over_parts(
-                query[:, new], [self.keys, exact_keys], [self.values, exact_values], rule, hidden=hidden
+                query[:, new], [held.keys, held.exact_keys], [held.values, held.exact_values], rule, hidden=hidden
             )
             outputs.append(out)
             self._settle()
@@ -166,31 +217,30 @@ class KiviLayer(LayerKV):
 
     def _settle(self) -> None:
         """What follows a step: all exact keys are quantized when there are R, the oldest value when there are more."""
-        bits, group = self._keys.bits, self._keys.group
         if len(self._exact_keys) == self.residual:
             full = self._exact_keys.drop(self.residual)
-            self._keys = self._keys.joined(quantize(full.transpose(1, 2), bits, group))
+            self._keys = self._keys.joined(quantize(full.transpose(1, 2), self.bits, self.group))
         if len(self._exact_values) > self.residual:
-            oldest = quantize(self._exact_values.drop(1), bits, group)
-            for buffer, rows in zip(self._values, oldest.tensors(), strict=True):
-                buffer.append(rows)
+            oldest = quantize(self._exact_values.drop(1), self.bits, self.group)
+            for buffer, held in zip(self._values, oldest.tensors(), strict=True):
+                buffer.append(held)
 
     def _places(self, seen: int) -> Tensor:
-        return text_positions(self._kept, seen - self._dropped, seen, self._keys.words.device)
+        device = self._keys.words.device if self.place is None else self.place.arena.device
+        return text_positions(self._kept, seen - self._dropped, seen, device)
 
     def positions(self) -> Tensor:
         return self._places(self.seen)
 
     def tensors(self) -> Iterator[Tensor]:
-        yield from self.keys.tensors()
-        yield from self.values.tensors()
-        yield from self.exact
+        held = self.row()
+        yield from (*held.keys.tensors(), *held.values.tensors(), held.exact_keys, held.exact_values)
 
     def fork(self) -> KiviLayer:
         assert self._pending is None, "attend must follow append"
         new = KiviLayer.__new__(KiviLayer)
-        new.seen, new.residual, new._pending, new._keys = self.seen, self.residual, None, self._keys
+        new.bits, new.group, new.kv_heads = self.bits, self.group, self.kv_heads
+        new.seen, new.residual, new._pending = self.seen, self.residual, None
         new._kept, new._dropped = self._kept, self._dropped
-        new._exact_keys, new._exact_values = self._exact_keys.fork(), self._exact_values.fork()
-        new._values = [buffer.fork() for buffer in self._values]
+        new._own(self.row())
         return new

@@ -10,6 +10,8 @@ from typing import Any
 
 from lcbench import __version__
 from lcbench.reporting.best import ranks
+from lcbench.reporting.efficiency import efficiency_notes
+from lcbench.reporting.efficiency_table import cells_of, columns_of
 from lcbench.reporting.figures.make import Drawn
 from lcbench.reporting.figures.style import svg_text
 from lcbench.reporting.page.embed import embed
@@ -52,10 +54,20 @@ def render(
         figures=[{"title": f.title, "svg": inline(svg_text(f.figure), f.name, f.alt)} for f in figures],
         remarks=[*remarks, *(report.longscore.warnings() if report.longscore else ())],
         rankings=_rankings(report),
+        speed=_speed(report),
         notes=report.notes,
         runs=[_run(run) for run in runs],
         any_simulated=any(cell.memory == "simulated" for cell in report.cells.values()),
     )
+
+
+def _speed(report: Report) -> dict[str, Any] | None:
+    """What `lcbench bench` measured, as text."""
+    if not report.efficiency:
+        return None
+    columns = columns_of(report.efficiency)
+    rows = [[visible(text) for text in cells_of(row, columns)] for row in report.efficiency]
+    return {"columns": columns, "rows": rows, "notes": efficiency_notes(report.efficiency)}
 
 
 def _breakable(text: str) -> Any:
@@ -136,6 +148,7 @@ def _cell(
         "interval": interval_text(cell.low, cell.high).strip("[]").replace(", ", "–"),
         "n": cell.n or "",
         "errors": cell.errors,
+        "filtered": cell.filtered,
         "bytes": bytes_text(cell.kv_bytes) if line.kind == "task" else "",
         "cells": ",".join(behind),
         "length": line.length,

@@ -178,10 +178,10 @@ def find_ladders(tasks: Sequence[Scored], mode: str, base_lengths: Sequence[str]
     Args:
         mode: "reference": the base of 100-LongBench is its base set as a whole; "paper": the mean over the short
             lengths in it. Other tasks do not differ.
-        base_lengths: labels whose mean is the base of the other tasks; default: the shortest.
+        base_lengths: labels whose mean is the base of the other tasks that have them; default: the shortest.
 
     Raises:
-        UnknownName: a base length that a task has not. BadValue: no length is left above the base.
+        UnknownName: a task has some of the base lengths and not all. BadValue: no length is left above the base.
     """
     families: dict[str, dict[str, Scored]] = {}
     found: list[Ladder] = []
@@ -239,7 +239,8 @@ def _other(name: str, suite: str, unit: str, points: Sequence[Point], base_lengt
         return []
     labels = [point.label for point in ordered]
     for label in base_lengths:
-        if label not in labels:
+        # A run may hold tasks with other lengths; whether any task has these is for the caller to see.
+        if label not in labels and set(base_lengths) & set(labels):
             raise UnknownName("base length", label, labels, where=f" of {name}")
     chosen = tuple(p for p in ordered if p.label in base_lengths) or ordered[:1]
     above = tuple(p for p in ordered if p not in chosen and p.size > max(c.size for c in chosen))

@@ -102,7 +102,7 @@ def long_scores(
         methods: method id to its scored tasks.
 
     Raises:
-        As `find_ladders`.
+        UnknownName: base lengths that no task has, or only some of. BadValue: none is left above them.
     """
     ladders: dict[str, list[Ladder]] = {}
     for method, tasks in methods.items():
@@ -112,6 +112,7 @@ def long_scores(
             ladders[method] = found
     if not ladders:
         return None
+    _check_base_lengths([ladder for found in ladders.values() for ladder in found], options.base_lengths)
     curves = {method: _curves(found, bootstrap) for method, found in ladders.items()}
     against = _reference_method(list(ladders), options.against)
     notes = []
@@ -123,6 +124,15 @@ def long_scores(
     return LongScores(
         options.mode, tuple(options.base_lengths), against or options.against, curves, splits, tuple(notes)
     )
+
+
+def _check_base_lengths(ladders: Sequence[Ladder], wanted: Sequence[str]) -> None:
+    """Raise UnknownName when no ladder has the base lengths that were asked for."""
+    labels = [
+        {point.label for point in (*ladder.base, *ladder.points)} for ladder in ladders if ladder.suite != HUNDRED
+    ]
+    if wanted and not any(set(wanted) <= found for found in labels):
+        raise UnknownName("base length", ",".join(wanted), {label for found in labels for label in found})
 
 
 def _reference_method(methods: Sequence[str], wanted: str) -> str | None:

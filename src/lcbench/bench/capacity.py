@@ -1,0 +1,150 @@
+"""The largest batch that fits a given memory: by a byte model fed with two small measurements, and on a GPU by trying.
+
+Memory of R sequences has three candidates for its peak, the parts of the work that `efficiency` measures:
+
+    read       weights + (R-1) kv + the last prompt's forward pass
+    compress   weights + (R-1) kv + its dense and its compressed cache, and what making it takes
+    decode     weights + R kv_end + activations, which grow with R by a straight line
+
+A pass with one sequence gives all but the slope of that line; a second one with two sequences gives the slope.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+
+from lcbench.bench.efficiency import Workload, check, release, run_pass
+from lcbench.engine.generate import prefill
+from lcbench.kv.cache import KVCache
+from lcbench.methods.base import Method
+from lcbench.models.info import LoadedModel
+
+_MOST = 1 << 40  # sequences: more than any memory holds
+
+
+@dataclass(frozen=True)
+class ByteModel:
+    """Bytes of a workload as a function of the number of sequences R.
+
+    Attributes:
+        weights: of the model. read, compress: growth beyond them while one prompt is read and compressed.
+        kv, kv_end: one compressed cache at the end of its prompt, and of its answer.
+        step, step_row: activations of a decoding step: fixed, and for each sequence.
+    """
+
+    weights: int
+    read: int
+    compress: int
+    kv: int
+    kv_end: int
+    step: int
+    step_row: int
+
+    def peak(self, batch: int) -> int:
+        """Most bytes that R = ``batch`` >= 1 sequences take."""
+        prompt = (batch - 1) * self.kv + max(self.read, self.compress)
+        answer = batch * (self.kv_end + self.step_row) + self.step
+        return self.weights + max(prompt, answer)
+
+    def largest(self, memory: int) -> int:
+        """Most sequences whose peak is within ``memory`` bytes; 0 when not even one is."""
+        low, high = 0, 1
+        while high < _MOST and self.peak(high) <= memory:
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.peak(middle) <= memory else (low, middle)
+        return low
+
+
+def probe(loaded: LoadedModel, method: Method, work: Workload) -> ByteModel:
+    """The byte model of a method at one prompt length, from passes with one and with two sequences.
+
+    Raises:
+        ModelError: the method does not serve the model. torch.OutOfMemoryError: not even two sequences fit.
+    """
+    check(loaded, method)
+    release(loaded.info.device)
+    with method.transform_model(loaded.model):
+        run_pass(loaded, method, replace(work, batch=1, new_tokens=2))  # takes the memory that stays: workspaces
+        one = run_pass(loaded, method, replace(work, batch=1), metered=True)
+        two = run_pass(loaded, method, replace(work, batch=2), metered=True)
+    step = [p.phases["decode"].growth - p.kv_end_bytes for p in (one, two)]
+    row = max(0, step[1] - step[0])
+    return ByteModel(
+        weights=loaded.info.weight_bytes,
+        read=one.phases["read"].growth,
+        compress=one.phases["compress"].growth,
+        kv=one.kv_bytes,
+        kv_end=one.kv_end_bytes,
+        step=max(0, step[0] - row),
+        step_row=row,
+    )
+
+
+def try_largest(loaded: LoadedModel, method: Method, work: Workload, memory: int, guess: int) -> int:
+    """Most sequences that really run in ``memory`` bytes of the GPU; 0 when not even one does.
+
+    Each trial holds R - 1 caches (copies of one real cache, in memory of their own), reads one more prompt and decodes
+    all R for ``work.new_tokens`` tokens. The search starts at ``guess`` and ends within 2 % of the true number.
+    """
+    device = torch.device(loaded.info.device)
+    with _limited(device, memory), method.transform_model(loaded.model):
+
+        def fits(batch: int) -> bool:
+            return _runs(loaded, method, work, batch)
+
+        return search(fits, guess)
+
+
+def search(fits: object, guess: int) -> int:
+    """The largest number for which ``fits(number)`` is true, within 2 %; ``fits`` is true up to some number."""
+    assert callable(fits)
+    low, high = 0, max(1, guess)
+    while fits(high):
+        low, high = high, high + max(1, high // 8)
+    while high - low > max(1, low // 50):
+        middle = (low + high) // 2 if low else high // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _runs(loaded: LoadedModel, method: Method, work: Workload, batch: int) -> bool:
+    release(loaded.info.device)
+    try:
+        held = [_copied(loaded, method, work)] if batch > 1 else []
+        while len(held) < batch - 1:
+            held.append(copy.deepcopy(held[0]))
+        run_pass(loaded, method, replace(work, batch=1), held=held)
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        held = []
+        release(loaded.info.device)
+    return True
+
+
+def _copied(loaded: LoadedModel, method: Method, work: Workload) -> KVCache:
+    """The compressed cache of the workload's first prompt."""
+    ids = replace(work, batch=1).prompts(loaded.info.vocab)[0]
+    empty = method.prefill_cache(loaded.shape(), len(ids))
+    return method.compress(prefill(loaded, ids, observe=method.observes(), cache=empty, chunk=work.prefill_chunk))
+
+
+@contextmanager
+def _limited(device: torch.device, memory: int) -> Iterator[None]:
+    """Let torch take no more than ``memory`` bytes of the GPU."""
+    if device.type != "cuda":
+        yield
+        return
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, memory / total), device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)

@@ -1,0 +1,29 @@
+"""Amounts of memory as people write them."""
+
+from __future__ import annotations
+
+import re
+
+from lcbench.errors import BadValue
+
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
+    f"{letter}iB": 1024**power for power, letter in enumerate("KMGT", start=1)
+}
+
+
+def parse_bytes(text: str, option: str) -> int:
+    """``80GiB``, ``512 MiB``, ``24GB`` or a plain number of bytes.
+
+    Args:
+        option: named in the error, e.g. ``--memory``.
+
+    Raises:
+        BadValue: not an amount of memory, or none at all.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    units = {name.lower(): size for name, size in _UNITS.items()}
+    unit = units.get((match[2] or "B").lower()) if match else None
+    size = int(float(match[1]) * unit) if match and unit else 0
+    if size < 1:
+        raise BadValue(f"{option} {text} is not an amount of memory.", f"Write {option} 80GiB or {option} 24GB.")
+    return size

@@ -1,0 +1,110 @@
+"""Models of a named architecture with random weights: speed and memory can be measured where no checkpoint is at hand.
+
+``architectures/*.json`` holds the published facts of some models (what their config.json says, without the names that
+do not matter to speed). The weights are drawn by transformers' own initialisation, on the device and in the dtype asked
+for; no copy in another dtype or place is made on the way. There is no tokenizer: prompts are token ids.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lcbench.config.spec import ModelSpec
+from lcbench.errors import ModelError, UnknownName
+from lcbench.models import adapter, flash, support
+from lcbench.models.architectures import architecture_file, architectures
+from lcbench.models.hub import plain
+from lcbench.models.info import LoadedModel, ModelInfo, library_versions, model_facts
+from lcbench.models.place import FLASH, Placement, place
+from lcbench.models.quiet import quiet
+
+
+def describe_random(spec: ModelSpec) -> ModelInfo:
+    """Facts of an architecture without making its weights.
+
+    Args:
+        spec: ``name`` is one of `architectures`, or a config.json (or a folder with one) of any supported model.
+
+    Raises:
+        UnknownName: no such architecture. ModelError: a config that cannot be served, a device or dtype that is not
+            there, or ``load_in``, which needs weights that were trained. BadValue: a device that is not one.
+    """
+    placement = _placement(spec)
+    return _info(spec, _skeleton(spec, placement, torch.device("meta")), placement)
+
+
+def load_random(spec: ModelSpec, *, seed: int = 0) -> LoadedModel:
+    """The model with random weights, made on its device in its dtype; ``tokenizer`` is None.
+
+    Raises:
+        As `describe_random`, and ModelError when it does not fit into memory.
+    """
+    placement = _placement(spec)
+    torch.manual_seed(seed)
+    try:
+        model = _skeleton(spec, placement, placement.device).eval().requires_grad_(False)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise ModelError(
+            f"{spec.name} does not fit into memory on {placement.device}.", "Use --dtype bfloat16 or a smaller one."
+        ) from None
+    adapter.install(model)
+    if placement.attn == FLASH:
+        flash.use_in(model)
+    return LoadedModel(model, None, _info(spec, model, placement))
+
+
+def _placement(spec: ModelSpec) -> Placement:
+    if spec.load_in is not None:
+        raise ModelError("Random weights cannot be loaded in 8 or 4 bits.", "Leave --load-in out, or name a model.")
+    return place(spec)
+
+
+def _config(name: str) -> Any:
+    from transformers import AutoConfig
+
+    file = architecture_file(name)
+    if name not in architectures():
+        file = Path(name).expanduser()
+        file = file / "config.json" if file.is_dir() else file
+        if not file.is_file():
+            raise UnknownName("architecture", name, architectures())
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        with quiet():
+            return AutoConfig.for_model(**{"eos_token_id": None, "bos_token_id": None, **facts})
+    except Exception as error:  # KeyError, TypeError, ValueError and others, by what is wrong with the file
+        raise ModelError(f"{file} is not the config of a model: {plain(error)}.", "Give a config.json.") from None
+
+
+def _skeleton(spec: ModelSpec, placement: Placement, device: torch.device) -> Any:
+    """The model on ``device``; on the meta device it takes no memory."""
+    from transformers import AutoModelForCausalLM
+
+    config = _config(spec.name)
+    try:
+        with quiet(), device:
+            model = AutoModelForCausalLM.from_config(config, dtype=placement.dtype, attn_implementation="eager")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"No model can be made from {spec.name}: {plain(error)}.", "Give another config.") from None
+    support.check(model)
+    return model
+
+
+def _info(spec: ModelSpec, model: Any, placement: Placement) -> ModelInfo:
+    return ModelInfo(
+        name=spec.name,
+        source="random",
+        revision=None,
+        weights_sha256=None,
+        dtype=str(placement.dtype).removeprefix("torch."),
+        device=str(placement.device),
+        attn=placement.attn,
+        load_in=None,
+        chat_template_sha256=None,
+        versions=library_versions(placement.libraries),
+        **model_facts(model, None),
+    )

@@ -1,0 +1,152 @@
+"""What `lcbench bench` measured, as plain data: efficiency.jsonl read, checked, and set against the physical limit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lcbench.errors import CorruptFile
+from lcbench.reporting.words import bytes_text
+from lcbench.store.rundir import RunDirectory
+
+
+@dataclass(frozen=True)
+class EfficiencyRow:
+    """One method at one prompt length and batch size, measured alone.
+
+    Attributes:
+        model, weights, dtype: what computed; weights are "checkpoint" or "random". machine: in words.
+        method: id. prompt_tokens: of every prompt. batch: sequences decoded together. new_tokens: of each.
+        time_to_first_token: seconds. decode_tokens_per_second: of all sequences, prefill not included.
+        samples_per_second: prompt and answer. weight_bytes, activation_bytes, kv_peak_bytes: apart, at the moment when
+            they were most; they add up to ``peak_bytes``.
+        kv_bytes, kv_bytes_full: caches of the batch right after compression, and uncompressed.
+        limit: tokens a second if a step did nothing but move ``step_bytes`` at the measured copy bandwidth.
+        memory: "simulated" where ``kv_bytes`` only count as dropped.
+        fits: sequences that fit ``fits_memory`` bytes; None where it was not asked. tried: found by running them, else
+            by the byte model.
+        error: why there is no measurement, else None. Then the numbers are None.
+        run: folder it comes from.
+    """
+
+    method: str
+    model: str = ""
+    weights: str = "checkpoint"
+    dtype: str = ""
+    machine: str = ""
+    prompt_tokens: int = 0
+    batch: int = 1
+    new_tokens: int = 0
+    time_to_first_token: float | None = None
+    decode_tokens_per_second: float | None = None
+    samples_per_second: float | None = None
+    weight_bytes: int | None = None
+    activation_bytes: int | None = None
+    kv_peak_bytes: int | None = None
+    kv_bytes: int | None = None
+    kv_bytes_full: int | None = None
+    peak_bytes: int | None = None
+    limit: float | None = None
+    memory: Literal["real", "simulated"] = "real"
+    fits: int | None = None
+    fits_memory: int | None = None
+    tried: bool = False
+    error: str | None = None
+    run: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times the full caches are larger than the kept ones."""
+        return self.kv_bytes_full / self.kv_bytes if self.kv_bytes and self.kv_bytes_full is not None else None
+
+    @property
+    def of_limit(self) -> float | None:
+        """Decoding speed as a share of the physical limit, 0 to 1.
+
+        Above 1 where caches of the processor hold what should be read from memory, or where a method reads only a part
+        of what it holds.
+        """
+        if self.decode_tokens_per_second is None or not self.limit:
+            return None
+        return self.decode_tokens_per_second / self.limit
+
+
+def efficiency_of(run: RunDirectory) -> list[EfficiencyRow]:
+    """The rows of a run's efficiency.jsonl. Raises CorruptFile: a broken line, or one that is no measurement."""
+    lines = run.efficiency()
+    for number, line in enumerate(lines, start=1):
+        if not isinstance(line.get("method"), str) or not isinstance(line.get("prompt_tokens"), int):
+            path = run.path / "efficiency.jsonl"
+            raise CorruptFile(f"{path}, line {number} is not a measurement.", "Delete the line, and measure it again.")
+    return rows_of(lines, str(run.path))
+
+
+def rows_of(lines: Sequence[Mapping[str, Any]], run: str = "") -> list[EfficiencyRow]:
+    """Lines of efficiency.jsonl as rows: the latest measurement of each cell, in order of first appearance.
+
+    The largest batch that fits is joined to every row of its method and length, and stands alone where there is none.
+    """
+    latest = {line.get("key") or (line.get("kind"), number): line for number, line in enumerate(lines)}
+    fits = {
+        _group(line): line
+        for line in latest.values()
+        if line.get("kind") == "max_batch" and line.get("status") == "ok" and isinstance(line.get("max_batch"), int)
+    }
+    cells = [line for line in latest.values() if line.get("kind", "cell") == "cell"]
+    measured = {_group(line) for line in cells}
+    alone = [line for line in latest.values() if line.get("kind") == "max_batch" and _group(line) not in measured]
+    return [_row(line, fits.get(_group(line)), run) for line in [*cells, *alone]]
+
+
+def efficiency_notes(rows: Iterable[EfficiencyRow]) -> list[str]:
+    """What a reader of the table must be told."""
+    rows = list(rows)
+    notes = list(dict.fromkeys(_setting(row) for row in rows if row.machine))
+    if any(row.limit for row in rows):
+        notes.append(
+            "of limit: decoding speed over that of moving weights and caches once a step at the measured copy bandwidth"
+        )
+    if any(row.fits is not None for row in rows):
+        sizes = dict.fromkeys((row.fits_memory, row.tried) for row in rows if row.fits is not None)
+        for size, tried in sizes:
+            how = "by running it" if tried else "by the byte model, not run"
+            notes.append(f"fits: largest batch within {bytes_text(size)}, {how}")
+    notes += [f"{row.method} at {row.prompt_tokens} x {row.batch}: {row.error}" for row in rows if row.error]
+    return notes
+
+
+def _setting(row: EfficiencyRow) -> str:
+    weights = " with random weights" if row.weights == "random" else ""
+    size = "" if row.weight_bytes is None else f" ({bytes_text(row.weight_bytes)} of weights)"
+    return f"speed and memory of {row.model}{weights} in {row.dtype}{size}, each method alone: {row.machine}"
+
+
+def _group(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(row.get(key) for key in ("model", "weights", "dtype", "device", "method", "prompt_tokens"))
+
+
+def _row(row: Mapping[str, Any], fits: Mapping[str, Any] | None, run: str) -> EfficiencyRow:
+    names = ("method", "model", "weights", "dtype", "prompt_tokens", "batch", "new_tokens", "memory")
+    numbers = (
+        "time_to_first_token", "decode_tokens_per_second", "samples_per_second", "weight_bytes", "activation_bytes",
+        "kv_peak_bytes", "kv_bytes", "kv_bytes_full", "peak_bytes",
+    )  # fmt: skip
+    machine = row.get("machine")
+    return EfficiencyRow(
+        **{name: row[name] for name in names if row.get(name) is not None},
+        **{name: _number(row.get(name)) for name in numbers},
+        limit=_number(row.get("limit_tokens_per_second")),
+        machine=str(machine.get("words", "")) if isinstance(machine, Mapping) else "",
+        fits=fits["max_batch"] if fits else None,
+        fits_memory=_number(fits.get("memory_bytes")) if fits else None,
+        tried=bool(fits and fits.get("tried")),
+        error=str(row.get("error") or "failed") if row.get("status", "ok") != "ok" else None,
+        run=run,
+    )
+
+
+def _number(value: Any) -> Any:
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if good else None

@@ -1,0 +1,280 @@
+"""Several processes: the same bytes as one, also when a worker or the parent is killed, stopped or asked to stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from made_up import LIMITS, Half, Words
+
+from lcbench.config.spec import ModelSpec, RunSpec
+from lcbench.engine import workers
+from lcbench.engine.groups import make_groups
+from lcbench.engine.options import Options
+from lcbench.engine.prepare import prepare
+from lcbench.engine.run import Outcome, execute
+from lcbench.engine.workers import Job, _unpacked, devices_of, execute_with_workers, threads_each
+from lcbench.errors import BadValue, LcbenchError, ModelError, UnknownName
+from lcbench.kv.cache import KVCache
+from lcbench.kv.record import PrefillRecord
+from lcbench.methods.base import Method
+from lcbench.models.load import describe, load
+from lcbench.store.rundir import RunDirectory
+from lcbench.tasks.base import Loaded, Row
+from tiny import save_tiny
+
+ROWS = 12
+
+
+class Many(Words):
+    """Twelve short prompts of different lengths: with `LIMITS` and two methods three groups."""
+
+    name = "many"
+
+    def load(self, home: Path, limit: int | None = None) -> Loaded:
+        rows = [Row(f"r{i}", {"text": f"row {i} " * (6 + i)}, (f"row {i}",), length=2 * i) for i in range(ROWS)]
+        return Loaded(rows[:limit])
+
+
+@dataclass(frozen=True)
+class Deadly(Half):
+    """Kills its process at a prompt of some length, until it has done so ``times`` times; writes who did it."""
+
+    name = "deadly"
+    folder: str = ""
+    length: int = 0
+    times: int = 1
+
+    @property
+    def id(self) -> str:
+        return f"deadly-{self.length}"
+
+    def compress(self, record: PrefillRecord) -> KVCache:
+        marks = list(Path(self.folder).glob(f"{self.id}-*"))
+        if record.length == self.length and len(marks) < self.times:
+            (Path(self.folder) / f"{self.id}-{os.getpid()}").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().compress(record)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("model") / "tiny")
+
+
+def tokens(row: int) -> int:
+    """Length of a prompt: a byte a token, and the BOS."""
+    return len(f"row {row} " * (6 + row)) + 1
+
+
+def go(folder: Path, path: Path, methods: list[Method], count: int) -> tuple[Outcome, RunDirectory]:
+    """Run ``methods`` on `Many` into ``path``; with a count of 1 in this process."""
+    spec = RunSpec(model=ModelSpec(name=str(folder)))
+    info, tokenizer = describe(spec.model, path.parent)
+    sets = tuple(prepare(spec, info, tokenizer, methods, [(Many(), Many().load(path))], path))
+    groups = make_groups(sets, info.shape(), LIMITS)
+    assert len(groups) >= 2
+    with RunDirectory.create_or_continue(path, {"methods": [m.id for m in methods], "tasks": ["many"]}, {}) as run:
+        if count == 1:
+            return execute(load(spec.model, path.parent), sets, groups, run, options=Options()), run
+        job = Job(spec.model, path.parent, sets, Options(), 2**30, threads=1)
+        return execute_with_workers(job, ["cpu"] * count, info, groups, run), run
+
+
+def predictions(path: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(path)): f.read_bytes() for f in sorted((path / "predictions").rglob("*.jsonl"))}
+
+
+def test_killed_workers_cost_time_or_their_group_and_never_the_run(folder: Path, tmp_path: Path) -> None:
+    """One prompt kills a worker once, another one kills every worker that reads it."""
+    once, always = tokens(10), tokens(1)
+    deadly: list[Method] = [Half(), Deadly(str(tmp_path), once, 1), Deadly(str(tmp_path), always, 99)]
+    harmless: list[Method] = [Half(), Deadly(str(tmp_path), once, 0), Deadly(str(tmp_path), always, 0)]
+    go(folder, tmp_path / "one", harmless, 1)
+    outcome, run = go(folder, tmp_path / "two", deadly, 2)
+    assert len(list(tmp_path.glob(f"deadly-{once}-*"))) == 1
+    assert len(list(tmp_path.glob(f"deadly-{always}-*"))) == 2
+    bad = [r for m in run.methods for r in run.records(m, "many") if not r.ok]
+    assert (outcome.written, outcome.failed) == (3 * ROWS, len(bad))
+    assert "r1" in {r.id for r in bad}
+    assert "r10" not in {r.id for r in bad}
+    assert {r.error for r in bad} == {"the worker process died twice on this group (killed by SIGKILL)"}
+    events = [(e["how"], e["then"]) for e in run.events()]
+    assert sorted(then for _, then in events) == ["recorded as errors", "tried again", "tried again"]
+    assert {how for how, _ in events} == {"killed by SIGKILL"}
+    # Lines lie where one process writes them, and those that could be made are the same.
+    for (name, expected), (other, found) in zip(
+        predictions(tmp_path / "one").items(), predictions(tmp_path / "two").items(), strict=True
+    ):
+        assert name == other
+        for line, theirs in zip(found.splitlines(), expected.splitlines(), strict=True):
+            record = json.loads(line)
+            assert record["_id"] == json.loads(theirs)["_id"]
+            assert record["status"] == "error" or line == theirs
+    outcome, run = go(folder, tmp_path / "two", harmless, 1)  # the same command tries them again
+    assert (outcome.written, outcome.failed) == (len(bad), 0)
+    assert all(r.ok for m in run.methods for r in run.records(m, "many"))
+
+
+# -- the command, with signals ----------------------------------------------------------------------------------------
+
+TASK = "passkey@lengths=20/60,depths=5,repeats=10,digits=3,max_new_tokens=24"
+
+
+def command(folder: Path, out: Path, *more: str) -> list[str]:
+    words = ["run", "--model", str(folder), "--method", "full,streamingllm@budget=16", "--task", TASK]
+    return [sys.executable, "-m", "lcbench", *words, "--out", str(out), *more]
+
+
+class AfterSome:
+    """Whether a run directory holds some records."""
+
+    def __init__(self, path: Path, records: int) -> None:
+        self.path, self.records = path, records
+
+    def __call__(self) -> bool:
+        return sum(data.count(b"\n") for data in predictions(self.path).values()) >= self.records
+
+
+def started(arguments: Sequence[str], records: int, out: Path) -> tuple[subprocess.Popen[str], list[int]]:
+    """The running command and its worker processes, once so many records are on the disk."""
+    process = subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    enough, until = AfterSome(out, records), time.monotonic() + 120
+    while not enough():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return process, [int(pid) for pid in children if "spawn_main" in _command_line(int(pid))]
+
+
+def _command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
+
+
+def ended(pid: int, seconds: float = 20) -> bool:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if "spawn_main" not in _command_line(pid):  # gone, a zombie, or another program by now
+            return True
+        time.sleep(0.05)
+    return False
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")
+
+
+@needs_proc
+def test_signals_to_the_command(folder: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:
+    assert cli(*command(folder, tmp_path / "one")[3:], "--quiet").code == 0
+    expected = predictions(tmp_path / "one")
+
+    parent, crew = started(command(folder, tmp_path / "two", "--workers", "2"), 3, tmp_path / "two")
+    assert len(crew) == 2
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.communicate()
+    assert all(ended(pid) for pid in crew)
+    part = predictions(tmp_path / "two")
+    assert all(expected[name].startswith(data) or data.startswith(b"{") for name, data in part.items())
+
+    parent, crew = started(command(folder, tmp_path / "two", "--workers", "2"), 60, tmp_path / "two")
+    os.killpg(parent.pid, signal.SIGINT)  # as a terminal does: everyone gets it
+    said = parent.communicate(timeout=60)[0]
+    assert parent.returncode == 130, said
+    assert "Traceback" not in said
+    assert "To continue, run the same command" in said
+    assert all(ended(pid) for pid in crew)
+
+    assert cli(*command(folder, tmp_path / "two")[3:], "--quiet").code == 0  # one worker finishes what two began
+    assert predictions(tmp_path / "two") == expected
+
+
+# -- small things ------------------------------------------------------------------------------------------------------
+
+
+def test_what_may_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert devices_of("auto", "auto", "cpu") == ["cpu"]
+    assert devices_of("3", "cpu", "cpu") == ["cpu"] * 3
+    assert devices_of("auto", "auto", "cuda:0") == ["cuda:0", "cuda:1"]
+    assert devices_of("2", "cuda", "cuda:0") == ["cuda:0", "cuda:1"]
+    assert devices_of("1", "auto", "cuda:0") == ["cuda:0"]
+    assert devices_of("auto", "cuda:1", "cuda:1") == ["cuda:1"]
+    for words in (("5", "cpu", "cpu"), ("3", "auto", "cuda:0"), ("2", "cuda:1", "cuda:1"), ("0", "cpu", "cpu")):
+        with pytest.raises(BadValue, match=f"--workers {words[0]}"):
+            devices_of(*words)
+    for text in ("", "x", "-1", "1.5", "²"):
+        with pytest.raises(BadValue, match="auto nor a whole number"):
+            devices_of(text, "cpu", "cpu")
+
+
+def test_threads_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    assert [threads_each(["cpu"] * n) for n in (1, 2, 4, 9)] == [5, 2, 1, 1]
+    assert threads_each(["cuda:0", "cuda:1"]) is None
+
+
+def test_errors_keep_their_kind_on_the_way_to_the_parent() -> None:
+    error = _unpacked(("ModelError", "It is broken.", "Mend it."))
+    assert (type(error), error.message, error.next_step) == (ModelError, "It is broken.", "Mend it.")
+    unknown = UnknownName("method", "x", ["y"])
+    error = _unpacked(("UnknownName", unknown.message, unknown.next_step))
+    assert (type(error), error.message) == (LcbenchError, unknown.message)
+
+
+def test_what_a_worker_refuses_ends_the_run(monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path) -> None:
+    """The pipe's other end is played here: a worker that finds the weights damaged."""
+    ours, theirs = workers._CONTEXT.Pipe()
+
+    def start(crew: Any, devices: Sequence[str]) -> None:
+        worker = workers._Worker(_Ended(), ours, "cpu")
+        crew._workers.append(worker)
+        theirs.send(("refused", ("ModelError", "The weights are cut short.", "Download them again.")))
+
+    monkeypatch.setattr(workers._Crew, "start", start)
+    with pytest.raises(ModelError, match="cut short") as refused:
+        go(folder, tmp_path / "run", [Half()], 2)
+    assert refused.value.next_step == "Download them again."
+
+
+def test_workers_that_die_while_loading_end_the_run(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path
+) -> None:
+    def start(crew: Any, devices: Sequence[str]) -> None:
+        for _ in devices:
+            ours, theirs = workers._CONTEXT.Pipe()
+            theirs.close()
+            crew._workers.append(workers._Worker(_Ended(), ours, "cpu"))
+
+    monkeypatch.setattr(workers._Crew, "start", start)
+    with pytest.raises(ModelError, match="killed by SIGKILL") as died:
+        go(folder, tmp_path / "run", [Half()], 2)
+    assert "fewer --workers" in died.value.next_step
+
+
+class _Ended:
+    """A process that has been killed."""
+
+    exitcode = -int(signal.SIGKILL)
+
+    def join(self, seconds: float | None = None) -> None:
+        pass
+
+    def is_alive(self) -> bool:
+        return False
