@@ -23,7 +23,8 @@ from lcbench.reporting.figures import bars, efficiency, heatmap, lengths, pareto
 from lcbench.reporting.figures.labels import spread
 from lcbench.reporting.figures.make import figures_of, write_figures
 from lcbench.reporting.samples import mean_interval, samples_of
-from lcbench.scoring.run import score_run
+from lcbench.scoring.longscore.result import LongScoreOptions
+from lcbench.scoring.run import ScoreOptions, score_run
 from lcbench.store.rundir import RunDirectory
 
 MIB = 2**20
@@ -237,6 +238,22 @@ def test_what_cannot_be_drawn_is_said(tmp_path: Path) -> None:
     assert drawn == []
     assert len(missing) == 6
     assert any("no efficiency figure" in text and "lcbench bench" in text for text in missing)
+
+
+def test_where_longscore_was_made_curves_carry_the_breakdown_point(tmp_path: Path) -> None:
+    cells = [(n, d / 10, 0) for n in (256, 512, 1024) for d in range(11)]
+    records = {
+        ("full", "passkey"): [passkey(*c, found=True) for c in cells],
+        ("kivi", "passkey"): [passkey(*c, found=c[0] < 1024) for c in cells],
+    }
+    run = make(tmp_path / "r", records)
+    run.write_scores(score_run(run, ScoreOptions(longscore=LongScoreOptions(wanted=True))))
+    report = build([run])
+    drawn, _ = figures_of(report, samples_of(report, [run]), [run])
+    (curves,) = [one for one in drawn if one.name.startswith("length")]
+    assert "kivi: 256 100.00, 512 100.00, 1024 0.00, breaks down at 1024" in curves.alt
+    assert "breaks down" not in curves.alt.partition("kivi")[0]
+    assert "ring: first length significantly below the base" in " ".join(texts_of(curves.figure))
 
 
 def test_models_have_figures_of_their_own(tmp_path: Path) -> None:
