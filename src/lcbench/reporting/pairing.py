@@ -164,6 +164,10 @@ def _notes(a: Side, b: Side) -> list[str]:
                 named = "weights" if key == "identity" else key
                 shown = (x.get("name"), y.get("name")) if key == "identity" else (x.get(key), y.get(key))
                 notes.append(f"the runs differ in the model's {named} too: {shown[0]} and {shown[1]}")
+        for key in ("question", "seed"):
+            before, after = a.run.spec.get(key), b.run.spec.get(key)
+            if before != after:
+                notes.append(f"the runs differ in --{key} too: {_option(before)} and {_option(after)}")
     if is_judged(a.run) or is_judged(b.run):
         notes.append("a judge graded QA and summaries in scores.json; this comparison is by the original metrics")
     for side in (a, b):
