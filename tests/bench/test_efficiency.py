@@ -62,7 +62,7 @@ def test_weights_caches_and_activations_add_up_to_the_peak(tiny: LoadedModel) ->
     # Reading a prompt needs at least its hidden states and the widest projection; decoding less.
     assert cell.phases["read"].activations > 300 * HIDDEN * 4 * 3
     assert cell.phases["decode"].activations < cell.phases["read"].activations / 3
-    assert cell.phases["decode"].kv == cell.kv_end_bytes == 2 * 2 * N * HK * D * E * (300 + 3)
+    assert cell.phases["decode"].kv == cell.kv_end_bytes == 2 * 2 * N * HK * D * E * 320  # room in steps of 64
 
 
 def test_the_clock_splits_prefill_from_decoding(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +90,7 @@ def test_medians_are_over_the_passes_that_count(tiny: LoadedModel, monkeypatch: 
 
     def told(*args: Any, **kwargs: Any) -> efficiency.Pass:
         done, second = real(*args, **kwargs), next(seconds)
-        return efficiency.Pass((second,), second, 2 * second, done.kv_bytes, done.kv_end_bytes, done.phases)
+        return efficiency.Pass((second,), second, 2 * second, done.kv_bytes, done.phases)
 
     monkeypatch.setattr(efficiency, "run_pass", told)
     cell = measure(tiny, resolve("full"), Workload(8, new_tokens=3, repeats=3))
