@@ -116,3 +116,29 @@ def test_budget(text: str, length: int, kept: int) -> None:
 def test_budget_floor() -> None:
     assert Budget.parse("0.01").resolve(100, at_least=5) == 5
     assert Budget.parse("0.01").resolve(3, at_least=5) == 3
+
+
+@dataclass(frozen=True)
+class Ruler:
+    length: str = param("base", "length", bare=True)
+    seed: int = param(0, "seed")
+
+
+def test_a_length_is_written_without_its_name() -> None:
+    for text in ("ruler@16k", "ruler@16K", "ruler@length=16k"):
+        assert build(Ruler, parse_item(text, "task"), "task").length == "16k"
+    ruler = build(Ruler, parse_item("ruler@seed=3,16k", "task"), "task")
+    assert identifier("ruler", ruler) == "ruler@16k,seed=3"
+    assert build(Ruler, parse_item("ruler@16k,seed=3", "task"), "task") == ruler
+    assert identifier("ruler", build(Ruler, parse_item("ruler@base", "task"), "task")) == "ruler@base"
+    assert parse_item("ruler@8k,16k,seed=3", "task") == Item("ruler", (("", "8k/16k"), ("seed", "3")))
+    assert str(parse_item("ruler@8k,16k,seed=3", "task")) == "ruler@8k,16k,seed=3"
+
+
+def test_commas_between_lengths_are_not_commas_between_items() -> None:
+    assert split_items("ruler@8k,16k,base,qasper,ruler@1000,2wikimqa") == [
+        "ruler@8k,16k,base", "qasper", "ruler@1000", "2wikimqa",
+    ]  # fmt: skip
+    assert split_items("ruler,8k") == ["ruler", "8k"]  # nothing to continue
+    with pytest.raises(UsageError, match="Option '8k' of method 'thing' is not key=value"):
+        make("thing@8k")

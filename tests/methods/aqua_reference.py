@@ -46,7 +46,7 @@ class Recorder:
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
         codes, norms = self.higgs.encode(x)
-        self.calls.append((codes.numpy(), norms.numpy()))
+        self.calls.append((codes.cpu().numpy(), norms.cpu().numpy()))
         return codes, norms
 
     def decode(self, parts: Sequence[Tensor], width: int, dtype: torch.dtype) -> Tensor:

@@ -31,7 +31,9 @@ def test_no_chat_and_first_line_sets() -> None:
 
 def test_official_order_and_real_rows(shared_data: Path) -> None:
     folder = shared_data / "longbench"
-    assert list(TASK_FACTS)[:-1] == list(json.loads((folder / "config" / "dataset2prompt.json").read_text("utf-8")))
+    assert [facts.name for facts in LONGBENCH] == list(
+        json.loads((folder / "config" / "dataset2prompt.json").read_text("utf-8"))
+    )
     seen = set()
     for path in folder.glob("*.jsonl"):
         name = path.name.split(".")[0]
@@ -49,6 +51,16 @@ def test_official_order_and_real_rows(shared_data: Path) -> None:
         assert len(rows) == expected if full else len(rows) < expected
         seen.add(name)
     assert len(seen) > 20
+
+
+def test_the_hundred_tasks_are_scored_by_their_first_line() -> None:
+    hundred = [facts for facts in TASK_FACTS.values() if facts.benchmark == "100-longbench"]
+    assert [facts.name.removeprefix("100-longbench/") for facts in hundred] == [
+        "single_doc_qa", "multi_doc_qa", "single_doc_sum", "multi_doc_sum",
+        "passage_retrieval", "passage_count", "kv_retrieval", "counting_stars",
+    ]  # fmt: skip
+    assert Counter(facts.metric for facts in hundred) == {"qa_f1": 2, "rouge": 2, "first_number": 3, "last_uuid": 1}
+    assert all(facts.cut_first_line and not facts.chat for facts in hundred)
 
 
 def test_e_variants_share_facts() -> None:

@@ -235,6 +235,7 @@ def cell_row(cell: Cell, method: Method, loaded: LoadedModel, bandwidth: float) 
         "parts": {name: asdict(phase) for name, phase in cell.phases.items()},
         "kv_bytes": kv_bytes,
         "kv_held_bytes": cell.kv_bytes,
+        "kv_read_bytes": cell.passes[-1].kv_read,
         "kv_end_bytes": cell.kv_end_bytes,
         "kv_bytes_full": cell.kv_bytes_full,
         "resident_peak_bytes": cell.resident_bytes,

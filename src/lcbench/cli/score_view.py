@@ -75,7 +75,7 @@ def _worth_showing(method: MethodScores) -> dict[str, GroupScore]:
 
 
 def _means(method: MethodScores, groups: dict[str, GroupScore]) -> Table:
-    buckets = list(dict.fromkeys(b for g in groups.values() for b in g.by_length))
+    buckets = list(dict.fromkeys(b for g in groups.values() for b, v in g.by_length.items() if v is not None))
     grid = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     grid.add_column("mean over", overflow="fold")
     for title in ("tasks", "score", "95 % interval", *buckets):

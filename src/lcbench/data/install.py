@@ -269,6 +269,11 @@ class _Installer:
         else:
             self._note(entry, "missing", f"not in {place}")
 
+    def _word(self, entry: FileEntry) -> str:
+        """The shortest name that means this file of this data set."""
+        alone = resolve([entry.base])[0].manifest.name == self._manifest.name
+        return entry.base if alone else f"{self._manifest.name}/{entry.base}"
+
     def _lost(self, entry: FileEntry, error: NetworkError) -> None:
         """The network did not give ``entry``."""
         if entry.optional:
@@ -276,7 +281,7 @@ class _Installer:
         elif entry.kind == "config":
             problem = DataMissing(
                 f"{entry.base} of {self._manifest.name} is missing, and its tasks need it: {error.message}",
-                f"Put {entry.base} into a folder DIR and run: lcbench download --from DIR {entry.base}",
+                f"Put {entry.base} into a folder DIR and run: lcbench download --from DIR {self._word(entry)}",
             )
             problem.__cause__ = error
             self._report.problems.append(problem)

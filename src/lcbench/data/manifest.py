@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -208,15 +208,21 @@ def _plain(name: str) -> str:
     return name.strip().lower().replace("_", "-")
 
 
-def _index(manifests: Iterable[Manifest]) -> dict[str, list[tuple[str, str, bool]]]:
+def _index(manifests: Collection[Manifest]) -> dict[str, list[tuple[str, str, bool]]]:
     # Data set before task before group before file name: a word means the first kind that has it.
     kinds: list[dict[str, list[tuple[str, str, bool]]]] = [{}, {}, {}, {}]
     for one in manifests:
         for path, entry in one.files.items():
-            words = ([one.name], entry.tasks, entry.groups, {path, entry.base})
+            exact = {f"{one.name}/{path}", f"{one.name}/{entry.base}"}
+            words = ([one.name], entry.tasks, entry.groups, {path, entry.base, *exact})
             for level, (index, names) in enumerate(zip(kinds, words, strict=True)):
                 for word in names:
                     index.setdefault(_plain(word), []).append((one.name, path, level in (1, 3)))
+    # A file name that several data sets have means that of the largest one; DATASET/NAME means one in any case.
+    sizes = {one.name: len(one.files) for one in manifests}
+    for word, hits in kinds[3].items():
+        largest = max((name for name, _, _ in hits), key=lambda name: sizes[name])
+        kinds[3][word] = [hit for hit in hits if hit[0] == largest]
     return {**kinds[3], **kinds[2], **kinds[1], **kinds[0]}
 
 

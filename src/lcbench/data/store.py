@@ -198,7 +198,8 @@ def _command(dataset: str, entry: FileEntry) -> str:
     """The command that installs ``entry``: by its task, by its own name for configuration, or by data set."""
     if entry.kind == "rows" and entry.tasks:
         return f"lcbench download {entry.tasks[0]}"
-    return f"lcbench download {entry.base if entry.kind == 'config' else dataset}"
+    alone = entry.kind == "config" and resolve([entry.base])[0].manifest.name == dataset
+    return f"lcbench download {entry.base if alone else dataset}"
 
 
 def _again(dataset: str, entry: FileEntry) -> str:

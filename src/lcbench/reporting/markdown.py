@@ -54,7 +54,9 @@ def _score(cell: Cell | None) -> str:
     if cell is None:
         return ""
     text = " ".join(piece for piece in (score_text(cell.score), interval_text(cell.low, cell.high)) if piece)
-    return f"{text} ({_count(cell.errors, 'error')})" if cell.errors else text
+    unscored = [_count(cell.errors, "error")] if cell.errors else []
+    unscored += [f"{cell.filtered} filtered"] if cell.filtered else []
+    return f"{text} ({', '.join(unscored)})" if unscored else text
 
 
 def _kept(cell: Cell | None) -> str:

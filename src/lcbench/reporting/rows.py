@@ -20,6 +20,7 @@ COLUMNS = (
     "high",
     "n",
     "errors",
+    "filtered",
     "kv_bytes",
     "kv_bytes_full",
     "ratio",
@@ -27,7 +28,7 @@ COLUMNS = (
     "run",
 )
 
-_EMPTY = {**dict.fromkeys(COLUMNS, ""), **dict.fromkeys(COLUMNS[6:14])}
+_EMPTY = {**dict.fromkeys(COLUMNS, ""), **dict.fromkeys(COLUMNS[6:15])}
 """A row without anything in it: no text, no numbers."""
 
 
@@ -53,6 +54,7 @@ def flat_rows(report: Report) -> Iterator[dict[str, Any]]:
                     "high": cell.high,
                     "n": cell.n,
                     "errors": cell.errors,
+                    "filtered": cell.filtered,
                     "kv_bytes": cell.kv_bytes,
                     "kv_bytes_full": cell.kv_bytes_full,
                     "ratio": cell.ratio,

@@ -161,6 +161,8 @@ def _methods_down(report: Report, without: Sequence[str]) -> Table:
     wanted = ["score", "95 %", "KV bytes", "ratio", "n"]
     if any(cell.errors for cell in report.cells.values()):
         wanted.append("failed")
+    if any(cell.filtered for cell in report.cells.values()):
+        wanted.append("filtered")
     headings = [heading for heading in wanted if heading not in without]
     for heading in headings:
         table.add_column(heading, no_wrap=True, justify="right")
@@ -184,6 +186,7 @@ def _fields(line: Line, cell: Cell) -> dict[str, Text]:
         "ratio": ratio,
         "n": Text(str(cell.n) if line.kind != "mean" else "", "dim"),
         "failed": Text(str(cell.errors) if cell.errors else "", "bold red"),
+        "filtered": Text(str(cell.filtered) if cell.filtered else "", "dim"),
     }
 
 
@@ -203,12 +206,14 @@ def _saved(line: Line, cell: Cell) -> list[Text]:
 
 
 def _unusual(report: Report, line: Line, cell: Cell) -> list[Text]:
-    """The number of samples where methods differ in it, and failures."""
+    """The number of samples where methods differ in it, failures, and what the QA filter left out."""
     found = []
     if "–" in report.samples(line):
         found.append(Text(f"n={cell.n}", "dim"))
     if cell.errors:
         found.append(Text(f"{cell.errors} failed", "bold red"))
+    if cell.filtered:
+        found.append(Text(f"{cell.filtered} filtered", "dim"))
     return found
 
 

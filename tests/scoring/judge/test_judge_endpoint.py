@@ -129,6 +129,14 @@ def test_openais_own_key_is_sent_to_openai_alone(monkeypatch: Any) -> None:
         key_for(OPENAI)
 
 
+def test_without_a_key_openai_is_not_even_asked(monkeypatch: Any) -> None:
+    monkeypatch.delenv("LCBENCH_JUDGE_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(UsageError, match="wants a key") as raised:
+        Endpoint("m", OPENAI, key_for(OPENAI), QUICK).ask("", PROMPT)
+    assert "OPENAI_API_KEY" in raised.value.next_step
+
+
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://x/v1", "http://user:word@x/v1", "http://x/v1?key=1", ""])
 def test_an_address_that_is_none_or_carries_a_secret_is_refused(url: str) -> None:
     with pytest.raises(BadValue) as raised:

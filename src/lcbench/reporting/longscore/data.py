@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from lcbench.reporting.longscore.view import Entry, LongView
-from lcbench.scoring.longscore.curve import Curve, Interval
+from lcbench.scoring.longscore.curve import Curve, Interval, Rung
 
 
 def data_of(view: LongView) -> dict[str, Any]:
@@ -24,16 +24,19 @@ def data_of(view: LongView) -> dict[str, Any]:
 
 
 def rows(view: LongView) -> Iterator[dict[str, Any]]:
-    """Rows of a flat table, by column name. ``kind``: "base score", "average", "longscore", "long-context value"."""
+    """Rows of a flat table, by column name. ``kind`` is "base score", "average", "longscore", and for every length
+    "score at length" and "long-context value"."""
     for one in view.entries:
         for curve in one.curves.values():
             base = _row(one, curve, "base score", curve.base.score, curve.base.interval)
-            yield {**base, "n": curve.base.counts.kept, "errors": _failed(curve.base.counts)}
+            yield {**base, **_counted(curve.base)}
             yield _row(one, curve, "average", curve.average, curve.average_interval)
             yield _row(one, curve, "longscore", curve.long_score, curve.long_score_interval)
             for rung in curve.rungs:
+                row = _row(one, curve, "score at length", rung.score, rung.interval)
+                yield {**row, "length": rung.label, **_counted(rung)}
                 row = _row(one, curve, "long-context value", rung.value, rung.value_interval)
-                yield {**row, "length": rung.label, "n": rung.counts.kept, "errors": _failed(rung.counts)}
+                yield {**row, "length": rung.label, **_counted(rung)}
 
 
 def _row(one: Entry, curve: Curve, kind: str, value: float | None, interval: Interval | None) -> dict[str, Any]:
@@ -49,5 +52,7 @@ def _row(one: Entry, curve: Curve, kind: str, value: float | None, interval: Int
     }
 
 
-def _failed(counts: Any) -> int:
-    return int(counts.failed + counts.judge_failed)
+def _counted(rung: Rung) -> dict[str, int]:
+    """What became of the samples of one length."""
+    counts = rung.counts
+    return {"n": counts.kept, "errors": counts.failed + counts.judge_failed, "filtered": counts.filtered}

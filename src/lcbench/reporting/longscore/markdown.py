@@ -18,5 +18,5 @@ def lines(view: LongView) -> list[str]:
 
 
 def _titled(grid: Grid) -> list[str]:
-    rows = [[escape(text) for text in row] for row in (grid.header, *grid.rows)]
+    rows = [[escape(text.replace("\n", " ")) for text in row] for row in (grid.header, *grid.rows)]
     return ["", f"**{escape(grid.title)}**", "", *table_lines(rows, grid.left)]

@@ -25,8 +25,8 @@ class Grid:
     """A table.
 
     Attributes:
-        title: one line above it. header: of the columns. rows: of texts, as long as the header. left: how many columns
-        are text (left-aligned); the others are numbers.
+        title: one line above it. header: of the columns. rows: of texts, as long as the header; what belongs below a
+        number comes after a line break. left: how many columns are text (left-aligned); the others are numbers.
     """
 
     title: str
@@ -133,14 +133,14 @@ def summary(view: LongView) -> Grid:
                     score_text(curve.long_score),
                     _interval(curve.long_score_interval),
                     breakdown_text(curve),
-                    *_counts(sum((rung.counts for rung in curve.rungs), curve.base.counts), one.published),
+                    *_counts(sum((rung.counts for rung in curve.rungs), curve.base.counts)),
                 )
             )
     return Grid("LongScore by task", header, tuple(rows), left=2)
 
 
 def lengths(view: LongView, name: str) -> Grid:
-    """One task over length: score, and below it the change against the base in percent of the base."""
+    """One task over length: score, its change against the base in percent of the base, and below them the band."""
     found = _having(view, name)
     labels: dict[str, float] = {}
     for _, curve in found:
@@ -149,14 +149,16 @@ def lengths(view: LongView, name: str) -> Grid:
     rows = []
     for one, curve in found:
         at = {rung.label: rung for rung in curve.rungs}
-        rows.append((_label(one), score_text(curve.base.score), *(_rung(at.get(label)) for label in ordered)))
-    title = f"{_shown(name, found[0][1].members)}: score (change in % of the base)"
+        base = _below(score_text(curve.base.score), curve.base.interval)
+        rows.append((_label(one), base, *(_rung(at.get(label)) for label in ordered)))
+    title = f"{_shown(name, found[0][1].members)}: score (change in % of the base), 95 %"
     return Grid(title, ("", _base_label(found), *ordered), tuple(rows))
 
 
 def losses(view: LongView) -> Grid:
     """Every method against the reference: the change in points and its two parts."""
     header = ("task", "", "change", INTERVAL, "long-context", INTERVAL, "base", INTERVAL, "shared")
+    order = {name: place for place, name in enumerate(view.names)}
     rows = [
         (
             _shown(one.task, _members(view, one.task)),
@@ -166,7 +168,7 @@ def losses(view: LongView) -> Grid:
             *_amount(one.base_ability),
             str(one.shared),
         )
-        for where, one in view.splits
+        for where, one in sorted(view.splits, key=lambda item: order.get(item[1].task, -1))
     ]
     against = ", ".join(dict.fromkeys(one.against for _, one in view.splits))
     return Grid(f"Change against {against} at length, in points, and what it is made of", header, tuple(rows), left=2)
@@ -195,18 +197,20 @@ def _rung(rung: Rung | None) -> str:
     if rung is None:
         return ""
     change = "" if rung.value is None else f" ({rung.value:+.1f})".replace("-", "−")
-    return f"{score_text(rung.score)}{BELOW if rung.below_base else ''}{change}"
+    return _below(f"{score_text(rung.score)}{BELOW if rung.below_base else ''}{change}", rung.interval)
 
 
-def _counts(counts: Counts, published: bool) -> tuple[str, ...]:
-    if published:
+def _below(number: str, interval: Interval | None) -> str:
+    """A number and, on a second line, its interval."""
+    return number if interval is None else f"{number}\n{_interval(interval)}"
+
+
+def _counts(counts: Counts) -> tuple[str, ...]:
+    """Kept, failed, filtered and cut samples; blanks where only scores are known."""
+    if counts == Counts():
         return "", "", "", ""
-    return (
-        str(counts.kept),
-        _nonzero(counts.failed + counts.judge_failed),
-        _nonzero(counts.filtered),
-        _nonzero(counts.cut),
-    )
+    failed = counts.failed + counts.judge_failed
+    return str(counts.kept), _nonzero(failed), _nonzero(counts.filtered), _nonzero(counts.cut)
 
 
 def _nonzero(number: int) -> str:

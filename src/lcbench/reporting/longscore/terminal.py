@@ -32,7 +32,7 @@ def _titled(grid: Grid, console: Console) -> Group:
     table = _table(grid)
     options = console.options.update(width=100_000)
     if Measurement.get(console, options, table).maximum > console.width:
-        table = _table(stacked(grid))
+        table = _table(stacked(grid), squeezed=True)
     return Group(Text(""), Text(clean(grid.title), "bold"), table)
 
 
@@ -50,7 +50,7 @@ def stacked(grid: Grid) -> Grid:
     return replace(grid, header=tuple(header), rows=tuple(zip(*columns, strict=True)))
 
 
-def _table(grid: Grid) -> Table:
+def _table(grid: Grid, *, squeezed: bool = False) -> Table:
     """Columns of numbers that are empty in every row are left out; of two columns of names the first goes above."""
     first = grid.left - 1
     used = [i for i, _ in enumerate(grid.header) if i == first or (i > first and any(row[i] for row in grid.rows))]
@@ -59,7 +59,8 @@ def _table(grid: Grid) -> Table:
     for i in used:
         heading = Text(clean(grid.header[0] if i == first else grid.header[i]))
         if i == first:
-            table.add_column(heading, overflow="fold", min_width=min(names, _NAMES))
+            # A fixed width: the room that is missing is taken from the numbers' columns then, not from the names.
+            table.add_column(heading, overflow="fold", width=min(names, _NAMES) if squeezed else None)
         else:
             table.add_column(heading, justify="right", overflow="fold")
     above = ""

@@ -147,6 +147,7 @@ def _cell(
         "interval": interval_text(cell.low, cell.high).strip("[]").replace(", ", "–"),
         "n": cell.n or "",
         "errors": cell.errors,
+        "filtered": cell.filtered,
         "bytes": bytes_text(cell.kv_bytes) if line.kind == "task" else "",
         "cells": ",".join(behind),
         "length": line.length,

@@ -128,6 +128,8 @@ class Endpoint:
             UsageError: the server refuses the key, or has no such model or address.
             NetworkError: it does not answer at all.
         """
+        if not self.key and origin_of(self.url) == origin_of(OPENAI):
+            raise UsageError(f"{self.label} wants a key, and none is set.", f"Set {OPENAI_KEY}, or give --judge-url.")
         tried = 0
         while True:
             tried += 1

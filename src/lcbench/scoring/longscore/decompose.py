@@ -222,10 +222,11 @@ def sentence(one: Split, base: float | None, base_other: float | None) -> str:
     if one.change.value is None:
         return f"{start}no comparison, because a length or the base has no sample that both scored."
     total = f"{_signed(one.change)} at length"
-    if base == 0 and base_other:
+    if base == 0 and one.base_change.significant:
         return f"{start}{total}; its base ability is gone (base score 0), so nothing can be said of the rest."
-    if not base_other or not base:
-        return f"{start}{total}; the base score is 0, so base and long-context ability cannot be told apart."
+    if not base or not base_other:
+        whose = one.method if base_other else one.against
+        return f"{start}{total}; {whose} has a base score of 0, so the two abilities cannot be told apart."
     parts = f"{_signed(one.long_context)} long-context ability and {_signed(one.base_ability)} base ability"
     return f"{start}{total}, of it {parts}; {_verdict(one)}."
 

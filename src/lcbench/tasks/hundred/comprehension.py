@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from lcbench.errors import DataMissing
-from lcbench.tasks.hundred.context import Context, Kit, accepted, cuts, laid_out, repeated, sources_of, texts
+from lcbench.tasks.hundred.context import Context, Kit, accepted, cuts, laid_out, sources_of, texts
 from lcbench.tasks.hundred.documents import Document
 from lcbench.tasks.hundred.draws import Draws
 from lcbench.tasks.hundred.excerpts import excerpt, fewer_passages
@@ -35,7 +35,6 @@ def single_doc_qa(kit: Kit, target: int, budget: int, draws: Draws) -> Context:
         target=(place + 1,),
         passages=len(pieces),
         sources=sources_of(pieces),
-        faults=repeated(pieces),
         cut=cuts(pieces),
     )
 
@@ -54,7 +53,6 @@ def single_doc_sum(kit: Kit, target: int, budget: int, draws: Draws) -> Context:
         target=(place + 1,),
         passages=len(pieces),
         sources=sources_of(pieces),
-        faults=repeated(pieces),
         cut=cuts(pieces),
     )
 

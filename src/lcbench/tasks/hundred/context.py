@@ -120,11 +120,6 @@ def laid_out(pieces: Sequence[Document], form: str, *, strip: bool = False) -> s
     return "".join(parts)
 
 
-def repeated(pieces: Sequence[Document]) -> tuple[str, ...]:
-    """The fault of a context that holds a text twice, as a tuple; () when it does not."""
-    return (SAME_DOCUMENT_TWICE,) if len({p.text for p in pieces}) < len(pieces) else ()
-
-
 def cuts(pieces: Sequence[Document]) -> int:
     """How many pieces are parts of documents."""
     return sum(piece.excerpt for piece in pieces)

@@ -9,11 +9,11 @@ from lcbench.errors import DataMissing
 from lcbench.tasks.hundred.context import (
     BRACKETED_REFERENCE,
     COINCIDING_OPTIONS,
+    SAME_DOCUMENT_TWICE,
     Context,
     Kit,
     cuts,
     laid_out,
-    repeated,
     sources_of,
     texts,
 )
@@ -49,6 +49,7 @@ def passage_retrieval(kit: Kit, target: int, budget: int, draws: Draws) -> Conte
     place = draws.choice(whole)
     question = pieces[place].questions[0]
     bracketed = question.listed and not kit.paper
+    twins = (SAME_DOCUMENT_TWICE,) if [p.text for p in pieces].count(pieces[place].text) > 1 else ()
     return Context(
         text=laid_out(pieces, "inline_passage", strip=True),
         inputs=(str(list(question.answers)) if bracketed else question.answers[0],),
@@ -58,7 +59,7 @@ def passage_retrieval(kit: Kit, target: int, budget: int, draws: Draws) -> Conte
         target=(place + 1,),
         passages=len(pieces),
         sources=sources_of(pieces),
-        faults=repeated(pieces) + ((BRACKETED_REFERENCE,) if bracketed else ()),
+        faults=twins + ((BRACKETED_REFERENCE,) if bracketed else ()),
         cut=cuts(pieces),
         chance=round(1 / len(pieces), 4),
     )
@@ -76,7 +77,7 @@ def passage_count(kit: Kit, target: int, budget: int, draws: Draws) -> Context:
         answers=((str(len(drawn)),),),
         passages=len(pieces),
         sources=sources_of(pieces),
-        faults=repeated(once),
+        faults=(SAME_DOCUMENT_TWICE,) if len({d.text for d in once}) < len(once) else (),
         cut=cuts(once),
     )
 

@@ -180,7 +180,8 @@ class HundredTask(Task):
         }
 
     def _questions(self, home: Path, limit: int | None) -> Loaded:
-        """Every question of this task at any built length, once."""
+        """Every question of this task at any built length, once; with a limit, those that a run with this limit asks
+        at each length."""
         lengths = [n for n in built_lengths(home, self.build, self.short) if n != NO_CONTEXT]
         if not lengths:
             raise _not_built(f"{self.name} is not built", self.build)
