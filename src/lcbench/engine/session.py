@@ -126,7 +126,13 @@ class Session:
     def plan(self) -> Plan:
         """Jobs, lengths and the estimate, from rates measured now."""
         rates = measure_rates(torch.device(self.info.device), getattr(torch, self.info.dtype))
-        return Plan(self.spec, self.info, tuple(self.sets), estimate(self.info, self.sets, rates))
+        groups = self.groups(measure_limits(self.info))
+        cost = estimate(self.info, self.sets, groups, rates, exact=self.spec.exact)
+        return Plan(self.spec, self.info, tuple(self.sets), cost)
+
+    def groups(self, limits: Limits) -> list[Group]:
+        """What is answered together, in order."""
+        return make_groups(self.sets, self.info.shape(), limits, chunk=self.spec.prefill_chunk)
 
     @contextmanager
     def open_run(self, path: Path, devices: Sequence[str] = ()) -> Iterator[Running]:
