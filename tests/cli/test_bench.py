@@ -47,6 +47,7 @@ def lines(path: str | Path) -> list[dict[str, Any]]:
         (("--method", "fulll"), "Unknown method 'fulll'", "full"),
         (("--method", "kivi@bits=3"), "kivi@bits", ""),
         (("--device", "cuda:99"), "cuda:99", ""),
+        (("--device", "auto-map"), "one GPU", "cuda:0"),
         (("--load-in", "4bit"), "8 or 4 bits", "Leave --load-in out"),
         (("--dtype", "int4"), "dtype=int4", "float32"),
     ],
