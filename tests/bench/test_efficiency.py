@@ -62,7 +62,7 @@ def test_weights_caches_and_activations_add_up_to_the_peak(tiny: LoadedModel) ->
     # Reading a prompt needs at least its hidden states and the widest projection; decoding less.
     assert cell.phases["read"].activations > 300 * HIDDEN * 4 * 3
     assert cell.phases["decode"].activations < cell.phases["read"].activations / 3
-    assert cell.phases["decode"].kv == cell.kv_end_bytes == 2 * 2 * N * HK * D * E * (300 + 3)
+    assert cell.phases["decode"].kv == cell.kv_end_bytes == 2 * 2 * N * HK * D * E * 320  # room in steps of 64
 
 
 def test_the_clock_splits_prefill_from_decoding(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +90,7 @@ def test_medians_are_over_the_passes_that_count(tiny: LoadedModel, monkeypatch: 
 
     def told(*args: Any, **kwargs: Any) -> efficiency.Pass:
         done, second = real(*args, **kwargs), next(seconds)
-        return efficiency.Pass((second,), second, 2 * second, done.kv_bytes, done.kv_end_bytes, done.phases)
+        return efficiency.Pass((second,), second, 2 * second, done.kv_bytes, done.kv_read, done.phases)
 
     monkeypatch.setattr(efficiency, "run_pass", told)
     cell = measure(tiny, resolve("full"), Workload(8, new_tokens=3, repeats=3))
@@ -104,6 +104,15 @@ def test_a_method_that_rewrites_text_is_refused(tiny: LoadedModel, monkeypatch: 
     monkeypatch.setattr(type(method), "transform_prompt", lambda self, text, start: text[:5], raising=False)
     with pytest.raises(ModelError, match="rewrites the text"):
         measure(tiny, method, Workload(8))
+
+
+def test_the_limit_counts_what_a_step_reads(tiny: LoadedModel) -> None:
+    work = Workload(512, batch=2, new_tokens=5, repeats=1)
+    full, quest = (measure(tiny, resolve(name), work) for name in ("full", "quest@budget=64,dense_layers=0"))
+    prompt, token = 2 * 2 * N * HK * D * E * 512, 2 * 2 * N * HK * D * E
+    assert full.step_bytes == full.read_bytes + prompt + 4 * token // 2  # four tokens are fed back: two, on average
+    assert quest.kv_bytes >= prompt  # keeps everything
+    assert quest.step_bytes < full.read_bytes + prompt / 2  # and reads a part of it
 
 
 @pytest.mark.parametrize("name", ["full", "kivi@bits=2", "snapkv@budget=64", "streamingllm@budget=64", "h2o@budget=64"])
