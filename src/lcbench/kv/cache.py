@@ -53,11 +53,6 @@ class KVCache:
 
 def storage_nbytes(caches: Iterable[KVCache]) -> int:
     """Bytes of the memory behind every tensor of several caches, each storage once: what forks share counts once."""
-    storages = {
-        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
-        for cache in caches
-        for layer in cache.layers
-        for t in layer.tensors()
-        if t.numel()
-    }
-    return sum(storages.values())
+    held = [t for cache in caches for layer in cache.layers for t in layer.tensors() if t.numel()]
+    # All at once: a store may make its tensors when asked, and two that follow one another would get one address.
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}.values())

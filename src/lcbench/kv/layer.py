@@ -96,8 +96,8 @@ class LayerKV(ABC):
     @property
     def storage_nbytes(self) -> int:
         """Bytes of the memory behind the held tensors, each storage once; equals `nbytes` when nothing is wasted."""
-        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self.tensors() if t.numel()}
-        return sum(storages.values())
+        held = [t for t in self.tensors() if t.numel()]
+        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}.values())
 
 
 class DecodePolicy(Protocol):

@@ -7,6 +7,7 @@ handing out a page to the rows whose exact keys are about to be quantized (one s
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -67,13 +68,25 @@ class PagedBatch:
         step = self.kv_heads * self.layout.record // ALIGN
         self._free.extend(first + step * i for i in reversed(range(pages)))
 
-    def _page(self, address: int) -> Tensor:
-        """The page ``[Hk, record]`` at an address."""
+    def _runs(self, addresses: Sequence[int]) -> Iterator[tuple[slice, Tensor]]:
+        """Pages ``[n, Hk, record]`` that lie in a row in memory, with their places among the addresses."""
         step = self.kv_heads * self.layout.record // ALIGN
+        start = 0
+        while start < len(addresses):
+            slab, index = self._find(addresses[start], step)
+            stop = start + 1
+            most = min(len(addresses), start + slab.shape[0] - index)
+            while stop < most and addresses[stop] == addresses[stop - 1] + step:
+                stop += 1
+            yield slice(start, stop), slab[index : index + stop - start]
+            start = stop
+
+    def _find(self, address: int, step: int) -> tuple[Tensor, int]:
+        """The slab and the place in it of the page at an address."""
         for slab in self._slabs:
             index, off = divmod(address - (slab.data_ptr() - self._slabs[0].data_ptr()) // (2 * ALIGN), step)
             if off == 0 and 0 <= index < slab.shape[0]:
-                return slab[index]
+                return slab, index
         raise AssertionError("no page has this address")
 
     def _hand_out(self, slots: list[int], pages: int) -> None:
@@ -118,8 +131,8 @@ class PagedBatch:
         if pages:
             records = row.keys.words.new_empty(pages, self.kv_heads, self.layout.record, dtype=torch.int16)
             write(records, self.layout, row.keys, row.values)
-            for i, address in enumerate(self._addresses[slot]):
-                self._page(address).copy_(records[i])
+            for run, held in self._runs(self._addresses[slot]):
+                held.copy_(records[run])
         self.exact_keys[slot, :, : row.exact_keys.shape[1]] = row.exact_keys
         self._spread(slot, row.exact_values, row.tokens)
 
@@ -156,8 +169,8 @@ class PagedBatch:
         seen = self.counts[slot]
         pages, rest, young = seen // TOKENS, seen % TOKENS, min(seen, TOKENS)
         records = torch.empty(pages, self.kv_heads, self.layout.record, dtype=torch.int16, device=self.device)
-        for i in range(pages):
-            records[i] = self._page(self._addresses[slot][i])
+        for run, held in self._runs(self._addresses[slot][:pages]):
+            records[run] = held
         keys, values = read(records, self.layout, max(0, seen - TOKENS))
         places = torch.arange(seen - young, seen, device=self.device) % TOKENS
         return Row(keys, values, self.exact_keys[slot, :, :rest].clone(), self.exact_values[slot][:, places], seen)
