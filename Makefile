@@ -42,13 +42,11 @@ type: setup
 bench: setup
 	$(BIN)/python tests/bench/bench_engine.py
 	$(BIN)/python tests/bench/bench_kivi_decode.py
-	$(BIN)/python tests/bench/bench_scaling.py
 	$(BIN)/python tests/bench/bench_memory.py
 	$(BIN)/python tests/bench/bench_workers.py
 
 # Whether the scripts work: a tiny model and short prompts, figures without meaning.
 bench-quick: setup
-	$(BIN)/python tests/bench/bench_scaling.py --quick
 	$(BIN)/python tests/bench/bench_memory.py --quick
 	$(BIN)/python tests/bench/bench_workers.py --quick
 

@@ -1,6 +1,7 @@
 """KIVI on a GPU: the kernels against the reference, then memory, batch, throughput and bandwidth, beside a full cache.
 
-    make bench-gpu            or        PYTHONPATH=src python tests/bench/bench_gpu_kivi.py [--tokens 8064] [--bits 2]
+    make bench-gpu
+    PYTHONPATH=src python tests/bench/bench_gpu_kivi.py [--tokens 8064] [--bits 2] [--check]
 
 A decoder of Llama-3-8B's shapes with random bf16 weights decodes 128 tokens a row after prompts of random keys and
 values. Both caches go through the same decoder in the same process; each takes the largest batch that fits. Prompts are
@@ -19,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -206,18 +208,25 @@ def free() -> None:
 
 
 def milliseconds(work: Callable[[], object], repeats: int, warm: int = 3) -> float:
-    """Median time of ``work`` by device events."""
+    """Median time of ``work`` by device events; the device is kept busy until the host has launched it."""
     for _ in range(warm):
         work()
     times = []
     for _ in range(repeats):
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        for _ in range(3):
+            torch.matmul(_ballast(), _ballast())
         start.record()
         work()
         stop.record()
         stop.synchronize()
         times.append(start.elapsed_time(stop))
     return statistics.median(times)
+
+
+@cache
+def _ballast() -> Tensor:
+    return torch.randn(8192, 8192, dtype=torch.bfloat16, device=DEVICE)
 
 
 def copy_bandwidth() -> float:
@@ -288,22 +297,44 @@ def tune(rows: int, tokens: int, bits: int) -> dict[str, float]:
     query, key, value = inputs(rows)
     times: dict[str, float] = {}
     best = float("inf")
-    for warps, stages in ((1, 2), (1, 1), (1, 3), (2, 2), (4, 2), (4, 3)):
-        arena.launch = replace(arena.launch, warps=warps, stages=stages)
+    for warps, stages, run, tail_warps in (
+        (1, 2, 16, 8), (1, 3, 16, 8), (1, 4, 16, 8), (1, 1, 16, 8), (2, 2, 16, 8), (4, 2, 16, 8),
+        (1, 2, 8, 8), (1, 2, 32, 8), (1, 2, 64, 8), (1, 2, 16, 4), (1, 3, 8, 4),
+    ):  # fmt: skip
+        launch = {"warps": warps, "stages": stages, "run": run, "tail_warps": tail_warps}
+        arena.launch = replace(arena.launch, **launch)
         arena.counts = [tokens] * rows
         arena.lengths.fill_(tokens)
         try:
             taken = milliseconds(lambda: arena.attend(cache.slots, query, key, value, SCALING), 10)
         except Exception as error:  # a launch that this device cannot do (registers, shared memory)
-            say(f"warps={warps} stages={stages}: {type(error).__name__}")
+            say(f"{launch}: {type(error).__name__}")
             continue
-        times[f"warps={warps}, stages={stages}"] = taken
+        times[", ".join(f"{name} {number}" for name, number in launch.items())] = taken
         if taken < best:
-            best, Kivi.launch = taken, {"warps": warps, "stages": stages}
+            best, Kivi.launch = taken, launch
     limit = cache.step_bytes() / BANDWIDTH * 1e3
     for name, taken in times.items():
         say(f"{name}: {taken:.3f} ms a layer, {taken / limit:.2f} times the limit")
+    arena.launch = replace(arena.launch, **Kivi.launch)
+    say_kernels(lambda: arena.attend(cache.slots, query, key, value, SCALING))
     return times
+
+
+def say_kernels(work: Callable[[], object]) -> None:
+    """Print where the device's time goes."""
+    from torch.profiler import ProfilerActivity, profile
+
+    try:
+        with profile(activities=[ProfilerActivity.CUDA]) as found:
+            for _ in range(10):
+                work()
+            torch.cuda.synchronize()
+    except RuntimeError as error:  # no access to the counters
+        say(f"not profiled: {error}")
+        return
+    for event in sorted(found.key_averages(), key=lambda e: -e.self_device_time_total)[:6]:
+        say(f"  {event.self_device_time_total / 10:8.1f} us a step  {event.key[:60]}")
 
 
 def inputs(rows: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -471,7 +502,7 @@ def report(
     for way, ms in ways.items():
         yield f"| full, {TUNE_ROWS['full']} rows, {way}{' (used)' if way == Full.how else ''} | {ms:.3f} |"
     for way, ms in launches.items():
-        used = all(f"{name}={value}" in way for name, value in Kivi.launch.items())
+        used = all(f"{name} {value}" in way.split(", ") for name, value in Kivi.launch.items())
         yield f"| KIVI, {TUNE_ROWS['kivi']} rows, {way}{' (used)' if used else ''} | {ms:.3f} |"
     yield ""
     yield "Kernels against the reference in fp32 over the same quantized numbers, ragged rows, six steps over a flush:"

@@ -4,9 +4,7 @@ and how they were measured."""
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -102,17 +100,6 @@ def _nameless(loaded: LoadedModel) -> LoadedModel:
             return [0]
 
     return loaded if loaded.tokenizer is not None else LoadedModel(loaded.model, Ids(), loaded.info)
-
-
-def seconds(work: Callable[[], object], repeats: int = 3) -> float:
-    """Median of ``repeats`` calls after one that warms up."""
-    work()
-    found = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - start)
-    return statistics.median(found)
 
 
 def table(rows: Sequence[Sequence[object]]) -> str:

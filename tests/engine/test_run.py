@@ -15,6 +15,7 @@ from lcbench.errors import ModelError
 from lcbench.kv.cache import KVCache
 from lcbench.kv.record import PrefillRecord
 from lcbench.methods.full import Full
+from lcbench.methods.registry import resolve
 from lcbench.store.rundir import RunDirectory
 from tiny import loaded_tiny
 
@@ -48,11 +49,23 @@ def test_records_say_what_was_kept(tmp_path: Path) -> None:
         assert a.kv_bytes == a.kv_bytes_full == 2 * 4 * 2 * 32 * 4 * a.prompt_tokens
         assert b.kept_tokens == -(-a.prompt_tokens // 2)
         assert b.kv_bytes == 2 * 4 * 2 * 32 * 4 * int(b.kept_tokens)
+        assert (a.resident_bytes, b.resident_bytes) == (a.kv_bytes, b.kv_bytes)
         assert a.task_version == 3
         assert a.shared_prefill
         assert a.meta["i"] == int(a.id[1:])
     assert [r.pred for r in full] != [r.pred for r in half]
     assert set(run.timings("full", "words")) == {r.id for r in full}
+
+
+def test_records_say_what_a_step_reads_of_what_is_kept(tmp_path: Path) -> None:
+    loaded = loaded_tiny()
+    quest = resolve("quest@budget=16,page_size=4,dense_layers=0")
+    _, run = go(loaded, tmp_path / "run", [Full(), quest])
+    for record in run.records(quest.id, "words"):
+        entry = 2 * 4 * 2 * 32 * 4
+        bounds = record.prompt_tokens // 4 * entry
+        assert record.kv_bytes == record.kv_bytes_full + bounds
+        assert record.resident_bytes == bounds + 16 * entry
 
 
 def test_shared_answers_equal_answers_alone(tmp_path: Path) -> None:

@@ -216,7 +216,9 @@ def test_what_may_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert devices_of("2", "cuda", "cuda:0") == ["cuda:0", "cuda:1"]
     assert devices_of("1", "auto", "cuda:0") == ["cuda:0"]
     assert devices_of("auto", "cuda:1", "cuda:1") == ["cuda:1"]
-    for words in (("5", "cpu", "cpu"), ("3", "auto", "cuda:0"), ("2", "cuda:1", "cuda:1"), ("0", "cpu", "cpu")):
+    assert devices_of("auto", "auto-map", "cuda:0") == ["cuda:0"]
+    refused = [("5", "cpu", "cpu"), ("3", "auto", "cuda:0"), ("2", "cuda:1", "cuda:1"), ("2", "auto-map", "cuda:0")]
+    for words in (*refused, ("0", "cpu", "cpu")):
         with pytest.raises(BadValue, match=f"--workers {words[0]}"):
             devices_of(*words)
     for text in ("", "x", "-1", "1.5", "²"):

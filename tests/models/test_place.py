@@ -122,3 +122,16 @@ def test_a_pass_that_fails_does_not_leave_flash_attention_on() -> None:
     with pytest.raises(ModelError):
         loaded.model(torch.tensor([[1, 2]]))  # outside adapter.forward
     assert not flash.wanted()
+
+
+def test_auto_map_spreads_over_the_gpus(machine: Any) -> None:
+    machine(2, "accelerate")
+    placed = place(ModelSpec("demo", device="auto-map"))
+    assert (str(placed.device), placed.dtype, placed.spread) == ("cuda:0", torch.bfloat16, True)
+    assert not place(ModelSpec("demo", device="auto")).spread
+    machine(2)
+    with pytest.raises(ModelError, match="accelerate"):
+        place(ModelSpec("demo", device="auto-map"))
+    machine(0, "accelerate")
+    with pytest.raises(ModelError, match="sees none"):
+        place(ModelSpec("demo", device="auto-map"))

@@ -111,6 +111,20 @@ def test_notes_say_what_is_special(tmp_path: Path) -> None:
     assert plain.notes == ("model demo in float32 on ?; ratios are to its uncompressed float32 cache",)
 
 
+def test_a_method_that_reads_part_of_what_it_holds_is_named(tmp_path: Path) -> None:
+    kept = {"kv_bytes": 1_000_000, "kv_bytes_full": 900_000}
+    run = make(
+        tmp_path / "r",
+        {
+            ("full", "qasper"): [right(0, resident_bytes=250), right(1, resident_bytes=250)],
+            ("quest", "qasper"): [right(0, resident_bytes=300_000, **kept), right(1, resident_bytes=200_000, **kept)],
+            ("old", "qasper"): [right(0), right(1)],
+        },
+    )
+    said = [note for note in build([run]).notes if "a step reads" in note]
+    assert said == ["quest: of the bytes it holds a step reads 244 KiB (25%)"]
+
+
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [

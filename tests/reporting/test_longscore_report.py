@@ -187,15 +187,50 @@ def test_two_models_are_two_entries_and_their_losses_say_whose_they_are(tmp_path
 
 
 def test_tasks_of_two_runs_of_one_model_make_one_mean(tmp_path: Path) -> None:
-    runs = [make_run(tmp_path / name, tasks=(name,)) for name in TASKS]
+    found = build([make_run(tmp_path / name, tasks=(name,)) for name in TASKS]).longscore
+    assert found is not None
+    mean = next(entry for entry in found.entries if entry.label == "full").curves["100-longbench"]
+    assert mean.members == tuple(f"100-longbench/{task}" for task in TASKS)
+    assert mean.long_score_interval is not None
+    assert found.splits[0][1].task == "100-longbench"
+
+
+def test_lengths_and_methods_of_several_runs_are_one_ladder_and_one_comparison(tmp_path: Path) -> None:
+    whole = build([make_run(tmp_path / "whole", tasks=("kv_retrieval",))]).longscore
+    assert whole is not None
+    runs = [
+        make_run(tmp_path / f"{method}-{label}", methods=[method], lengths=[label], tasks=("kv_retrieval",))
+        for method in SHARES
+        for label in ("base", "8k", "16k")
+    ]
+    parts = build(runs).longscore
+    assert parts is not None
+    assert {entry.label for entry in parts.entries} == set(SHARES)
+    full = parts.entries[0].curves["100-longbench/kv_retrieval"]
+    assert full.labels == ("8k", "16k")
+    assert full.long_score_interval is not None
+    assert [(split.method, split.against, split.shared) for _, split in parts.splits] == [
+        ("snapkv@budget=0.25", "full", 180)
+    ]
+
+
+def test_lengths_of_two_judged_runs_are_put_together_without_intervals(tmp_path: Path) -> None:
+    runs = []
+    for label in ("base", "8k"):
+        run = make_run(tmp_path / label, methods=["full"], lengths=[label])
+        run.write_scores({**score_run(run), "judge": {"model": "j"}})
+        runs.append(RunDirectory.open(run.path))
     found = build(runs).longscore
     assert found is not None
-    full = next(entry for entry in found.entries if entry.label == "full")
-    mean = full.curves["100-longbench"]
-    assert mean.members == tuple(f"100-longbench/{task}" for task in TASKS)
-    parts = [full.curves[name].rungs[0].score for name in mean.members]
-    assert mean.rungs[0].score == pytest.approx(sum(parts) / 2)
-    assert mean.long_score_interval is None
+    mean, kv, _ = found.entries[0].curves.values()
+    assert (kv.labels, kv.long_score is not None, kv.long_score_interval) == (("8k",), True, None)
+    assert mean.long_score is not None
+
+
+def test_one_task_in_two_runs_keeps_them_apart(tmp_path: Path) -> None:
+    found = build([make_run(tmp_path / name, methods=["full"]) for name in ("a", "b")]).longscore
+    assert found is not None
+    assert len(found.entries) == 2
 
 
 def test_markdown_csv_and_json_carry_it_all(tmp_path: Path) -> None:
@@ -284,3 +319,12 @@ def test_what_the_filter_left_out_is_counted_in_every_format(tmp_path: Path) -> 
     (row, *_) = csv.DictReader(io.StringIO(csv_.render(report)))
     assert (row["n"], row["filtered"]) == ("1", "2")
     assert json.loads(json_.render(report))["cells"][0]["filtered"] == 2
+
+
+def test_a_comparison_of_judged_methods_says_that_it_is_by_the_original_metrics(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r", tasks=("kv_retrieval",))
+    command = ["compare", str(run.path)]
+    assert "original metrics" not in CliRunner().invoke(app, command, env={"COLUMNS": "150"}).stdout
+    run.write_scores({**score_run(run), "judge": {"model": "j"}})
+    done = CliRunner().invoke(app, command, env={"COLUMNS": "150"})
+    assert "this comparison is by the original metrics" in done.stdout, done.output

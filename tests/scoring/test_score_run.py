@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from lcbench.errors import BadValue, CorruptFile, NotARun, UnknownName, UsageError
 from lcbench.scoring.run import ScoreOptions, score_path, score_run
@@ -155,6 +157,30 @@ def test_records_are_not_coerced(make_run: Any, changes: dict[str, Any], why: st
         file.write(json.dumps({"pred": "x", "answers": ["x"], "_id": "b", **changes}) + "\n")
     with pytest.raises(CorruptFile, match=rf"qasper\.jsonl, line 2: {why}"):
         score_path(run.path, QUICK)
+
+
+FIELDS = ["pred", "answers", "all_classes", "length", "_id", "status", "meta", "task_version", "new_tokens"]
+VALUES = st.none() | st.booleans() | st.integers(-1, 10**30) | st.floats() | st.text(max_size=3)
+RECORD = st.dictionaries(st.sampled_from(FIELDS), VALUES | st.lists(st.text(), max_size=2), max_size=3)
+
+
+@given(st.lists(RECORD, max_size=3), st.binary(max_size=6), st.sampled_from(["qasper_e", "trec", "vcsum", "passkey"]))
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_records_give_a_score_or_one_of_our_errors(
+    tmp_path: Path, make_run: Any, rows: list[dict[str, Any]], end: bytes, task: str
+) -> None:
+    run = make_run({("full", task): []}, f"run-{len(list(tmp_path.iterdir()))}")
+    lines = [{"pred": "a", "answers": ["a"], "_id": str(i), "length": 1, **row} for i, row in enumerate(rows)]
+    path = run.predictions_path("full", task)
+    path.parent.mkdir(parents=True)
+    path.write_bytes("".join(json.dumps(line) + "\n" for line in lines).encode() + end)
+    scores, said = {}, ""
+    try:
+        scores = score_path(run.path, QUICK).to_dict()
+    except (CorruptFile, NotARun) as error:
+        said = error.message
+    json.dumps(scores, allow_nan=False)
+    assert scores or "no predictions yet" in said or f"{path}, line " in said
 
 
 def test_the_definitions_used_are_said(tmp_path: Path, write_rows: Any, row: Any) -> None:

@@ -1,12 +1,12 @@
-"""The largest batch that fits a given memory: by a byte model fed with two small measurements, and on a GPU by trying.
+"""The largest batch that fits a given memory: by a byte model fed with three measurements, and on a GPU by trying.
 
 Memory of R sequences has three candidates for its peak, the parts of the work that `efficiency` measures:
 
     read       weights + (R-1) kv + the last prompt's forward pass
     compress   weights + (R-1) kv + its dense and its compressed cache, and what making it takes
-    decode     weights + R kv_end + activations, which grow with R by a straight line
+    decode     weights + a + R b: caches at their longest and activations, a straight line
 
-A pass with one sequence gives all but the slope of that line; a second one with two sequences gives the slope.
+One sequence gives all but that line; two and three give the line (a single one is decoded in another way, not stacked).
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ class ByteModel:
 
     Attributes:
         weights: of the model. read, compress: growth beyond them while one prompt is read and compressed.
-        kv, kv_end: one compressed cache at the end of its prompt, and of its answer.
-        step, step_row: activations of a decoding step: fixed, and for each sequence.
+        kv: one compressed cache at the end of its prompt.
+        alone: growth while one sequence decodes. base, row: the same for two and more, ``base + R row``.
     """
 
     weights: int
     read: int
     compress: int
     kv: int
-    kv_end: int
-    step: int
-    step_row: int
+    alone: int
+    base: int
+    row: int
 
     def peak(self, batch: int) -> int:
         """Most bytes that R = ``batch`` >= 1 sequences take."""
         prompt = (batch - 1) * self.kv + max(self.read, self.compress)
-        answer = batch * (self.kv_end + self.step_row) + self.step
+        answer = self.alone if batch == 1 else self.base + batch * self.row
         return self.weights + max(prompt, answer)
 
     def largest(self, memory: int) -> int:
@@ -63,27 +63,26 @@ class ByteModel:
 
 
 def probe(loaded: LoadedModel, method: Method, work: Workload) -> ByteModel:
-    """The byte model of a method at one prompt length, from passes with one and with two sequences.
+    """The byte model of a method at one prompt length, from passes with one, two and three sequences.
 
     Raises:
-        ModelError: the method does not serve the model. torch.OutOfMemoryError: not even two sequences fit.
+        ModelError: the method does not serve the model. torch.OutOfMemoryError: not even three sequences fit.
     """
     check(loaded, method)
     release(loaded.info.device)
     with method.transform_model(loaded.model):
         run_pass(loaded, method, replace(work, batch=1, new_tokens=2))  # takes the memory that stays: workspaces
-        one = run_pass(loaded, method, replace(work, batch=1), metered=True)
-        two = run_pass(loaded, method, replace(work, batch=2), metered=True)
-    step = [p.phases["decode"].growth - p.kv_end_bytes for p in (one, two)]
-    row = max(0, step[1] - step[0])
+        one, two, three = (run_pass(loaded, method, replace(work, batch=n), metered=True) for n in (1, 2, 3))
+    decode = [done.phases["decode"].growth for done in (one, two, three)]
+    row = decode[2] - decode[1]
     return ByteModel(
         weights=loaded.info.weight_bytes,
         read=one.phases["read"].growth,
         compress=one.phases["compress"].growth,
         kv=one.kv_bytes,
-        kv_end=one.kv_end_bytes,
-        step=max(0, step[0] - row),
-        step_row=row,
+        alone=decode[0],
+        base=decode[1] - 2 * row,
+        row=row,
     )
 
 

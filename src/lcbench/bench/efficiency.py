@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lcbench.engine.generate import prefill
+from lcbench.engine.stacked import Rules, decode_rows
 from lcbench.errors import ModelError
 from lcbench.kv.cache import KVCache, storage_nbytes
 from lcbench.measure.allocator import AllocatorPeak
@@ -25,7 +26,6 @@ from lcbench.measure.clock import Stopwatch
 from lcbench.measure.device import kind_of
 from lcbench.measure.memory import PeakMemory
 from lcbench.methods.base import Method
-from lcbench.models import adapter
 from lcbench.models.info import LoadedModel
 
 
@@ -77,7 +77,7 @@ class Pass:
     Attributes:
         first: seconds from a prompt's ids to its first new token, for each of the R prompts.
         prefill: seconds until all R have their first token. decode: seconds for the other new tokens of all R.
-        kv_bytes, kv_end_bytes: memory behind the R caches right after compression, and when decoding ends.
+        kv_bytes: memory behind the R caches right after compression. kv_read: bytes of it that the first step reads.
         phases: by name "read" (the last prompt's forward pass), "compress" (its cache being made), "decode"; empty
             in passes whose memory was not measured.
     """
@@ -86,7 +86,7 @@ class Pass:
     prefill: float
     decode: float
     kv_bytes: int
-    kv_end_bytes: int
+    kv_read: int
     phases: dict[str, Phase] = field(default_factory=dict)
 
 
@@ -127,11 +127,13 @@ class Cell:
 
     @property
     def kv_bytes(self) -> int:
+        """Memory behind the R caches right after compression."""
         return self.passes[-1].kv_bytes
 
     @property
     def kv_end_bytes(self) -> int:
-        return self.passes[-1].kv_end_bytes
+        """Memory behind the R caches when decoding ends, with the room they reserved to grow."""
+        return self.phases["decode"].kv
 
     @property
     def peak(self) -> Phase:
@@ -145,8 +147,13 @@ class Cell:
 
     @property
     def step_bytes(self) -> int:
-        """Bytes a decoding step must move at least: the weights it reads and the R caches, halfway through."""
-        return self.read_bytes + (self.kv_bytes + self.kv_end_bytes) // 2
+        """Bytes a decoding step must move at least: the weights and what it reads of the R caches, halfway through.
+
+        Reserved room is not moved: a cache grows by no more than its new tokens uncompressed.
+        """
+        new = self.kv_bytes_full * (self.work.new_tokens - 1) // self.work.prompt_tokens
+        grown = max(0, min(self.kv_end_bytes - self.kv_bytes, new))
+        return self.read_bytes + self.passes[-1].kv_read + grown // 2
 
 
 def measure(loaded: LoadedModel, method: Method, work: Workload) -> Cell:
@@ -231,14 +238,18 @@ def run_pass(
                 firsts.append(one.seconds)
                 kv.update(sizes)
                 del cache, row
-        kv_bytes = storage_nbytes(caches)
-        tokens = torch.stack(logits).argmax(dim=-1)
-        tokens = torch.cat([tokens.new_zeros(len(held)), tokens])
+        kv_bytes, kv_read = storage_nbytes(caches), sum(cache.resident_nbytes for cache in caches)
+        rules = Rules(work.new_tokens, min_new_tokens=work.new_tokens)
+        rows = [logits[0]] * len(held) + logits
+        logits.clear()
         with _part(meter, "decode"), Stopwatch(device) as decoding:
-            decode_together(loaded, caches, tokens, work.new_tokens)
-        kv["decode"] = kv_end = storage_nbytes(caches)
-    phases = {name: Phase(most - weights, kv[name]) for name, most in meter.parts.items()} if meter else {}
-    return Pass(tuple(firsts), reading.seconds, decoding.seconds, kv_bytes, kv_end, phases)
+            decode_rows(loaded, caches, torch.stack(rows), rules)
+    phases = {}
+    if meter is not None:
+        # Rows that decoded together share tensors. Asking each for its own would take them apart, in new memory.
+        kv["decode"] = meter.left["decode"] - meter.start - sum(row.untyped_storage().nbytes() for row in rows)
+        phases = {name: Phase(most - weights, kv[name]) for name, most in meter.parts.items()}
+    return Pass(tuple(firsts), reading.seconds, decoding.seconds, kv_bytes, kv_read, phases)
 
 
 def _part(meter: AllocatorPeak | None, name: str) -> AbstractContextManager[None]:
@@ -266,22 +277,3 @@ def _read(
         "compress": storage_nbytes([*caches, record.cache, cache]),
     }
     return cache, record.logits, sizes
-
-
-def decode_together(loaded: LoadedModel, caches: Sequence[KVCache], tokens: Tensor, new_tokens: int) -> list[list[int]]:
-    """Greedy decoding of R sequences in one batch for a fixed number of steps.
-
-    Args:
-        caches: of the R prompts; they are appended to. tokens: ``[R]`` int64, the first new token of each.
-        new_tokens: of each sequence, the first included.
-
-    Returns:
-        The new ids, R lists.
-    """
-    made = [tokens.tolist()]
-    for _ in range(new_tokens - 1):
-        positions = torch.tensor([[cache.seen] for cache in caches], device=tokens.device)
-        logits = adapter.forward(loaded.model, tokens[:, None], positions, list(caches))
-        tokens = logits[:, -1].argmax(dim=-1)
-        made.append(tokens.tolist())  # a step ends when its tokens are known: whether to stop depends on them
-    return [list(ids) for ids in zip(*made, strict=True)]

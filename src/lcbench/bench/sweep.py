@@ -25,6 +25,7 @@ from lcbench.methods.base import Method
 from lcbench.methods.registry import resolve
 from lcbench.models.info import LoadedModel, ModelInfo
 from lcbench.models.load import describe, load
+from lcbench.models.place import AUTO_MAP
 from lcbench.models.random_weights import describe_random, load_random
 from lcbench.store.provenance import software
 from lcbench.store.rundir import RunDirectory
@@ -73,6 +74,10 @@ class Bench:
 
     def __init__(self, spec: BenchSpec, home: Path, say: Say) -> None:
         self.spec, self._home, self._say = spec, home, say
+        if spec.model.device == AUTO_MAP:
+            raise BadValue(
+                f"The bench measures one GPU, and --device {AUTO_MAP} is all of them.", "Write --device cuda:0."
+            )
         methods = [resolve(text) for text in spec.methods]
         self.info: ModelInfo = describe_random(spec.model) if spec.random else describe(spec.model, home, say=say)[0]
         self.methods: list[Method] = [one.bind(self.info, home) for one in methods]
@@ -235,6 +240,7 @@ def cell_row(cell: Cell, method: Method, loaded: LoadedModel, bandwidth: float) 
         "parts": {name: asdict(phase) for name, phase in cell.phases.items()},
         "kv_bytes": kv_bytes,
         "kv_held_bytes": cell.kv_bytes,
+        "kv_read_bytes": cell.passes[-1].kv_read,
         "kv_end_bytes": cell.kv_end_bytes,
         "kv_bytes_full": cell.kv_bytes_full,
         "resident_peak_bytes": cell.resident_bytes,

@@ -87,7 +87,9 @@ def run(
     dtype: str | None = typer.Option(
         None, "--dtype", help="auto | float32 | float16 | bfloat16.", rich_help_panel="Model"
     ),
-    device: str | None = typer.Option(None, "--device", help="auto | cpu | cuda:0.", rich_help_panel="Model"),
+    device: str | None = typer.Option(
+        None, "--device", help="auto | cpu | cuda:0 | auto-map (over all GPUs).", rich_help_panel="Model"
+    ),
     attn: str | None = typer.Option(None, "--attn", help="auto | sdpa | flash_attention_2.", rich_help_panel="Model"),
     load_in: str | None = typer.Option(
         None, "--load-in", help="8bit | 4bit weights, through bitsandbytes.", rich_help_panel="Model"

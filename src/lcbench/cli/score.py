@@ -13,11 +13,13 @@ from rich.markup import escape
 from rich.text import Text
 
 from lcbench.cli.score_view import tables_of
-from lcbench.errors import BadValue, CannotWrite
+from lcbench.errors import BadValue, CannotWrite, CorruptFile
 
 if TYPE_CHECKING:
     from lcbench.scoring.table import ScoreTable, TaskScore
 
+LONGSCORE, JUDGE = "LongScore", "A judge for QA and summaries"
+"""Panels of the help."""
 OURS = "lcbench"
 """Key of the ``--json`` object under which everything stands that the official result.json has not."""
 
@@ -41,25 +43,46 @@ def score(
     jobs: int | None = typer.Option(None, "--jobs", "-j", help="Processes. Default: all cores."),
     seed: int = typer.Option(0, "--seed", help="Seed of the bootstrap."),
     longscore: bool = typer.Option(
-        False, "--longscore", help="LongScore of every task at several lengths (100-LongBench has it always)."
+        False,
+        "--longscore",
+        rich_help_panel=LONGSCORE,
+        help="LongScore of every task at several lengths (100-LongBench has it always).",
     ),
-    mode: str = typer.Option("reference", "--mode", help="Base of LongScore: reference (whole base set) | paper."),
+    mode: str = typer.Option(
+        "reference", "--mode", rich_help_panel=LONGSCORE, help="Base of LongScore: reference (whole base set) | paper."
+    ),
     base_length: str = typer.Option(
-        "", "--base-length", help="LongScore's base for other suites: lengths, e.g. 512,1024. Default: shortest."
+        "",
+        "--base-length",
+        rich_help_panel=LONGSCORE,
+        help="LongScore's base for other suites: lengths, e.g. 512,1024. Default: shortest.",
     ),
-    against: str = typer.Option("full", "--against", help="Method that losses are split against."),
+    against: str = typer.Option(
+        "full", "--against", rich_help_panel=LONGSCORE, help="Method that losses are split against."
+    ),
     judge: str | None = typer.Option(
-        None, "--judge", help="Grade QA and summaries of 100-LongBench: openai:MODEL (any such endpoint) | hf:MODEL."
+        None,
+        "--judge",
+        rich_help_panel=JUDGE,
+        help="Grade QA and summaries of 100-LongBench: openai:MODEL (any such endpoint) | hf:MODEL.",
     ),
     judge_url: str | None = typer.Option(
-        None, "--judge-url", help="Address of the endpoint, e.g. http://127.0.0.1:8000/v1. Key: LCBENCH_JUDGE_KEY."
+        None,
+        "--judge-url",
+        rich_help_panel=JUDGE,
+        help="Address of the endpoint, e.g. http://127.0.0.1:8000/v1. Key: LCBENCH_JUDGE_KEY.",
     ),
     qa_filter: float = typer.Option(
-        0.5, "--qa-filter", help="With --judge: leave out questions answered this well without the context; 0: none."
+        0.5,
+        "--qa-filter",
+        rich_help_panel=JUDGE,
+        help="With --judge: leave out questions answered this well without the context; 0: none.",
     ),
-    judge_timeout: float = typer.Option(60.0, "--judge-timeout", help="Seconds for one call."),
-    judge_calls: int = typer.Option(8, "--judge-calls", help="Calls at a time."),
-    yes: bool = typer.Option(False, "--yes", "-y", help="With --judge: do not ask before the first call."),
+    judge_timeout: float = typer.Option(60.0, "--judge-timeout", rich_help_panel=JUDGE, help="Seconds for one call."),
+    judge_calls: int = typer.Option(8, "--judge-calls", rich_help_panel=JUDGE, help="Calls at a time."),
+    yes: bool = typer.Option(
+        False, "--yes", "-y", rich_help_panel=JUDGE, help="With --judge: do not ask before the first call."
+    ),
 ) -> None:
     """Score predictions as the benchmark's authors score them, with 95 % intervals. Exit code 1: some samples failed.
 
@@ -123,8 +146,17 @@ def _keep(table: ScoreTable, target: Path, *, elsewhere: Path | None) -> None:
     unless the scores were kept elsewhere."""
     from lcbench.store.rundir import RunDirectory
 
+    run = RunDirectory.open(target)
     try:
-        RunDirectory.open(target).write_scores(table.to_dict())
+        judged = "judge" in (run.scores() or {})
+    except CorruptFile:
+        judged = False
+    if judged and table.judge is None:
+        typer.echo(
+            "The judged scores in scores.json are replaced; the same --judge gives them back at no cost.", err=True
+        )
+    try:
+        run.write_scores(table.to_dict())
     except CannotWrite as error:
         if elsewhere is None:
             raise CannotWrite(error.message, "The scores are shown above; --out FILE keeps them elsewhere.") from None

@@ -37,7 +37,7 @@ class ModelSpec:
         name: "demo", a hub id, a local folder, or a GGUF file.
         revision: hub revision (branch, tag or commit).
         dtype: of the weights; "auto" is float32 on a CPU and bfloat16 on a GPU.
-        device: "auto", "cpu" or "cuda:0".
+        device: "auto", "cpu", "cuda:0", or "auto-map" to spread a large model over all GPUs.
         attn: attention of the prompt pass; "auto" is flash-attention where it is installed and there is a GPU.
         load_in: weights in "8bit" or "4bit" through bitsandbytes.
         trust_remote_code: run Python that the model's repository ships.

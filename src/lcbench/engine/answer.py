@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lcbench.engine.ahead import Ahead
 from lcbench.engine.answer_text import scorer_stop, text_of
 from lcbench.engine.generate import prefill, read_on
 from lcbench.engine.groups import Group
@@ -133,6 +134,7 @@ class _Answer:
     same_as: _Answer | None = None
     kept: float = 0.0
     held: int = 0
+    resident: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     generated: Generated | None = None
 
@@ -168,9 +170,18 @@ class Answerer:
         self.beginnings = Beginnings(room)
         self._rules: dict[str, Rules] = {}
         self._hold = False
+        self._set = 0
         self._held: tuple[int, PrefillRecord, float] | None = None  # prompt, record, seconds
         self._plain: dict[int, Generated] = {}  # prompt to the full cache's answer, while rows are decoded alone
         self._too_big = 0  # rows times tokens of the smallest batch that ran out of memory
+        self._ahead = Ahead(loaded.shape().device)
+
+    def prepare(self, group: Group) -> None:
+        """Make the tensors of a group that will be run soon, in a thread of their own: they are ready when it comes."""
+        prompts = self.sets[group.set_index]
+        for p in group.prompts:
+            if prompts.prompts[p].error is None:
+                self._ahead.ask((group.set_index, p), prompts.read_first(prompts.prompts[p]))
 
     def run(self, group: Group, wanted: Collection[tuple[int, int]] | None = None) -> Iterator[Result]:
         """Answer a group, in the order of its records: prompt by prompt, method by method.
@@ -181,7 +192,7 @@ class Answerer:
         Args:
             wanted: (prompt, method) indices whose results are asked for; None for all.
         """
-        prompts = self.sets[group.set_index]
+        prompts, self._set = self.sets[group.set_index], group.set_index
         every = [(p, m) for p in group.prompts for m in range(len(prompts.methods))]
         order = deque(pair for pair in every if wanted is None or pair in wanted)
         batches = self._batches(prompts, group, set(order))
@@ -306,7 +317,7 @@ class Answerer:
             return self._held[1], self._held[2]
         self._held = None
         prompt = prompts.prompts[p]
-        ids = prompts.read_first(prompt)
+        ids = self._ahead.take((self._set, p), prompts.read_first(prompt))
         methods = prompts.methods if prompts.shared else (prompts.methods[batch.methods[0]],)
         self._say("prefill", prompts, p, "" if prompts.shared else methods[0].id)
         cache = None if prompts.shared else methods[0].prefill_cache(self.loaded.shape(), len(ids))
@@ -343,7 +354,7 @@ class Answerer:
             return answer
         answer.cache, answer.logits = cache, record.logits
         answer.plain = prompts.shared and _is_whole(cache, record)
-        answer.kept, answer.held = cache.entries, cache.storage_nbytes
+        answer.kept, answer.held, answer.resident = cache.entries, cache.storage_nbytes, cache.resident_nbytes
         if method.traits.memory == "simulated":
             answer.held = method.logical_nbytes(self.loaded.shape(), record.length)
         answer.seconds = {"prefill": seconds, "compress": compressing.seconds}
@@ -361,7 +372,7 @@ class Answerer:
             a.logits = logits[i]
             simulated = prompts.methods[a.method].traits.memory == "simulated"
             added = self.loaded.shape().full_bytes(len(question)) if simulated else cache.nbytes - before[i]
-            a.kept, a.held = cache.entries, a.held + added
+            a.kept, a.held, a.resident = cache.entries, a.held + added, cache.resident_nbytes
 
     # -- decoding ----------------------------------------------------------------------------------------------------
 
@@ -389,7 +400,7 @@ class Answerer:
         for a in answers:
             if a.same_as is not None:
                 first = a.same_as
-                a.generated, a.kept, a.held = first.generated, first.kept, first.held
+                a.generated, a.kept, a.held, a.resident = first.generated, first.kept, first.held, first.resident
                 a.seconds["decode"] = 0.0
 
     def _named(self, prompts: PromptSet, rows: Sequence[_Answer]) -> str:
@@ -422,6 +433,7 @@ class Answerer:
                 new_tokens=generated.new_tokens,
                 kv_bytes=answer.held,
                 kv_bytes_full=self.loaded.shape().full_bytes(prompt.tokens),
+                resident_bytes=answer.resident,
                 reused_from=FULL if answer.plain and method.name != FULL else None,
                 near_ties=generated.near_ties,
             )

@@ -1,7 +1,8 @@
 """What a plan will cost, before it runs: seconds from two measured rates, bytes from the cache's formula.
 
 Seconds are rough (a factor of two either way): reading a prompt is taken as matrix products at the rate a matrix
-product reaches here right now, a decoding step as reading weights and cache once at the rate memory is read here.
+product reaches here right now, a decoding step of a batch as reading weights once and every cache at the rate memory is
+read here. Answers are taken to use all the tokens they may.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lcbench.engine.groups import Group
 from lcbench.engine.plan import PromptSet
 from lcbench.models.info import ModelInfo
 
@@ -34,7 +36,7 @@ class Estimate:
     """Attributes:
     seconds: of prefill and decoding, all methods. prefills: prompts to be read. answers: samples to be made.
     weight_bytes: of the model. kv_bytes: full cache of the longest prompt and its answer.
-    peak_bytes: weights, that cache twice (the record and one fork of it), and the activations of its prompt pass.
+    peak_bytes: weights, and caches and activations of the largest group (`engine.memory`).
     """
 
     seconds: float
@@ -76,24 +78,33 @@ def _repeats_a_second(work: object, device: torch.device, seconds: float) -> flo
     return times / took
 
 
-def estimate(info: ModelInfo, sets: Sequence[PromptSet], rates: MachineRates) -> Estimate:
-    """Cost of all samples of a plan (those already answered included)."""
+def estimate(
+    info: ModelInfo, sets: Sequence[PromptSet], groups: Sequence[Group], rates: MachineRates, *, exact: bool = False
+) -> Estimate:
+    """Cost of all samples of a plan (those already answered included).
+
+    Args:
+        groups: of the plan. exact: answers are decoded one by one.
+    """
     shape = info.shape()
     width = shape.heads * shape.head_dim
     linear = 2.0 * max(info.parameters - info.vocab * width, 0)
     seconds, prefills, answers, longest = 0.0, 0, 0, 0
-    for prompts in sets:
-        for prompt in prompts.prompts:
-            if prompt.error is not None:
-                continue
-            length, steps = prompt.tokens, prompts.max_new_tokens
-            attention = 2.0 * shape.layers * width * length * length
-            seconds += (linear * length + attention) / rates.flops
-            step_bytes = info.weight_bytes + shape.full_bytes(length + steps // 2)
-            seconds += len(prompts.methods) * steps * step_bytes / rates.bandwidth
-            prefills += 1
-            answers += len(prompts.methods)
-            longest = max(longest, length + steps)
-    kv = shape.full_bytes(longest)
-    activations = longest * shape.dtype.itemsize * width * 8
-    return Estimate(seconds, prefills, answers, info.weight_bytes, kv, info.weight_bytes + 2 * kv + activations)
+    for group in groups:
+        prompts = sets[group.set_index]
+        lengths = [prompts.prompts[i].tokens for i in group.prompts if prompts.prompts[i].error is None]
+        shared = [cuts[-1] if cuts else 0 for cuts in group.cuts]
+        read = [n - (cut if i else 0) for i, (n, cut) in enumerate(zip(lengths, shared, strict=False))]
+        for length, new in zip(lengths, read, strict=True):
+            seconds += (linear * new + 2.0 * shape.layers * width * length * new) / rates.flops
+        steps, rows = prompts.max_new_tokens, len(prompts.methods)
+        caches = rows * sum(shape.full_bytes(n + steps // 2) for n in lengths)
+        passes = rows * len(lengths) if exact else (len(group.waves) if lengths else 0)  # each reads all weights
+        seconds += steps * (passes * info.weight_bytes + caches) / rates.bandwidth
+        if not exact:
+            seconds += steps * rows * len(lengths) * linear / rates.flops
+        prefills += len(lengths)
+        answers += rows * len(lengths)
+        longest = max([longest, *(n + steps for n in lengths)])
+    peak = info.weight_bytes + max((group.nbytes for group in groups), default=0)
+    return Estimate(seconds, prefills, answers, info.weight_bytes, shape.full_bytes(longest), peak)

@@ -49,7 +49,7 @@ def prefill(
     """
     shape = loaded.shape()
     tokens = ids if isinstance(ids, Tensor) else torch.tensor([list(ids)], dtype=torch.int64)
-    tokens = tokens.view(1, -1).to(shape.device)
+    tokens = tokens.view(1, -1).to(shape.device, non_blocking=True)
     length = tokens.shape[1]
     wishes = frozenset(union(observe))
     state: Beginning | None = None

@@ -64,7 +64,7 @@ def measure_limits(info: ModelInfo, *, workers: int = 1) -> Limits:
         room = int(0.85 * (free - info.weight_bytes - _GPU_RESERVE))
         return Limits(rows=128, tokens=2**18, nbytes=max(_LEAST, room))
     room = int(0.5 * (free - workers * info.weight_bytes) / workers)
-    return Limits(rows=32, tokens=2**14, nbytes=max(_LEAST, room))
+    return Limits(rows=96, tokens=2**14, nbytes=max(_LEAST, room))
 
 
 def row_bytes(method: Method, shape: CacheShape, prompt_tokens: int, new_tokens: int) -> int:
@@ -83,7 +83,8 @@ def prompt_bytes(shape: CacheShape, prompt_tokens: int, chunk: int | None = None
     width = shape.heads * shape.head_dim
     at_once = prompt_tokens if chunk is None else min(chunk, prompt_tokens)
     activations = _ACTIVATIONS * width * shape.dtype.itemsize * at_once
-    return shape.full_bytes(prompt_tokens) + activations + _SCORES
+    scores = 2 * 4 * shape.layers * shape.heads * prompt_tokens  # two kinds of them, kept for several budgets
+    return shape.full_bytes(prompt_tokens) + activations + scores + _SCORES
 
 
 def is_out_of_memory(error: BaseException) -> bool:

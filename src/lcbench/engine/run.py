@@ -143,10 +143,13 @@ def execute(
     outcome = Outcome(reused=total - sum(len(item.wanted) for item in todo))
     writer = Writer(run, todo, outcome, listener)
     answerer = Answerer(loaded, sets, options or Options(), listener=listener, should_stop=should_stop, room=room)
-    for item in todo:
+    for item, following in zip(todo, [*todo[1:], None], strict=True):
         if should_stop is not None and should_stop():
             outcome.interrupted = True
             return outcome
+        answerer.prepare(item.group)
+        if following is not None:
+            answerer.prepare(following.group)
         made = 0
         for result in answerer.run(item.group, item.wanted):
             writer.put(item.group.index, result)

@@ -35,6 +35,7 @@ from lcbench.store.locate import default_run_path, remember_run
 from lcbench.store.provenance import software
 from lcbench.store.rundir import RunDirectory
 from lcbench.tasks.base import Loaded, Task
+from lcbench.tasks.notes import said_once
 from lcbench.tasks.registry import resolve as resolve_tasks
 
 Say = Callable[[str], None]
@@ -82,9 +83,8 @@ def open_session(spec: RunSpec, home: Path, *, say: Say) -> Session:
     for text in spec.tasks:
         tasks += [task for task in resolve_tasks(text, home) if task.id not in {t.id for t in tasks}]
     loaded = [(task, task.load(home, spec.limit)) for task in tasks]
-    for task, rows in loaded:
-        if rows.note:
-            say(rows.note if rows.note.startswith(task.name) else f"{task.id}: {rows.note}")
+    for line in said_once((task.id, rows.note) for task, rows in loaded):
+        say(line)
     info, tokenizer = describe(spec.model, home, say=say)
     methods = [method.bind(info, home) for method in methods]
     for method in methods:
@@ -126,7 +126,13 @@ class Session:
     def plan(self) -> Plan:
         """Jobs, lengths and the estimate, from rates measured now."""
         rates = measure_rates(torch.device(self.info.device), getattr(torch, self.info.dtype))
-        return Plan(self.spec, self.info, tuple(self.sets), estimate(self.info, self.sets, rates))
+        groups = self.groups(measure_limits(self.info))
+        cost = estimate(self.info, self.sets, groups, rates, exact=self.spec.exact)
+        return Plan(self.spec, self.info, tuple(self.sets), cost)
+
+    def groups(self, limits: Limits) -> list[Group]:
+        """What is answered together, in order."""
+        return make_groups(self.sets, self.info.shape(), limits, chunk=self.spec.prefill_chunk)
 
     @contextmanager
     def open_run(self, path: Path, devices: Sequence[str] = ()) -> Iterator[Running]:

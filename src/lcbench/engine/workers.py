@@ -35,6 +35,7 @@ from lcbench.engine.run import Outcome, Owing, Writer, owing
 from lcbench.errors import BadValue, LcbenchError, ModelError
 from lcbench.models.info import LoadedModel, ModelInfo
 from lcbench.models.load import load
+from lcbench.models.place import AUTO_MAP
 from lcbench.store.rundir import RunDirectory
 
 _POLL_SECONDS = 0.2  # how often a stop request is looked for while no worker has anything to say
@@ -73,9 +74,10 @@ def devices_of(workers: str, wanted: str, device: str) -> list[str]:
     if count < 0 or workers == "0":
         raise BadValue(f"--workers {workers} is neither auto nor a whole number from 1.", "Write --workers 2.")
     if device.startswith("cuda"):
-        gpus = 1 if ":" in wanted else torch.cuda.device_count()
+        named = ":" in wanted or wanted == AUTO_MAP
+        gpus = 1 if named else torch.cuda.device_count()
         if count > gpus:
-            which = f"--device {wanted} is one GPU" if ":" in wanted else f"there are {gpus} GPUs here"
+            which = f"--device {wanted} is for one process" if named else f"there are {gpus} GPUs here"
             raise BadValue(f"--workers {count} needs a GPU each, and {which}.", f"Write --workers {gpus}.")
         return [device] if gpus == 1 or count == 1 else [f"cuda:{i}" for i in range(count or gpus)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -37,6 +37,11 @@ class KVCache:
         return storage_nbytes([self])
 
     @property
+    def resident_nbytes(self) -> int:
+        """Bytes of them that the next step reads; less than `nbytes` for methods that look parts up."""
+        return sum(layer.resident_nbytes for layer in self.layers)
+
+    @property
     def entries(self) -> float:
         """Entries held, mean over layers and KV heads."""
         return sum(layer.entries for layer in self.layers) / len(self.layers)

@@ -45,5 +45,9 @@ class HeadwiseLayer(LayerKV):
         for head in self.heads:
             yield from head.tensors()
 
+    @property
+    def resident_nbytes(self) -> int:
+        return sum(head.resident_nbytes for head in self.heads)
+
     def fork(self) -> HeadwiseLayer:
         return HeadwiseLayer([head.fork() for head in self.heads])

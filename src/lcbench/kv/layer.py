@@ -89,6 +89,11 @@ class LayerKV(ABC):
         return sum(t.numel() * t.element_size() for t in self.tensors())
 
     @property
+    def resident_nbytes(self) -> int:
+        """Bytes of them that the next step reads: what must lie on the accelerator when the rest is kept elsewhere."""
+        return self.nbytes
+
+    @property
     def storage_nbytes(self) -> int:
         """Bytes of the memory behind the held tensors, each storage once; equals `nbytes` when nothing is wasted."""
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self.tensors() if t.numel()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ class LayerRecord:
         observed: observation to what its observer kept for this layer (see `kv.observe`).
         kept: text positions ``[L]`` or ``[Hk, L]`` int64 where the record holds part of a prompt; None for all of it.
         seen: tokens of that prompt; None for L.
+        memo: what was computed of this layer and may be asked for again (see `once`); shared by all methods.
     """
 
     index: int
@@ -35,10 +36,21 @@ class LayerRecord:
     observed: Mapping[Any, Any] = field(default_factory=dict)
     kept: Tensor | None = None
     seen: int | None = None
+    memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def length(self) -> int:
         return int(self.key.shape[1])
+
+    def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
+        """What ``compute`` gives, computed once a layer and prompt for each ``key``. Never modify it.
+
+        Scores that several methods or budgets rank a prompt's tokens by go through here.
+        """
+        if key not in self.memo:
+            self.memo[key] = compute()
+        found: Tensor = self.memo[key]
+        return found
 
     @property
     def scaling(self) -> float:
@@ -62,6 +74,7 @@ class PrefillRecord:
         scaling: factor the model puts on q.k.
         observed: observation to a list of per-layer results.
         question_tokens: how many of the last tokens are the question (0 when not known).
+        memo: of each layer, see `LayerRecord.memo`.
     """
 
     cache: KVCache
@@ -70,6 +83,7 @@ class PrefillRecord:
     scaling: float
     observed: Mapping[Any, list[Any]] = field(default_factory=dict)
     question_tokens: int = 0
+    memo: dict[int, dict[Any, Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def length(self) -> int:
@@ -82,7 +96,7 @@ class PrefillRecord:
         keys, values = store.parts()
         assert store.tail is None, "a record holds a prompt and nothing after it"
         (key,), (value,) = keys, values
-        return LayerRecord(
+        record = LayerRecord(
             index,
             len(self.cache.layers),
             key,
@@ -90,6 +104,8 @@ class PrefillRecord:
             store.rule or AttentionRule(self.scaling),
             {what: per_layer[index] for what, per_layer in self.observed.items()},
         )
+        object.__setattr__(record, "memo", self.memo.setdefault(index, {}))  # a changed copy has a memo of its own
+        return record
 
 
 def take(record: LayerRecord, index: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,9 +34,10 @@ def last_queries(record: LayerRecord, window: int) -> Tensor:
 
 def window_sums(record: LayerRecord, window: int, *, mean: bool = False) -> Tensor:
     """Attention of the last ``min(window, L)`` queries, summed (or averaged) over them, on every key: ``[H, L]``."""
-    queries = last_queries(record, window)
-    sums = weight_sums(queries, record.key, record.rule)
-    return sums / queries.shape[1] if mean else sums
+    sums = record.once(
+        ("window_sums", window), lambda: weight_sums(last_queries(record, window), record.key, record.rule)
+    )
+    return sums / min(window, record.length) if mean else sums
 
 
 def window_scores(record: LayerRecord, window: int, *, mean: bool = False) -> Tensor:

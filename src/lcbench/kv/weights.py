@@ -51,13 +51,14 @@ def weight_blocks(query: Tensor, key: Tensor, rule: AttentionRule) -> Iterator[B
             stop = min(start + step, q)
             first, last = n - q + start, n - q + stop  # positions of the block's rows
             low = 0 if window is None else max(0, first - window + 1)
-            row = torch.arange(first, last, device=key.device)[:, None]
-            col = torch.arange(low, last, device=key.device)[None]
-            unseen = col > row
-            if window is not None:
-                unseen |= col <= row - window
             logits = rule.capped(torch.matmul(query[group, start:stop].float() * rule.scaling, columns[:, low:last]))
-            weights = rule.of_heads(group).weights(logits.masked_fill_(unseen, -torch.inf))
+            row = torch.arange(first, last, device=key.device)[:, None]
+            # Only among the block's own positions are there keys that come after a query.
+            logits[..., first - low :].masked_fill_(row.t() > row, -torch.inf)
+            if window is not None:
+                col = torch.arange(low, last, device=key.device)[None]
+                logits.masked_fill_(col <= row - window, -torch.inf)
+            weights = rule.of_heads(group).weights(logits)
             yield Block(group, slice(start, stop), slice(low, last), weights)
 
 

@@ -20,11 +20,6 @@ class WholeLayer(DenseLayer):
     Give it the prompt's keys and values, or ``expected`` to read the prompt in; see `DenseLayer`.
     """
 
-    @property
-    def resident_nbytes(self) -> int:
-        """Bytes that the next step reads: what must lie on the accelerator when the rest is kept elsewhere."""
-        raise TypeError(f"{type(self).__name__} does not say what it reads")
-
     def token_nbytes(self, tokens: float) -> int:
         """Bytes of the keys and values of so many tokens."""
         assert self.key is not None

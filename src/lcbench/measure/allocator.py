@@ -25,7 +25,9 @@ class AllocatorPeak:
             recorder knows nothing of memory from before the block, and misses it when it is freed inside.
 
     Attributes:
+        start: bytes alive when the block began.
         parts: name to the most bytes of tensors alive at once during that part, in order; filled when the block ends.
+        left: name to the bytes alive when that part ended; likewise.
     """
 
     def __init__(self, device: object = "cpu", *, held: int = 0) -> None:
@@ -33,13 +35,17 @@ class AllocatorPeak:
         self._cuda = kind_of(device) == "cuda"
         self._stack = ExitStack()
         self._profile: Any = None
-        self._held = held
+        self.start = held
         self.parts: dict[str, int] = {}
+        self.left: dict[str, int] = {}
 
     def __enter__(self) -> AllocatorPeak:
-        if not self._cuda:
-            import torch
+        import torch
 
+        if self._cuda:
+            synchronize(self._device)
+            self.start = int(torch.cuda.memory_allocated(str(self._device)))
+        else:
             os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it writes a line to stderr each time
             profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
             self._profile = self._stack.enter_context(profile)
@@ -59,18 +65,21 @@ class AllocatorPeak:
         yield
         synchronize(self._device)
         self.parts[name] = int(torch.cuda.max_memory_allocated(str(self._device)))
+        self.left[name] = int(torch.cuda.memory_allocated(str(self._device)))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
         if self._profile is not None and error is None:
-            self.parts = _highest(self._profile.profiler.kineto_results.events(), self._held)
+            found = _by_part(self._profile.profiler.kineto_results.events(), self.start)
+            self.parts = {name: most for name, (most, _) in found.items()}
+            self.left = {name: end for name, (_, end) in found.items()}
         self._profile = None
 
 
-def _highest(events: Any, held: int) -> dict[str, int]:
-    """For each marked part the highest sum of allocations and frees, from ``held`` on."""
+def _by_part(events: Any, held: int) -> dict[str, tuple[int, int]]:
+    """For each marked part the highest sum of allocations and frees, from ``held`` on, and the one at its end."""
     named = [event for event in events if event.name().startswith(_MARK)]
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
     parts = {}
@@ -79,10 +88,7 @@ def _highest(events: Any, held: int) -> dict[str, int]:
         for when, change in changes:
             if when > end:
                 break
-            if when >= start:
-                most = max(most, now)
+            most = max(most, now) if when >= start else 0
             now += change
-            if when >= start:
-                most = max(most, now)
-        parts[event.name().removeprefix(_MARK)] = max(most, now)
+        parts[event.name().removeprefix(_MARK)] = (max(most, now), now)
     return parts

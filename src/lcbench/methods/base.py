@@ -19,6 +19,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -166,6 +167,12 @@ class Scorer(Method, ABC):
         With ``[H, L]`` every query head gets a copy of its own of the tokens it chooses, and is charged for it.
         """
 
+    @property
+    def _scored_by(self) -> tuple[object, ...]:
+        """All that a score depends on besides the record: two budgets of one method rank by the same scores."""
+        parameters = {name: text for name, text in self.parameters.items() if name != "budget"}
+        return (type(self), self.calibration, *sorted(parameters.items()))
+
     def kept_tokens(self, prompt_tokens: int) -> int:
         """Tokens kept of a prompt, per head; override it where a window must fit: ``resolve(L, at_least=w + 1)``."""
         return self.budget.resolve(prompt_tokens)
@@ -177,7 +184,7 @@ class Scorer(Method, ABC):
         layers: list[LayerKV] = []
         for i in range(record.shape.layers):
             layer = record.layer(i)
-            index = top_positions(self.score(layer), keep)
+            index = top_positions(layer.once(self._scored_by, partial(self.score, layer)), keep)
             key, value = take(layer, index)
             layers.append(DenseLayer(key, value, kept=index, seen=record.length))
         return KVCache(layers)

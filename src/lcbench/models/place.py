@@ -13,16 +13,24 @@ from lcbench.config.spec import ModelSpec
 from lcbench.errors import BadValue, ModelError
 
 FLASH = "flash_attention_2"
+AUTO_MAP = "auto-map"
 
 
 @dataclass(frozen=True)
 class Placement:
-    """What "auto" came to. ``attn`` is "sdpa" or "flash_attention_2"."""
+    """What "auto" came to.
+
+    Attributes:
+        device: where the weights are; of a spread model, where its first layers are.
+        attn: "sdpa" or "flash_attention_2".
+        spread: the layers are distributed over all GPUs (accelerate's ``device_map="auto"``).
+    """
 
     device: torch.device
     dtype: torch.dtype
     attn: str
     load_in: str | None
+    spread: bool = False
 
     @property
     def libraries(self) -> tuple[str, ...]:
@@ -34,7 +42,7 @@ def place(spec: ModelSpec) -> Placement:
     """Resolve and check the options of placement, before anything is read.
 
     Raises:
-        BadValue: a device that is not auto, cpu or cuda:N.
+        BadValue: a device that is not auto, cpu, cuda:N or auto-map.
         ModelError: a GPU, a package or a dtype that the options need is not there.
     """
     device = _device(spec.device)
@@ -45,7 +53,7 @@ def place(spec: ModelSpec) -> Placement:
         dtype = getattr(torch, spec.dtype)
     if spec.load_in is not None:
         _check_load_in(spec.load_in, gpu)
-    return Placement(device, dtype, _attn(spec.attn, gpu, dtype), spec.load_in)
+    return Placement(device, dtype, _attn(spec.attn, gpu, dtype), spec.load_in, spec.device == AUTO_MAP)
 
 
 def _device(text: str) -> torch.device:
@@ -54,9 +62,13 @@ def _device(text: str) -> torch.device:
         return torch.device("cuda:0" if count else "cpu")
     if text == "cpu":
         return torch.device("cpu")
+    if text == AUTO_MAP:
+        return _first_of_all(count)
     match = re.fullmatch(r"cuda(?::(\d+))?", text)
     if not match:
-        raise BadValue(f"device={text} is not auto, cpu or cuda:N.", "Write --device cpu or --device cuda:0.")
+        raise BadValue(
+            f"device={text} is not auto, cpu, cuda:N or {AUTO_MAP}.", "Write --device cpu or --device cuda:0."
+        )
     index = int(match[1] or 0)
     if not count:
         raise ModelError(f"device={text} was asked for, but torch sees no GPU here.", "Use --device cpu or auto.")
@@ -65,6 +77,18 @@ def _device(text: str) -> torch.device:
             f"device={text} was asked for, but there are {count} GPUs here.", f"Use --device cuda:{count - 1} or less."
         )
     return torch.device("cuda", index)
+
+
+def _first_of_all(count: int) -> torch.device:
+    if not count:
+        raise ModelError(
+            f"device={AUTO_MAP} spreads a model over the GPUs, and torch sees none here.", "Use --device cpu or auto."
+        )
+    if importlib.util.find_spec("accelerate") is None:
+        raise ModelError(
+            f"device={AUTO_MAP} needs the package accelerate, which is not installed.", "Run: pip install accelerate"
+        )
+    return torch.device("cuda", 0)
 
 
 def _attn(wanted: str, gpu: bool, dtype: torch.dtype) -> str:

@@ -95,7 +95,7 @@ class Reader:
             more["quantization_config"] = quantized
         direct = placement.device.type == "cuda" and importlib.util.find_spec("accelerate") is not None
         if direct:
-            more["device_map"] = {"": placement.device}
+            more["device_map"] = "auto" if placement.spread else {"": placement.device}
         with self._explained("weights"):
             model, report = AutoModelForCausalLM.from_pretrained(
                 self.where,

@@ -13,7 +13,7 @@ from lcbench.reporting.longscore.merge import Part, merge
 from lcbench.reporting.notes import notes_of, overall_notes
 from lcbench.reporting.scored import scores_of, shared_options
 from lcbench.reporting.table import Cell, Column, Line, Report
-from lcbench.scoring.merged import score_merged
+from lcbench.scoring.merged import long_scores_merged, score_merged
 from lcbench.store.rundir import RunDirectory
 from lcbench.store.schema import PredictionRecord
 
@@ -73,16 +73,36 @@ def build(runs: Sequence[RunDirectory], *, with_published: bool = False) -> Repo
 
 
 def _long_parts(parts: Sequence[_Part], columns: Mapping[tuple[str, str], Column], report: Report) -> list[Part]:
-    """What each run gives to LongScore."""
-    return [
-        Part(
-            part.path,
-            part.longscore,
-            part.judged,
-            {method: (report.label(columns[part.path, method]), part.model) for method in part.cells},
-        )
-        for part in parts
-    ]
+    """What the runs give to LongScore: those of one model whose columns are shared give it together."""
+    groups: dict[tuple[str, str], list[_Part]] = {}
+    for part in parts:
+        groups.setdefault((part.model, part.identity), []).append(part)
+    found = []
+    for (model, _), own in groups.items():
+        labels = [{method: (report.label(columns[part.path, method]), model) for method in part.cells} for part in own]
+        apart = any(columns[part.path, method].run for part in own for method in part.cells)
+        together = {method: label for one in labels for method, label in one.items()}
+        if len(own) > 1 and not apart and any(part.judged for part in own):
+            found.append(Part(model, None, True, together, _task_scores(own)))
+        elif len(own) > 1 and not apart:
+            runs = [part.run for part in own]
+            made = long_scores_merged(runs, shared_options(runs))
+            found.append(Part(model, None if made is None else made.to_dict(), False, together))
+        else:
+            found += [
+                Part(part.path, part.longscore, part.judged, label) for part, label in zip(own, labels, strict=True)
+            ]
+    return found
+
+
+def _task_scores(parts: Sequence[_Part]) -> dict[str, dict[str, float]]:
+    """Method to task to score, over all of these runs."""
+    found: dict[str, dict[str, float]] = {}
+    for part in parts:
+        for method, cells in part.cells.items():
+            known = {line.name: cell.score for line, cell in cells.items() if line.kind == "task"}
+            found.setdefault(method, {}).update({task: score for task, score in known.items() if score is not None})
+    return found
 
 
 @dataclass

@@ -65,8 +65,7 @@ class EfficiencyRow:
     def of_limit(self) -> float | None:
         """Decoding speed as a share of the physical limit, 0 to 1.
 
-        Above 1 where caches of the processor hold what should be read from memory, or where a method reads only a part
-        of what it holds.
+        Above 1 only where the processor's own caches hold what should be read from memory.
         """
         if self.decode_tokens_per_second is None or not self.limit:
             return None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from lcbench.reporting.table import Cell, Line
+from lcbench.reporting.words import bytes_text
 from lcbench.scoring.remarks import unfinished
 from lcbench.store.rundir import RunDirectory
 from lcbench.store.schema import PredictionRecord
+from lcbench.tasks.notes import said_once
 
 Records = Mapping[tuple[str, str], Sequence[PredictionRecord]]
 
@@ -16,7 +19,13 @@ Records = Mapping[tuple[str, str], Sequence[PredictionRecord]]
 def notes_of(run: RunDirectory, records: Records) -> list[str]:
     """Notes about one run."""
     counts = {key: len(found) for key, found in records.items()}
-    return [*_model(run.provenance.get("model")), *asked(run.spec), *_data(run), *unfinished(run, counts)]
+    return [
+        *_model(run.provenance.get("model")),
+        *asked(run.spec),
+        *_data(run),
+        *_looked_up(records),
+        *unfinished(run, counts),
+    ]
 
 
 def overall_notes(lines: Sequence[Line], cells: Iterable[Cell], labels: Mapping[str, str]) -> list[str]:
@@ -35,6 +44,19 @@ def overall_notes(lines: Sequence[Line], cells: Iterable[Cell], labels: Mapping[
         notes.append(f"{failed} {were} not in the scores; the same `lcbench run` command tries again")
     notes += [f"{line.name}: {labels[line.name]}" for line in lines if line.name in labels]
     return notes
+
+
+def _looked_up(records: Records) -> list[str]:
+    """Methods that hold more than a step reads: what they would need on an accelerator."""
+    own: dict[str, list[PredictionRecord]] = {}
+    for (method, _), found in records.items():
+        own.setdefault(method, []).extend(r for r in found if r.ok and 0 < r.resident_bytes < r.kv_bytes)
+    return [
+        f"{method}: of the bytes it holds a step reads {bytes_text(fmean(r.resident_bytes for r in found))} "
+        f"({fmean(r.resident_bytes / r.kv_bytes for r in found):.0%})"
+        for method, found in own.items()
+        if found
+    ]
 
 
 def _model(model: Any) -> list[str]:
@@ -57,6 +79,8 @@ def asked(spec: Mapping[str, Any]) -> list[str]:
         )
     if spec.get("over_length") == "skip":
         notes.append("prompts longer than the window were left out (--over-length skip)")
+    if spec.get("over_length") == "truncate":
+        notes.append("prompts longer than the window were cut in the middle (--over-length truncate)")
     if spec.get("truncation") not in (None, "middle"):
         notes.append(f"long prompts were not cut as the official script does (--truncation {spec['truncation']})")
     if spec.get("context") not in (None, "full"):
@@ -80,7 +104,5 @@ def _data(run: RunDirectory) -> list[str]:
         if not isinstance(facts, Mapping):
             continue
         said = facts.get("notes") or [facts.get("note")]
-        for note in said if isinstance(said, list) else [said]:
-            if isinstance(note, str) and note:
-                notes.append(note if note.startswith(task.partition("@")[0]) else f"{task}: {note}")
-    return notes
+        notes += [(task, note) for note in (said if isinstance(said, list) else [said]) if isinstance(note, str)]
+    return said_once(notes)

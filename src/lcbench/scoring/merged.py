@@ -1,11 +1,14 @@
-"""Means over the tasks of several runs of one model and method."""
+"""What takes the samples of several runs of one model: means over tasks, and LongScores over lengths."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from lcbench.scoring.run import DEFAULTS, ScoreOptions, _of_run, _table
+from lcbench.scoring.bootstrap import Bootstrap
+from lcbench.scoring.longscore.ladder import Scored, is_no_context
+from lcbench.scoring.longscore.result import LongScores, long_scores
+from lcbench.scoring.run import DEFAULTS, ScoreOptions, _all_values, _of_run, _table
 from lcbench.store.rundir import RunDirectory
 
 
@@ -18,3 +21,19 @@ def score_merged(runs: Sequence[RunDirectory], method: str, options: ScoreOption
     table = _table("run", method, {method: [one for one in samples if one.samples]}, options, ())
     found: dict[str, Any] = table.to_dict()["methods"][method]
     return found
+
+
+def long_scores_merged(runs: Sequence[RunDirectory], options: ScoreOptions = DEFAULTS) -> LongScores | None:
+    """LongScores over the tasks, lengths and methods of all ``runs``: a base in one and a length in another, or full in
+    one and a method in another, are as good as in one run. None when no task exists at several lengths.
+
+    No method may have a task in two of the runs. Raises CorruptFile, UnknownName, BadValue.
+    """
+    keys = [(run, method, task) for run in runs for method in run.methods for task in run.tasks]
+    found = [(method, _of_run(run, method, task)) for run, method, task in keys if not is_no_context(task)]
+    found = [(method, samples) for method, samples in found if samples.samples]
+    scored: dict[str, list[Scored]] = {}
+    values = _all_values([samples for _, samples in found], options)
+    for (method, samples), own in zip(found, values, strict=True):
+        scored.setdefault(method, []).append(Scored(samples, own))
+    return long_scores(scored, options.longscore, Bootstrap(options.seed, options.resamples))

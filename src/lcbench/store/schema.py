@@ -35,6 +35,8 @@ class PredictionRecord:
         kv_bytes: bytes of every tensor the method holds right after compression; when ``memory`` is "simulated", the
             bytes it would hold if what it hides were gone.
         kv_bytes_full: bytes of the uncompressed cache of the same prompt.
+        resident_bytes: bytes that the first decoding step reads; less than kv_bytes for methods that keep every token
+            and look parts up. 0 in records older than this field.
         memory: "real" when the dropped bytes are freed, "simulated" when they only count as dropped.
         shared_prefill: whether the method may run on a prefill shared with others.
         truncated_from: tokens before truncation when the prompt was cut, else None.
@@ -61,6 +63,7 @@ class PredictionRecord:
     new_tokens: int = 0
     kv_bytes: int = 0
     kv_bytes_full: int = 0
+    resident_bytes: int = 0
     memory: str = "real"
     shared_prefill: bool = True
     truncated_from: int | None = None
@@ -137,6 +140,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "new_tokens": _COUNT,
     "kv_bytes": _COUNT,
     "kv_bytes_full": _COUNT,
+    "resident_bytes": _COUNT,
     "memory": (lambda value: value in ("real", "simulated"), "real or simulated"),
     "shared_prefill": (lambda value: isinstance(value, bool), "true or false"),
     "truncated_from": _COUNT_OR_NULL,

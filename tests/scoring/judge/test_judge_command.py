@@ -42,6 +42,9 @@ def test_a_run_is_graded_written_and_costs_nothing_twice(qa_run: Any, stand_in: 
     assert again.exit_code == 0, again.output
     assert "Judge: 0 questions asked" in again.stderr
     assert len(stand_in.asked) == calls
+    assert "replaced" not in again.stderr
+    assert "judged scores in scores.json are replaced" in run(path).stderr
+    assert "replaced" not in run(path).stderr
 
 
 def test_without_agreement_nothing_is_asked(qa_run: Any, stand_in: StandIn) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lcbench.errors import UnknownName
 from lcbench.scoring.bootstrap import Bootstrap
 from lcbench.scoring.longscore.decompose import Split
 from lcbench.scoring.longscore.result import LongScoreOptions, LongScores, long_scores
@@ -117,10 +118,14 @@ def test_a_method_that_gains_is_not_called_a_loss(both: Any) -> None:
     assert "it scores higher than full" in both(FULL, better).splits[0].sentence
 
 
-def test_without_the_reference_method_there_is_a_note(both: Any) -> None:
-    found = both(FULL, FULL, against="kivi")
+def test_without_full_there_is_a_note_and_another_name_must_be_one(scored: Any, both: Any) -> None:
+    tasks = [scored(f"100-longbench/t@{label}", scores) for label, scores in FULL.items()]
+    found = long_scores({"a": tasks, "b": tasks}, LongScoreOptions(), BOOTSTRAP)
+    assert found is not None
     assert found.splits == ()
-    assert "No method kivi" in found.notes[0]
+    assert "No method full" in found.notes[0]
+    with pytest.raises(UnknownName, match="'kivi' to compare with"):
+        both(FULL, FULL, against="kivi")
 
 
 def test_another_method_may_be_the_reference_by_its_bare_name(both: Any) -> None:

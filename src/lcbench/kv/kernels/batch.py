@@ -19,13 +19,14 @@ from lcbench.kv.kernels.pages import ALIGN, TOKENS, PageLayout, Row, read, write
 
 @dataclass(frozen=True)
 class Launch:
-    """How the kernels are launched: warps and pipeline stages of the page loop, warps of the other two, and the
-    packed half-precision instructions, which the interpreter does not know."""
+    """How the kernels are launched: warps and pipeline stages of the page loop, pages one program of it goes through at
+    most, warps of the kernel for the newest tokens, and the packed half-precision instructions, which the interpreter
+    does not know."""
 
     warps: int = 1
     stages: int = 2
-    tail_warps: int = 4
-    settle_warps: int = 8
+    run: int = 16
+    tail_warps: int = 8
     native: bool = True
 
 
@@ -47,6 +48,7 @@ class PagedBatch:
         self.exact_keys = torch.zeros(exact, dtype=dtype, device=device)
         self.exact_values = torch.zeros(exact, dtype=dtype, device=device)
         self.lengths = torch.zeros(slots, dtype=torch.int32, device=device)
+        self._ones = torch.ones_like(self.lengths)
         self.counts = [0] * slots  # the same on the host
         self._asked: tuple[tuple[int, ...], Tensor] = ((), self.lengths)
         self._slabs: list[Tensor] = []
@@ -132,7 +134,7 @@ class PagedBatch:
             pack.prompt_kernel[(pages, self.kv_heads)](
                 key, value, self._slabs[0], self.table[slot], length, key.stride(0), value.stride(0),
                 D=lay.head_dim, T=TOKENS, RECORD=lay.record, BITS=lay.bits, GROUP=lay.group,
-                num_warps=self.launch.settle_warps,
+                num_warps=8,
             )  # fmt: skip
         rest = length % TOKENS
         self.exact_keys[slot, :, :rest] = key[:, length - rest :]
@@ -178,28 +180,35 @@ class PagedBatch:
             ``[R, H, d]`` in the query's dtype.
         """
         counts = self.counts
-        filling = [s for s in slots if counts[s] % TOKENS == TOKENS - 1]
+        filling = tuple(s for s in slots if counts[s] % TOKENS == TOKENS - 1)
         self._hand_out([s for s in filling if len(self._addresses[s]) <= counts[s] // TOKENS], 1)
         if slots != self._asked[0]:
-            self._asked = slots, torch.tensor(slots, dtype=torch.int32, device=self.device)
-        out = self.step(self._asked[1], query, key, value, scaling, max(counts[s] for s in slots) // TOKENS)
+            self._asked = slots, self._index(slots)
+        most = max(counts[s] for s in slots) // TOKENS
+        out = self.step(self._asked[1], query, key, value, scaling, most, self._index(filling) if filling else None)
         for s in slots:
             counts[s] += 1
         return out
 
-    def step(self, slots: Tensor, query: Tensor, key: Tensor, value: Tensor, scaling: float, most_pages: int) -> Tensor:
-        """The launches of `attend`, and nothing on the host: may be captured in a CUDA graph, for as long as no row
-        comes to more than ``most_pages`` pages, every row has its pages (`reserve`) and `counts` is kept.
+    def _index(self, slots: tuple[int, ...]) -> Tensor:
+        return torch.tensor(slots, dtype=torch.int32, device=self.device)
+
+    def step(
+        self, slots: Tensor, query: Tensor, key: Tensor, value: Tensor, scaling: float, most_pages: int,
+        filling: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """The launches of `attend`, without what it does on the host.
 
         Args:
-            slots: int32 ``[R]`` on the device.
+            slots: int32 ``[R]`` on the device. most_pages: of the row that has most. filling: those slots whose exact
+                keys come to 128 with this step.
         """
         lay, how = self.layout, self.launch
         rows, heads, d = query.shape
         query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
         g = heads // self.kv_heads
         columns = max(8, 1 << (g - 1).bit_length())
-        run = pages_per_split(rows * self.kv_heads, most_pages, self.device)
+        run = pages_per_split(rows * self.kv_heads, most_pages, how.run, self.device)
         splits = max(1, -(-(most_pages - 1) // run))
         buffers = _partial((rows, self.kv_heads, splits, columns, d), self.device)
         shape = {"HK": self.kv_heads, "D": d, "T": TOKENS, "RECORD": lay.record, "BITS": lay.bits, "GROUP": lay.group}
@@ -218,9 +227,14 @@ class PagedBatch:
         )  # fmt: skip
         pack.settle_kernel[(self.kv_heads, rows)](
             key, value, self._slabs[0], self.table, self.lengths, slots, self.exact_keys, self.exact_values,
-            self.table.stride(0), **shape, num_warps=how.settle_warps,
+            self.table.stride(0), **shape, num_warps=1,
         )  # fmt: skip
-        self.lengths.index_add_(0, slots, torch.ones_like(slots))
+        if filling is not None:
+            pack.flush_kernel[(self.kv_heads, filling.shape[0])](
+                self._slabs[0], self.table, self.lengths, filling, self.exact_keys, self.table.stride(0),
+                **shape, num_warps=8,
+            )  # fmt: skip
+        self.lengths.index_add_(0, slots, self._ones[:rows])
         return result
 
 
@@ -239,14 +253,14 @@ def _partial(shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tens
     return sums, top, total
 
 
-def pages_per_split(rows: int, most_pages: int, device: torch.device) -> int:
-    """Pages one program goes through, so that about eight waves of programs fill the device.
+def pages_per_split(rows: int, most_pages: int, most: int, device: torch.device) -> int:
+    """Pages one program goes through, so that several waves of programs fill the device.
 
     Args:
-        rows: rows times KV heads.
+        rows: rows times KV heads. most: of the answer.
     """
     processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-    return max(2, min(32, rows * most_pages // (processors * 64)))
+    return max(2, min(most, rows * most_pages // (processors * 64)))
 
 
 @cache

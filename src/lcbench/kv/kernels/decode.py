@@ -202,7 +202,8 @@ def pages_kernel(
     at = ((row * HK + head) * splits + split).to(tl.int64) * COLUMNS + column
     tl.store(partial_max + at, top)
     tl.store(partial_sum + at, total)
-    tl.store(partial + at[None, :] * D + tl.arange(0, D)[:, None], out * (1 << BITS))
+    where = partial + at[None, :] * D + tl.arange(0, D)[:, None]
+    tl.store(where, out * (1 << BITS), mask=(column < g)[None, :])
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -238,8 +239,8 @@ def tail_kernel(
     packed = tl.where(count > 0, packed, -1e30)
     exact = (slot * HK + head).to(tl.int64) * T * D
     tile = exact + place[:, None] * D + channel[None, :]
-    recent = _product(tl.load(exact_keys + tile), raw, NATIVE) * base
     young = (place < rest)[:, None]
+    recent = _product(tl.load(exact_keys + tile, mask=young, other=0.0), raw, NATIVE) * base
     recent = tl.where(young, recent, -1e30)
     new_at = (row * HK + head).to(tl.int64) * D + channel
     new_key = tl.load(key + new_at).to(tl.float32)
@@ -263,7 +264,8 @@ def tail_kernel(
         higher = tl.maximum(top, theirs)
         mine, other = tl.exp2(top - higher), tl.exp2(theirs - higher)
         total = total * mine + tl.load(partial_sum + at) * other
-        out = out * mine[None, :] + tl.load(partial + at[None, :] * D + channel[:, None]) * other[None, :]
+        where = partial + at[None, :] * D + channel[:, None]
+        out = out * mine[None, :] + tl.load(where, mask=(column < g)[None, :], other=0.0) * other[None, :]
         top = higher
     out = out / total[None, :]
     to = result + (row * heads + head * g).to(tl.int64) * D

@@ -106,10 +106,10 @@ def settle_kernel(
     key, value, pages, table, lengths, slots, exact_keys, exact_values, table_stride,
     HK: tl.constexpr, D: tl.constexpr, T: tl.constexpr, RECORD: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """What follows a step, for one row and KV head: the value that becomes older than T is quantized, the new key and
-    value take their places, and T exact keys are quantized together. ``lengths`` is left as it is.
+    """What follows every step, for one row and KV head: the value that becomes older than T is quantized, the new key
+    and value take their places. ``lengths`` is left as it is.
 
-    Args: as `kv.kernels.decode.tail_kernel`; a page for a row whose keys come to a multiple of T is in the table.
+    Args: as `kv.kernels.decode.tail_kernel`.
     """
     head, row = tl.program_id(0), tl.program_id(1)
     slot = tl.load(slots + row)
@@ -117,23 +117,33 @@ def settle_kernel(
     count = length // T
     rest = length - count * T
     channel = tl.arange(0, D)
-    addresses = table + slot.to(tl.int64) * table_stride
-    exact = (slot * HK + head).to(tl.int64) * T * D
-    here = exact + rest * D + channel
+    here = ((slot * HK + head).to(tl.int64) * T + rest) * D + channel
     new_at = (row * HK + head).to(tl.int64) * D + channel
     new_key, new_value = tl.load(key + new_at), tl.load(value + new_at)
     if count > 0:
-        record = pages + tl.load(addresses + count - 1) * 8 + head * RECORD
+        record = pages + tl.load(table + slot.to(tl.int64) * table_stride + count - 1) * 8 + head * RECORD
         oldest = tl.load(exact_values + here).to(tl.float32)
         one = tl.zeros([1], tl.int32)
         _store_values(record, oldest[:, None], one + rest, one == 0, D, 1, T, BITS, GROUP)
     tl.debug_barrier()  # the oldest value is read before the new one takes its place
     tl.store(exact_values + here, new_value)
-    if rest == T - 1:
-        token = tl.arange(0, T)
-        block = tl.load(exact_keys + exact + token[:, None] * D + channel[None, :])
-        block = tl.where((token == rest)[:, None], new_key[None, :], block)
-        record = pages + tl.load(addresses + count) * 8 + head * RECORD
-        _store_keys(record, block.to(tl.float32), D, T, BITS, GROUP)
-    else:
-        tl.store(exact_keys + here, new_key)
+    tl.store(exact_keys + here, new_key)
+
+
+@triton.jit(do_not_specialize=["table_stride"])
+def flush_kernel(
+    pages, table, lengths, slots, exact_keys, table_stride,
+    HK: tl.constexpr, D: tl.constexpr, T: tl.constexpr, RECORD: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """Quantize the T exact keys of one row and KV head into the row's next page, after `settle_kernel`.
+
+    Args: as there; ``slots`` only of rows whose exact keys have come to T, with a page in the table.
+    """
+    head, row = tl.program_id(0), tl.program_id(1)
+    slot = tl.load(slots + row)
+    count = tl.load(lengths + slot) // T
+    token, channel = tl.arange(0, T), tl.arange(0, D)
+    exact = (slot * HK + head).to(tl.int64) * T * D
+    block = tl.load(exact_keys + exact + token[:, None] * D + channel[None, :])
+    record = pages + tl.load(table + slot.to(tl.int64) * table_stride + count) * 8 + head * RECORD
+    _store_keys(record, block.to(tl.float32), D, T, BITS, GROUP)

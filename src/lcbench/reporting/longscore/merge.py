@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lcbench.reporting import published
 from lcbench.reporting.longscore.view import Entry, LongView, view
 from lcbench.scoring.longscore.curve import Curve
+from lcbench.scoring.longscore.ladder import is_hundred
 from lcbench.scoring.longscore.plain import from_tasks, mean_of_curves
 from lcbench.scoring.longscore.result import LongScores
-from lcbench.tasks.facts import HUNDRED
 
 TABLES = ("100-longbench-instruct", "100-longbench-base")
 """Published tables of 100-LongBench: by a judge, and by the original metrics."""
@@ -19,17 +19,19 @@ TABLES = ("100-longbench-instruct", "100-longbench-base")
 
 @dataclass(frozen=True)
 class Part:
-    """One run's share.
+    """The share of one run, or of several runs of one model.
 
     Attributes:
-        run: its folder. scores: the ``longscore`` part of its scores.json, None without one. judged: whether a judge
-        graded it. labels: method id to (label, model) in the report.
+        where: its folder, or the model. scores: as the ``longscore`` part of scores.json, None without one. judged:
+        whether a judge graded it. labels: method id to (label, model) in the report. task_scores: method id to task id
+        to score, where these are all there is: runs of one model that a judge graded.
     """
 
-    run: str
+    where: str
     scores: Mapping[str, Any] | None
     judged: bool
     labels: Mapping[str, tuple[str, str]]
+    task_scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 def merge(parts: Sequence[Part], *, with_published: bool = False) -> LongView | None:
@@ -39,13 +41,15 @@ def merge(parts: Sequence[Part], *, with_published: bool = False) -> LongView | 
         with_published: set published models beside one's own, on the tasks that both have.
     """
     read = [(part, LongScores.from_dict(part.scores)) for part in parts if part.scores is not None]
-    if not read:
+    entries = {one.label: one for part in parts for one in _from_scores(part)}
+    if not read and not entries:
         return None
-    entries: dict[str, Entry] = {}
     notes = [note for _, scores in read for note in scores.notes]
     if len({scores.mode for _, scores in read}) > 1:
         notes.append("These runs were scored with different --mode: their bases differ, so LongScores do not compare.")
-    if len({part.judged for part, _ in read}) > 1:
+    if entries:
+        notes.append("Runs of one model were graded by a judge one by one: put together they have no intervals.")
+    if len({part.judged for part in parts}) > 1:
         notes.append("Some of these runs were graded by a judge and some not: QA and summaries do not compare.")
     for part, scores in read:
         for method, curves in scores.curves.items():
@@ -53,23 +57,32 @@ def merge(parts: Sequence[Part], *, with_published: bool = False) -> LongView | 
             own = {curve.name: curve for curve in curves}
             before = entries.get(label)
             entries[label] = Entry(label, _joined(before, own), model=model, method=method)
-    splits = [(part.run if len(read) > 1 else "", one) for part, scores in read for one in scores.splits]
+    splits = [(part.where if len(read) > 1 else "", one) for part, scores in read for one in scores.splits]
     beside: list[Entry] = []
     if with_published:
         beside = published_entries()
-        notes += _caution(any(part.judged for part, _ in read))
+        notes += _caution(any(part.judged for part in parts))
     return view(list(entries.values()), beside, splits, notes)
 
 
+def _from_scores(part: Part) -> list[Entry]:
+    """Entries of methods of which the scores of whole tasks are known alone."""
+    found = []
+    for method, scores in part.task_scores.items():
+        tasks = from_tasks({task: score for task, score in scores.items() if is_hundred(task)})
+        mean = mean_of_curves(tasks) if len(tasks) > 1 else None
+        label, model = part.labels[method]
+        curves = {curve.name: curve for curve in ([] if mean is None else [mean]) + tasks}
+        if curves:
+            found.append(Entry(label, curves, model=model, method=method))
+    return found
+
+
 def _joined(before: Entry | None, own: Mapping[str, Curve]) -> Mapping[str, Curve]:
-    """Curves of one column from two runs. The mean is made anew, without intervals: the samples are not here."""
+    """Curves of one column from two runs that do not share all of their columns: the mean is left to each run."""
     if before is None:
         return own
-    merged = {**before.curves, **own}
-    tasks = [curve for curve in merged.values() if curve.suite == HUNDRED and not curve.members]
-    mean = mean_of_curves(tasks) if len(tasks) > 1 else None
-    rest = {name: curve for name, curve in merged.items() if not curve.members}
-    return rest if mean is None else {mean.name: mean, **rest}
+    return {name: curve for name, curve in {**before.curves, **own}.items() if not curve.members}
 
 
 def published_entries() -> list[Entry]:

@@ -133,7 +133,7 @@ def summary(view: LongView) -> Grid:
                     score_text(curve.long_score),
                     _interval(curve.long_score_interval),
                     breakdown_text(curve),
-                    *_counts(sum((rung.counts for rung in curve.rungs), curve.base.counts), one.published),
+                    *_counts(sum((rung.counts for rung in curve.rungs), curve.base.counts)),
                 )
             )
     return Grid("LongScore by task", header, tuple(rows), left=2)
@@ -205,15 +205,12 @@ def _below(number: str, interval: Interval | None) -> str:
     return number if interval is None else f"{number}\n{_interval(interval)}"
 
 
-def _counts(counts: Counts, published: bool) -> tuple[str, ...]:
-    if published:
+def _counts(counts: Counts) -> tuple[str, ...]:
+    """Kept, failed, filtered and cut samples; blanks where only scores are known."""
+    if counts == Counts():
         return "", "", "", ""
-    return (
-        str(counts.kept),
-        _nonzero(counts.failed + counts.judge_failed),
-        _nonzero(counts.filtered),
-        _nonzero(counts.cut),
-    )
+    failed = counts.failed + counts.judge_failed
+    return str(counts.kept), _nonzero(failed), _nonzero(counts.filtered), _nonzero(counts.cut)
 
 
 def _nonzero(number: int) -> str:

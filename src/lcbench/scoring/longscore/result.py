@@ -102,7 +102,8 @@ def long_scores(
         methods: method id to its scored tasks.
 
     Raises:
-        UnknownName: base lengths that no task has, or only some of. BadValue: none is left above them.
+        UnknownName: base lengths that no task has, or only some of; a method to compare with that is not there, or is
+            there more than once. BadValue: no length is left above the base.
     """
     ladders: dict[str, list[Ladder]] = {}
     for method, tasks in methods.items():
@@ -116,6 +117,8 @@ def long_scores(
     curves = {method: _curves(found, bootstrap) for method, found in ladders.items()}
     against = _reference_method(list(ladders), options.against)
     notes = []
+    if against is None and options.against != LongScoreOptions.against:
+        raise UnknownName("method", options.against, ladders, where=" to compare with (--against)")
     if against is None and len(ladders) > 1:
         notes.append(
             f"No method {options.against} in this run: losses are not split into base and long-context ability."
