@@ -202,7 +202,7 @@ def a_run(path: Path) -> RunDirectory:
         records["kivi", task] = [right(0, **extra), wrong(1, **extra), wrong(2, **extra)]
     run = make(path, records)
     row = {"method": "full", "prompt_tokens": 64, "decode_tokens_per_second": 9.0, "kv_bytes": 1e6, "model": "demo"}
-    run.append_efficiency({**row, "weight_bytes": 5e8})
+    run.append_efficiency({**row, "batch": 2, "step_bytes": 5e8, "limit_tokens_per_second": 16.0})
     return run
 
 
@@ -220,6 +220,7 @@ def test_a_run_gives_every_figure_it_has_data_for(tmp_path: Path) -> None:
         "efficiency",
     ]
     assert missing == []
+    assert any("4 GB/s, measured: the limit" in text for text in texts_of(drawn[-1].figure))
     passkey_map = next(one for one in drawn if one.name == "passkey")
     assert passkey_map.alt.endswith("Found in all: full 100 %, kivi 50 %.")
     written = write_figures(drawn[:1], tmp_path / "new" / "figures")

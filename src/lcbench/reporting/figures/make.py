@@ -338,7 +338,7 @@ def _efficiency(part: _Model, runs: Sequence[RunDirectory]) -> Iterator[Drawn]:
                 point = _speed(row, weights)
                 if point is not None:
                     points[point.method, point.prompt_tokens, point.batch] = point
-                bandwidths.append(_number(row.get("copy_bandwidth")))
+                bandwidths.append(_bandwidth(row))
     if not points:
         return
     title = "Decoding speed against its physical limit"
@@ -358,6 +358,12 @@ def _speed(row: Mapping[str, object], weights: float | None) -> efficiency.Speed
     if not step or not speed or not tokens:
         return None
     return efficiency.SpeedPoint(str(row.get("method")), int(tokens), int(batch), step, speed)
+
+
+def _bandwidth(row: Mapping[str, object]) -> float | None:
+    """Bytes a second of the limit that `lcbench bench` measured."""
+    limit, moved = _number(row.get("limit_tokens_per_second")), _number(row.get("step_bytes"))
+    return limit / (_number(row.get("batch")) or 1) * moved if limit and moved else None
 
 
 def _number(value: object) -> float | None:
