@@ -34,10 +34,12 @@ from lcbench.engine.memory import Limits, measure_limits
 from lcbench.engine.options import Options
 from lcbench.engine.plan import PromptSet
 from lcbench.engine.prepare import prepare
+from lcbench.engine.stacked import Rules, decode_rows
 from lcbench.errors import LcbenchError
 from lcbench.kv.observe import ColumnSums, LastQueries
 from lcbench.measure.memory import PeakMemory
 from lcbench.methods.registry import resolve
+from lcbench.models import adapter
 from lcbench.models.info import LoadedModel
 from lcbench.models.load import load
 from lcbench.tasks.registry import resolve as resolve_tasks
@@ -271,7 +273,46 @@ def memory(bench: Bench) -> list[str]:
     ]
 
 
-FIGURES = {"sweep": sweep, "generate": generate, "scaling": scaling, "observers": observers, "memory": memory}
+def agreement(bench: Bench) -> list[str]:
+    """Tokens on which answers decoded together and alone agree, in bfloat16: after each beginning of the answers that
+    were decoded together, what decoding alone chooses next."""
+    loaded = load(ModelSpec(name="demo", dtype="bfloat16"), home(), print)
+    methods = [resolve(name) for name in ("full", "snapkv@budget=0.5", "knorm@budget=0.5", "kivi@bits=4")]
+    wishes = [wish for method in methods for wish in method.observes()]
+    (prompts,) = bench.prompts(["full"], rows=4 * bench.size.rows, tokens=400)
+    together, alone, logits = [], [], []
+    for prompt in prompts.prompts:
+        record = prefill(loaded, prompt.ids, observe=wishes)
+        for method in methods:
+            together.append(method.compress(record))
+            alone.append(method.compress(record))
+            logits.append(record.logits)
+    made = decode_rows(loaded, together, torch.stack(logits), Rules(32))
+    total = agreed = near = 0
+    for row, cache, first in zip(made, alone, logits, strict=True):
+        scores = first
+        for i, token in enumerate(row.ids):
+            agreed += int(scores.argmax()) == token
+            total += 1
+            if i + 1 < len(row.ids):
+                position = torch.tensor([[cache.seen]])
+                scores = adapter.forward(loaded.model, torch.tensor([[token]]), position, [cache])[0, -1]
+        near += row.near_ties
+    return [
+        "## bfloat16\n",
+        f"{len(made)} answers of at most 32 tokens, decoded together and alone: {agreed} of {total} tokens agree "
+        f"({100 * agreed / total:.2f} %); {near} tokens were near ties.\n",
+    ]
+
+
+FIGURES = {
+    "agreement": agreement,
+    "sweep": sweep,
+    "generate": generate,
+    "scaling": scaling,
+    "observers": observers,
+    "memory": memory,
+}
 
 
 def main() -> None:

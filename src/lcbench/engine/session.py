@@ -26,7 +26,7 @@ from lcbench.engine.plan import PromptSet
 from lcbench.engine.prepare import prepare, refuse_hidden_question
 from lcbench.engine.run import Listener, Outcome, Owing, cost_of, execute, owing
 from lcbench.engine.workers import Job, execute_with_workers, threads_each
-from lcbench.errors import UsageError
+from lcbench.errors import ModelError, UsageError
 from lcbench.methods.base import Method
 from lcbench.methods.registry import all_methods, parse, resolve
 from lcbench.models.info import ModelInfo
@@ -86,6 +86,12 @@ def open_session(spec: RunSpec, home: Path, *, say: Say) -> Session:
     for line in said_once((task.id, rows.note) for task, rows in loaded):
         say(line)
     info, tokenizer = describe(spec.model, home, say=say)
+    if spec.prefill_chunk is not None and info.rope_follows_length:
+        raise ModelError(
+            f"{info.name} chooses its rotary frequencies by the length of the text, so a prompt read in chunks is not "
+            "the prompt read at once.",
+            "Leave --prefill-chunk out.",
+        )
     methods = [method.bind(info, home) for method in methods]
     for method in methods:
         method.check(info.shape())
@@ -132,7 +138,13 @@ class Session:
 
     def groups(self, limits: Limits) -> list[Group]:
         """What is answered together, in order."""
-        return make_groups(self.sets, self.info.shape(), limits, chunk=self.spec.prefill_chunk)
+        return make_groups(
+            self.sets,
+            self.info.shape(),
+            limits,
+            chunk=self.spec.prefill_chunk,
+            reuse=not self.info.rope_follows_length,  # a shared beginning would have the frequencies of its own length
+        )
 
     @contextmanager
     def open_run(self, path: Path, devices: Sequence[str] = ()) -> Iterator[Running]:
@@ -145,8 +157,7 @@ class Session:
         with RunDirectory.create_or_continue(path, self.spec.to_dict(), self.provenance()) as run:
             remember_run(path)
             limits = Limits.from_dict(run.batching(measure_limits(self.info, workers=max(1, len(devices))).to_dict()))
-            groups = make_groups(sets, self.info.shape(), limits, chunk=self.spec.prefill_chunk)
-            yield Running(self, run, sets, groups, limits, tuple(devices))
+            yield Running(self, run, sets, self.groups(limits), limits, tuple(devices))
 
     def provenance(self) -> dict[str, Any]:
         """What the run stands on, for run.json. No token, no absolute path of data."""

@@ -38,6 +38,8 @@ class ModelInfo:
         chat_template_sha256: hex digest of the template that prompts are wrapped in, None without one.
         versions: library to version.
         answer_rule: family whose answers LongBench cleans its own way ("xgen", "internlm"), with ``--chat official``.
+        rope_follows_length: the rotary frequencies depend on how long the text is (dynamic, longrope), so that a prompt
+            read in pieces is not the prompt read at once.
     """
 
     name: str
@@ -63,6 +65,7 @@ class ModelInfo:
     chat_template_sha256: str | None
     versions: Mapping[str, str]
     answer_rule: str | None = None
+    rope_follows_length: bool = False
 
     @property
     def identity(self) -> str:
@@ -127,6 +130,7 @@ def model_facts(model: Any, tokenizer: Any) -> dict[str, Any]:
         "weight_bytes": weight_bytes(model),
         "eos_ids": eos_ids(model, tokenizer),
         "bos_id": None if (bos := getattr(tokenizer, "bos_token_id", None)) is None else int(bos),
+        "rope_follows_length": rope_follows_length(config),
     }
 
 
@@ -152,6 +156,13 @@ def trained_window(config: Any) -> int:
     if kind == "yarn":
         return max(window, int((rope.get("original_max_position_embeddings") or window) * factor))
     return window
+
+
+def rope_follows_length(config: Any) -> bool:
+    """Whether a transformers text config asks for frequencies that are chosen by the length of the text."""
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    layers = [rope, *(kind for kind in rope.values() if isinstance(kind, Mapping))]  # one dict a layer type, in some
+    return any((one.get("rope_type") or one.get("type")) in ("dynamic", "longrope") for one in layers)
 
 
 def eos_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
