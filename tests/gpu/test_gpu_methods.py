@@ -23,6 +23,8 @@ from harness import Case
 
 from lcbench.engine.generate import prefill
 from lcbench.kv.cache import KVCache
+from lcbench.methods.base import Method
+from lcbench.methods.calibration import bound
 from lcbench.models import adapter
 from lcbench.models.info import LoadedModel
 from tiny import loaded_tiny
@@ -56,8 +58,17 @@ def _loaded(device: str, dtype: torch.dtype = torch.float32) -> LoadedModel:
     return replace(loaded, info=replace(loaded.info, device=device))
 
 
-def _caches(loaded: LoadedModel, case: Case, ids: Tensor, copies: int) -> list[KVCache]:
+def _made(case: Case, device: torch.device) -> Method:
+    """The case's method, what was calibrated for it on the device, as `Method.bind` puts it."""
     method = harness.made(case)
+    stored = getattr(method, "_predictors", None)
+    if stored is None:
+        return method
+    return bound(method, _predictors=replace(stored, tensors={k: t.to(device) for k, t in stored.tensors.items()}))
+
+
+def _caches(loaded: LoadedModel, case: Case, ids: Tensor, copies: int) -> list[KVCache]:
+    method = _made(case, loaded.shape().device)
     found = []
     for _ in range(copies):
         cache_ = method.prefill_cache(loaded.shape(), len(ids))

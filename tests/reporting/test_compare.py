@@ -187,10 +187,14 @@ def test_other_answers_or_cuts_of_the_same_sample_are_refused(tmp_path: Path) ->
 
 
 def test_the_same_prompts_are_paired_whatever_else_differs(tmp_path: Path) -> None:
-    longer_window = {"spec": {"max_input_tokens": 9999}, "model": {"identity": "w2", "name": "finetuned"}}
+    longer_window = {
+        "spec": {"max_input_tokens": 9999, "question": "hidden"},
+        "model": {"identity": "w2", "name": "finetuned"},
+    }
     found = compare(*two(tmp_path / "x", {}, longer_window))
     assert found.overall.n == 3
     assert any("weights too: demo and finetuned" in note for note in found.notes)
+    assert any("--question too: not given and hidden" in note for note in found.notes)
     fewer = {"facts": {**PROMPTS, "rows": 2}, "spec": {"limit": 2}}
     some = compare(*two(tmp_path / "y", {}, fewer, b=scored(2, 0)))
     assert (some.overall.n, some.unmatched) == (2, 1)

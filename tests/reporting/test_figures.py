@@ -17,13 +17,14 @@ from typer.testing import CliRunner
 pytest.importorskip("matplotlib")
 
 from lcbench.cli import app
+from lcbench.errors import UsageError
 from lcbench.reporting.build import build
 from lcbench.reporting.figures import bars, efficiency, heatmap, lengths, pareto, radar, style
 from lcbench.reporting.figures.labels import spread
 from lcbench.reporting.figures.make import figures_of, write_figures
-from lcbench.reporting.figures.style import FigureError
 from lcbench.reporting.samples import mean_interval, samples_of
-from lcbench.scoring.run import score_run
+from lcbench.scoring.longscore.result import LongScoreOptions
+from lcbench.scoring.run import ScoreOptions, score_run
 from lcbench.store.rundir import RunDirectory
 
 MIB = 2**20
@@ -167,13 +168,13 @@ def test_radar_spokes_have_one_scale_and_gaps_stay_gaps() -> None:
 
 def test_bars_start_at_0_and_missing_pairs_are_said() -> None:
     made = [bars.Difference(m, t, -5.0 + i, -8.0, 1.0, 50.0) for i, m in enumerate("ab") for t in ("x", "y")]
-    figure = bars.draw(made[:3], title="Difference", reference="full")
+    figure = bars.draw(made[:3], reference="full")
     assert " no pairs" in texts_of(figure)
     for ax in figure.axes:
         assert all(patch.get_x() == 0 or patch.get_x() + patch.get_width() == 0 for patch in ax.patches)
         assert ax.get_xlim()[0] < 0 < ax.get_xlim()[1]
-    single = bars.draw([d for d in made if d.task == "x"], title="Difference", reference="full")
-    assert "x against full (50.0)" in " ".join(texts_of(single))
+    single = bars.draw([d for d in made if d.task == "x"], reference="full")
+    assert "Difference to full (50.0): x" in " ".join(texts_of(single))
 
 
 def test_speed_points_lie_on_their_bandwidth() -> None:
@@ -239,6 +240,22 @@ def test_what_cannot_be_drawn_is_said(tmp_path: Path) -> None:
     assert any("no efficiency figure" in text and "lcbench bench" in text for text in missing)
 
 
+def test_where_longscore_was_made_curves_carry_the_breakdown_point(tmp_path: Path) -> None:
+    cells = [(n, d / 10, 0) for n in (256, 512, 1024) for d in range(11)]
+    records = {
+        ("full", "passkey"): [passkey(*c, found=True) for c in cells],
+        ("kivi", "passkey"): [passkey(*c, found=c[0] < 1024) for c in cells],
+    }
+    run = make(tmp_path / "r", records)
+    run.write_scores(score_run(run, ScoreOptions(longscore=LongScoreOptions(wanted=True))))
+    report = build([run])
+    drawn, _ = figures_of(report, samples_of(report, [run]), [run])
+    (curves,) = [one for one in drawn if one.name.startswith("length")]
+    assert "kivi: 256 100.00, 512 100.00, 1024 0.00, breaks down at 1024" in curves.alt
+    assert "breaks down" not in curves.alt.partition("kivi")[0]
+    assert "ring: first length significantly below the base" in " ".join(texts_of(curves.figure))
+
+
 def test_models_have_figures_of_their_own(tmp_path: Path) -> None:
     runs = [
         make(
@@ -301,7 +318,7 @@ def test_without_matplotlib_one_sentence(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(builtins, "__import__", no_matplotlib)
     error = call(str(run.path), "--figures", str(tmp_path / "f")).exception
-    assert isinstance(error, FigureError)
+    assert isinstance(error, UsageError)
     assert error.message == "Figures need matplotlib, which is not installed."
     assert "pip install" in error.next_step
     page = call(str(run.path), "-f", "html")

@@ -319,3 +319,12 @@ def test_what_the_filter_left_out_is_counted_in_every_format(tmp_path: Path) -> 
     (row, *_) = csv.DictReader(io.StringIO(csv_.render(report)))
     assert (row["n"], row["filtered"]) == ("1", "2")
     assert json.loads(json_.render(report))["cells"][0]["filtered"] == 2
+
+
+def test_a_comparison_of_judged_methods_says_that_it_is_by_the_original_metrics(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r", tasks=("kv_retrieval",))
+    command = ["compare", str(run.path)]
+    assert "original metrics" not in CliRunner().invoke(app, command, env={"COLUMNS": "150"}).stdout
+    run.write_scores({**score_run(run), "judge": {"model": "j"}})
+    done = CliRunner().invoke(app, command, env={"COLUMNS": "150"})
+    assert "this comparison is by the original metrics" in done.stdout, done.output

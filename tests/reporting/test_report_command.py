@@ -110,11 +110,14 @@ def test_without_any_run(tmp_path: Path) -> None:
     assert isinstance(problem(), NotARun)
 
 
-def test_reports_need_no_torch(run: Path) -> None:
+@pytest.mark.parametrize(
+    "words", [["report", "--format", "csv"], ["report", "--format", "html"], ["compare", "full", "kivi@bits=2"]]
+)
+def test_reports_need_no_torch(run: Path, words: list[str]) -> None:
     code = (
         "import sys\nfrom lcbench.cli import app\n"
-        "try:\n    app(['report', 'runs/demo-run', '--format', 'csv'])\nexcept SystemExit: pass\n"
-        "print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
+        f"try:\n    app({words!r})\nexcept SystemExit: pass\n"
+        "print([m for m in ('torch', 'transformers', 'scipy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.endswith("[]\n"), done.stdout + done.stderr

@@ -135,10 +135,16 @@ def test_everything_fits_a_narrow_terminal(tmp_path: Path, write_rows: Any, row:
     assert done.exit_code == 0, done.output
     lines = [line.split() for line in done.stdout.splitlines()]
     assert any(line[:4] == ["gov_report_e", "rouge", "4", "0"] for line in lines)
-    assert any(line[:3] == ["4-8k", "2", "0"] for line in lines)
-    assert not any(line[:1] == ["8k+"] for line in lines)  # no rows, so no line
+    assert any(line[:4] == ["length", "4-8k", "2", "0"] for line in lines)
+    assert not any(line[:2] == ["length", "8k+"] for line in lines)  # no rows, so no line
     assert any(line[:3] == ["Google", "rouge-score", "rouge1"] for line in lines)
     assert "…" not in done.stdout
+
+
+def test_lengths_stand_in_order(make_run: Any) -> None:
+    rows = [{"meta": {"length_words": n, "depth": 0.5}} for n in (1152, 384, 96)]
+    said = [line.split() for line in run(make_run({("full", "passkey"): rows}).path).stdout.splitlines()]
+    assert [line[1] for line in said if line[:1] == ["length"]] == ["96", "384", "1152"]
 
 
 def test_a_run_says_what_it_was_asked_for_and_what_it_lacks(make_run: Any) -> None:

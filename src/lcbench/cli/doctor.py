@@ -28,6 +28,8 @@ _OPTIONAL = {
     "flash-attn": ("--attn flash_attention_2, on a GPU", "pip install 'lcbench[gpu]'"),
     "bitsandbytes": ("--load-in 8bit|4bit, on a GPU", "pip install 'lcbench[gpu]'"),
     "triton": ("fused kernels, on a GPU", "pip install 'lcbench[gpu]'"),
+    "optimum-quanto": ("hf-quantized@backend=quanto", "pip install 'lcbench[quantized]'"),
+    "hqq": ("hf-quantized@backend=hqq", "pip install 'lcbench[quantized]'"),
 }
 _GPU_ONLY = {"flash-attn", "bitsandbytes", "triton"}
 

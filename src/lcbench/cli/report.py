@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from lcbench.errors import BadValue, UnknownName
+from lcbench.errors import BadValue, CannotWrite, UnknownName
 
 if TYPE_CHECKING:
     from lcbench.reporting.figures.make import Drawn
@@ -73,6 +73,8 @@ def report(
 
     if chosen == "parquet" and out is None and sys.stdout.isatty():
         raise BadValue("Parquet is no text for a terminal.", "Name a file: --out results.parquet")
+    if out is not None and not out.parent.is_dir():
+        raise CannotWrite(f"Cannot write {out}: there is no folder {out.parent}.", "Make it first, or name another.")
     opened = [RunDirectory.open(path) for path in runs or [latest_run()]]
     made = build(opened, with_published=with_published)
     samples, drawn, missing = _drawn(made, opened, wanted=figures is not None, page=chosen == "html")
@@ -103,16 +105,12 @@ def _drawn(
     if not wanted and not page:
         return {}, [], []
     from lcbench.reporting.figures.make import figures_of
-    from lcbench.reporting.figures.style import FigureError, require_matplotlib
+    from lcbench.reporting.figures.style import MISSING, has_matplotlib
     from lcbench.reporting.samples import samples_of
 
-    try:
-        require_matplotlib()
-    except FigureError as error:
-        if wanted:
-            raise
-        return samples_of(made, runs), [], [f"{error.message} {error.next_step}"]
     samples = samples_of(made, runs)
+    if not wanted and not has_matplotlib():
+        return samples, [], [MISSING]
     return samples, *figures_of(made, samples, runs)
 
 

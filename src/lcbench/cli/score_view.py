@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -38,10 +39,16 @@ def _tasks(method: MethodScores) -> Table:
     for one in scores:
         more = [str(one.n_filtered), str(one.n_judge_failed)] if judged else []
         grid.add_row(escape(one.task), escape(one.metric), *_cells(one, partial, more))
-        lengths = {length: s for length, s in one.by_length.items() if s.n or s.n_error}
-        for length, score in lengths.items() if len(one.by_length) > 1 else ():
-            grid.add_row(f"  {escape(length)}", "", *_cells(score, partial, [""] * len(more)))
+        lengths = [length for length, s in one.by_length.items() if s.n or s.n_error]
+        for length in sorted(lengths, key=_place) if len(one.by_length) > 1 else ():
+            grid.add_row(f"  length {escape(length)}", "", *_cells(one.by_length[length], partial, [""] * len(more)))
     return grid
+
+
+def _place(length: str) -> float:
+    """Where a length belongs: by its number ("384"), or by the first of its bucket ("4-8k")."""
+    number = re.match(r"\d+(\.\d+)?", length)
+    return float(number.group()) if number else 0.0
 
 
 def _cells(one: TaskScore | LengthScore, partial: bool, fates: Sequence[str]) -> list[str]:

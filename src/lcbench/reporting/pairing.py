@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lcbench.errors import BadValue
-from lcbench.reporting.scored import shared_options
+from lcbench.reporting.scored import is_judged, shared_options
 from lcbench.reporting.sides import Side
+from lcbench.scoring.longscore.ladder import is_no_context
 from lcbench.scoring.paired import Pairs
 from lcbench.scoring.per_sample import ScoredSample, score_samples
 from lcbench.scoring.rows import task_facts
@@ -61,7 +62,7 @@ def pair(a: Side, b: Side) -> Pairing:
     Raises:
         BadValue: nothing can be paired; the message says why. CorruptFile: a broken predictions file.
     """
-    shared = [task for task in a.run.tasks if task in b.run.tasks]
+    shared = [task for task in a.run.tasks if task in b.run.tasks and not is_no_context(task)]
     if not shared:
         raise BadValue(
             f"{a.name} and {b.name} cannot be paired: they have no task in common.", "Run both on the same tasks."
@@ -163,6 +164,12 @@ def _notes(a: Side, b: Side) -> list[str]:
                 named = "weights" if key == "identity" else key
                 shown = (x.get("name"), y.get("name")) if key == "identity" else (x.get(key), y.get(key))
                 notes.append(f"the runs differ in the model's {named} too: {shown[0]} and {shown[1]}")
+        for key in ("question", "seed"):
+            before, after = a.run.spec.get(key), b.run.spec.get(key)
+            if before != after:
+                notes.append(f"the runs differ in --{key} too: {_option(before)} and {_option(after)}")
+    if is_judged(a.run) or is_judged(b.run):
+        notes.append("a judge graded QA and summaries in scores.json; this comparison is by the original metrics")
     for side in (a, b):
         if _rewrites_prompts(side):
             notes.append(f"{side.method} rewrites the prompt; the same rows are compared, as each method reads them")

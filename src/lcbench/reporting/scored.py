@@ -49,6 +49,11 @@ def options_of(run: RunDirectory) -> ScoreOptions:
         return DEFAULTS
 
 
+def is_judged(run: RunDirectory) -> bool:
+    """Whether the run's scores.json was made by a judge."""
+    return "judge" in (_stored(run) or {})
+
+
 def shared_options(runs: Iterable[RunDirectory]) -> ScoreOptions:
     """The options of all ``runs`` where they agree, else the defaults."""
     found = {options_of(run) for run in runs}

@@ -19,6 +19,8 @@ _HEAD = """\
 `lcbench run --task NAME` takes task names, groups (benchmarks and categories) and comma-separated lists of both.
 Options follow the name: `passkey@digits=64,repeats=1`. A benchmark may stand before the name: `longbench/qasper` is
 `qasper`, `longbench-e/qasper` is `qasper_e`, `longbench-e/few-shot` are the few-shot tasks of LongBench-E.
+The tasks of 100-LongBench exist at lengths (`100-longbench/kv_retrieval@16k`, `100-longbench@8k,16k`) and are built
+first ([100-longbench.md](100-longbench.md)).
 `lcbench list tasks` shows the same table with what is downloaded. `--limit N` takes the first N rows of every task.
 """
 
@@ -102,14 +104,17 @@ def _groups() -> str:
 
 def _options() -> str:
     lines = ["## Options", ""]
+    together: dict[str, list[str]] = {}
     for name, cls in all_tasks().items():
-        fields = dataclasses.fields(cls)
-        if not fields:
-            continue
-        lines += [f"### `{name}`", "", "| option | default | meaning |", "|---|---|---|"]
-        for field in fields:
-            lines.append(f"| `{field.name}` | `{format_value(field.default)}` | {field.metadata.get('doc', '')} |")
-        lines.append("")
+        rows = [
+            f"| `{field.name}` | `{format_value(field.default)}` | {field.metadata.get('doc', '')} |"
+            for field in dataclasses.fields(cls)
+        ]
+        if rows:
+            together.setdefault("\n".join(rows), []).append(name)
+    for table, names in together.items():
+        heading = ", ".join(f"`{name}`" for name in names)
+        lines += [f"### {heading}", "", "| option | default | meaning |", "|---|---|---|", table, ""]
     return "\n".join(lines)
 
 

@@ -31,20 +31,23 @@ class Difference:
     reference: float
 
 
-def draw(differences: Sequence[Difference], *, title: str, reference: str) -> Figure:
-    """One panel a method with a bar a task; with a single task one panel with a bar a method."""
+def draw(differences: Sequence[Difference], *, reference: str, about: str = "") -> Figure:
+    """One panel a method with a bar a task; with a single task one panel with a bar a method.
+
+    ``about`` ends the title: the model.
+    """
     methods = list(dict.fromkeys(d.method for d in differences))
     tasks = list(dict.fromkeys(d.task for d in differences))
     if len(tasks) == 1:
         scores = {d.reference for d in differences}
         base = f" ({scores.pop():.1f})" if len(scores) == 1 else ""
         panels = [("", [(d.method, d) for d in differences])]
-        title = f"{title}: {tasks[0]} against {reference}{base}"
+        title = f"Difference to {reference}{base}: {tasks[0]}{about}"
     else:
         shown = methods[:MOST]
         panels = [(m, [(d.task, d) for d in differences if d.method == m]) for m in shown]
         more = f"; {len(methods) - len(shown)} more methods not drawn" if len(methods) > len(shown) else ""
-        title = f"{title} against {reference}{more}"
+        title = f"Difference to {reference}{about}{more}"
     with styled():
         return _draw(panels, title)
 

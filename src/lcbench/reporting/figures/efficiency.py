@@ -58,11 +58,12 @@ def draw(points: Sequence[SpeedPoint], *, title: str, bandwidth: float | None = 
             colour, marker = style[method]
             xs, ys = [p.bytes_per_step for p in own], [p.steps_per_second for p in own]
             ax.plot(xs, ys, color=colour, marker=marker, markersize=6.5, linewidth=0.8, zorder=3)
-        firsts = {p.method: p for p in sorted(points, key=lambda p: p.prompt_tokens)}
+        longest = {p.method: p for p in sorted(points, key=lambda p: p.prompt_tokens)}  # the longest of each
         label_points(
             ax,
-            [(p.bytes_per_step, p.steps_per_second) for p in firsts.values()],
-            [f"{shorten(m, 22)}, {p.prompt_tokens:,} tokens" for m, p in firsts.items()],
+            [(p.bytes_per_step, p.steps_per_second) for p in longest.values()],
+            [f"{shorten(m, 22)}, {p.prompt_tokens:,} tokens" for m, p in longest.items()],
+            others=[(p.bytes_per_step, p.steps_per_second) for p in points if p is not longest[p.method]],
             fontsize=7,
             color=INK,
         )

@@ -44,25 +44,24 @@ def draw(grids: Sequence[Grid], *, title: str, unit: str = "words") -> Figure:
     with styled():
         figure = new_figure(width * columns + 0.5, height * rows + 1.0)
         axes: Any = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-        image = None
         for index, ax in enumerate(axes.flat):
             if index >= len(shown):
                 ax.set_visible(False)
                 continue
-            image = _panel(ax, shown[index], lengths, depths, inches=(width, height))
+            _panel(ax, shown[index], lengths, depths, inches=(width, height))
             last = index + columns >= len(shown)
             ax.tick_params(labelbottom=last)
             if last:
                 ax.set_xlabel(f"{unit} of background")
             if index % columns == 0:
                 ax.set_ylabel("depth of the key")
-        _bar(figure, image, axes)
+        _bar(figure, axes)
         more = f"; {len(grids) - len(shown)} more methods not drawn" if len(grids) > len(shown) else ""
         figure.suptitle(title + more, x=0.01, ha="left", fontweight="bold", fontsize=10)
         return figure
 
 
-def _panel(ax: Any, grid: Grid, lengths: Sequence[float], depths: Sequence[float], inches: tuple[float, float]) -> Any:
+def _panel(ax: Any, grid: Grid, lengths: Sequence[float], depths: Sequence[float], inches: tuple[float, float]) -> None:
     import numpy as np
     from matplotlib.colors import LinearSegmentedColormap
 
@@ -70,9 +69,7 @@ def _panel(ax: Any, grid: Grid, lengths: Sequence[float], depths: Sequence[float
     colours = LinearSegmentedColormap.from_list("workbench", COLOURS, N=101)  # percents
     edges = (np.arange(len(lengths) + 1) - 0.5, np.arange(len(depths) + 1) - 0.5)
     ax.set_facecolor("none")
-    image = ax.pcolormesh(
-        *edges, np.ma.masked_invalid(values), cmap=colours, vmin=0, vmax=1, edgecolors=PAPER, linewidth=1
-    )
+    ax.pcolormesh(*edges, np.ma.masked_invalid(values), cmap=colours, vmin=0, vmax=1, edgecolors=PAPER, linewidth=1)
     ax.set_ylim(len(depths) - 0.5, -0.5)  # the text's begin on top; panels share the axis, so never toggle it
     ax.grid(visible=False)
     for spine in ax.spines.values():
@@ -83,7 +80,6 @@ def _panel(ax: Any, grid: Grid, lengths: Sequence[float], depths: Sequence[float
     ax.set_yticks(range(len(depths)), [f"{depth:.2f}" for depth in depths], fontsize=_fitting(len(depths), inches[1]))
     ax.set_title(f"{shorten(grid.method)}   {100 * grid.mean:.0f} %", fontsize=8.5)
     _numbers(ax, values, inches)
-    return image
 
 
 def _numbers(ax: Any, values: Any, inches: tuple[float, float]) -> None:
@@ -99,13 +95,18 @@ def _numbers(ax: Any, values: Any, inches: tuple[float, float]) -> None:
                 ax.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=size, color=_DARK)
 
 
-def _bar(figure: Figure, image: Any, axes: Any) -> None:
+def _bar(figure: Figure, axes: Any) -> None:
+    """The scale, in 25 steps drawn as shapes: an image would not be allowed in the HTML report."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LinearSegmentedColormap, Normalize
+
+    steps = ScalarMappable(Normalize(0, 1), LinearSegmentedColormap.from_list("workbench", COLOURS, N=25))
     bar: Any = figure.colorbar(
-        image, ax=axes, location="right", shrink=0.6 if len(axes) > 1 else 0.9, aspect=18, pad=0.01
+        steps, ax=axes, location="right", shrink=0.6 if len(axes) > 1 else 0.9, aspect=18, pad=0.01
     )
     bar.set_ticks([0, 0.5, 1], labels=["0 %", "50 %", "100 %"])
     bar.ax.tick_params(labelsize=7, length=0)
-    bar.solids.set(rasterized=False, edgecolor="face")  # an image would not be allowed in the HTML report
+    bar.solids.set(rasterized=False, edgecolor="face")
     bar.outline.set_visible(False)
     bar.set_label("keys found", fontsize=7.5)
 

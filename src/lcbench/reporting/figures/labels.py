@@ -16,8 +16,16 @@ Box = tuple[float, float, float, float]  # left, bottom, right, top in pixels
 _RINGS = (8, 16, 27, 41, 58)  # distances of a label from its point, in points; a line leads to it from the second on
 
 
-def label_points(ax: Axes, points: Sequence[tuple[float, float]], texts: Sequence[str], **style: Any) -> None:
+def label_points(
+    ax: Axes,
+    points: Sequence[tuple[float, float]],
+    texts: Sequence[str],
+    others: Sequence[tuple[float, float]] = (),
+    **style: Any,
+) -> None:
     """Write each text beside its point, where it covers neither a point nor another text; limits must be set before.
+
+    ``others`` are points without a text that must stay free too.
 
     Every text tries eight directions at growing distances and takes the place that costs least. From the second
     distance on a thin line leads back to the point.
@@ -26,7 +34,8 @@ def label_points(ax: Axes, points: Sequence[tuple[float, float]], texts: Sequenc
     figure.draw_without_rendering()
     pixel = figure.dpi / 72
     at = [tuple(ax.transData.transform(point)) for point in points]
-    blocked: list[Box] = [(x - 5 * pixel, y - 5 * pixel, x + 5 * pixel, y + 5 * pixel) for x, y in at]
+    taken = [*at, *(tuple(ax.transData.transform(point)) for point in others)]
+    blocked: list[Box] = [(x - 5 * pixel, y - 5 * pixel, x + 5 * pixel, y + 5 * pixel) for x, y in taken]
     room = ax.get_window_extent()
     inside: Box = (room.x0, room.y0, room.x1 + 40 * pixel, room.y1)
     placed: list[Box] = []

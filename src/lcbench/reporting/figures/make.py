@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lcbench.errors import CannotWrite
 from lcbench.reporting.figures import bars, efficiency, heatmap, lengths, pareto, radar, style
 from lcbench.reporting.longscore.view import Entry
 from lcbench.reporting.samples import Samples, mean_interval
@@ -64,7 +65,7 @@ def figures_of(report: Report, samples: Samples, runs: Sequence[RunDirectory]) -
     """The figures, and a sentence for every kind that the report has no data for.
 
     Raises:
-        FigureError: matplotlib is not installed.
+        UsageError: matplotlib is not installed.
     """
     style.require_matplotlib()
     models = list(dict.fromkeys(column.model for column in report.columns))
@@ -88,7 +89,10 @@ def write_figures(figures: Sequence[Drawn], folder: Path) -> list[Path]:
     """Write every figure as svg, pdf and png; the files. Raises CannotWrite."""
     from lcbench.store.files import make_folder
 
-    make_folder(folder)
+    try:
+        make_folder(folder)
+    except CannotWrite as error:
+        raise CannotWrite(error.message, "Choose another folder with --figures.") from None
     paths = []
     for one in figures:
         for suffix in style.FORMATS:
@@ -302,7 +306,7 @@ def _bars(part: _Model, runs: Sequence[RunDirectory]) -> Iterator[Drawn]:
     if not found:
         return
     title = "Difference to the full cache by task"
-    figure = bars.draw(found, title="Difference" + part.title, reference=REFERENCE)
+    figure = bars.draw(found, reference=REFERENCE, about=part.title)
     alt = "; ".join(f"{d.method} on {d.task} {d.points:+.1f}" for d in found)
     yield Drawn("against-full", title, f"{title}, in points. {alt}.", figure)
 
@@ -334,7 +338,7 @@ def _efficiency(part: _Model, runs: Sequence[RunDirectory]) -> Iterator[Drawn]:
                 point = _speed(row, weights)
                 if point is not None:
                     points[point.method, point.prompt_tokens, point.batch] = point
-                bandwidths.append(_number(row.get("copy_bytes_per_second")))
+                bandwidths.append(_number(row.get("copy_bandwidth")))
     if not points:
         return
     title = "Decoding speed against its physical limit"
@@ -350,10 +354,10 @@ def _speed(row: Mapping[str, object], weights: float | None) -> efficiency.Speed
     weights = _number(row.get("weight_bytes")) or weights
     kept, speed = _number(row.get("kv_bytes")), _number(row.get("decode_tokens_per_second"))
     tokens, batch = _number(row.get("prompt_tokens")), _number(row.get("batch")) or 1
-    if not weights or not kept or not speed or not tokens:
+    step = _number(row.get("step_bytes")) or (weights + kept if weights and kept else None)
+    if not step or not speed or not tokens:
         return None
-    moved = _number(row.get("step_bytes")) or weights + kept
-    return efficiency.SpeedPoint(str(row.get("method")), int(tokens), int(batch), moved, speed)
+    return efficiency.SpeedPoint(str(row.get("method")), int(tokens), int(batch), step, speed)
 
 
 def _number(value: object) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -110,14 +111,17 @@ def _scales(ax: Axes, points: Sequence[MethodPoint], full_bytes: float | None, s
 
 
 def byte_ticks(ax: Axes, least: float, most: float) -> None:
-    """Ticks of the x axis at powers of two, as bytes; not more than about seven."""
-    import math
-
+    """Ticks of the x axis at powers of two, at most about seven; in a narrow range at round numbers of its unit."""
     low, high = math.ceil(math.log2(least)), math.floor(math.log2(most))
-    step = max(1, -(-(high - low + 1) // 7))
-    ticks = [2.0**k for k in range(low, high + 1, step)]
-    if len(ticks) < 2:
-        ticks = [least * (most / least) ** share for share in (0.1, 0.5, 0.9)]
+    if high - low >= 2:
+        step = -(-(high - low + 1) // 7)
+        ticks = [2.0**k for k in range(low, high + 1, step)]
+    else:
+        unit = 1024.0 ** math.floor(math.log(most, 1024))
+        width = (most - least) / unit / 4
+        step_size = min((n * 10.0**k for k in range(-3, 4) for n in (1, 2, 5)), key=lambda s: abs(math.log(s / width)))
+        first = math.ceil(least / unit / step_size)
+        ticks = [n * step_size * unit for n in range(first, math.floor(most / unit / step_size) + 1)]
     ax.set_xticks(ticks, [_plain_bytes(tick) for tick in ticks])
     ax.set_xticks([], minor=True)
 

@@ -52,8 +52,9 @@ def render(
         rows=_rows(report, ids),
         several_models=report.several_models,
         figures=[{"title": f.title, "svg": inline(svg_text(f.figure), f.name, f.alt)} for f in figures],
+        remarks=[*remarks, *(report.longscore.warnings() if report.longscore else ())],
+        rankings=_rankings(report),
         speed=_speed(report),
-        remarks=remarks,
         notes=report.notes,
         runs=[_run(run) for run in runs],
         any_simulated=any(cell.memory == "simulated" for cell in report.cells.values()),
@@ -166,6 +167,34 @@ def _behind(report: Report, line: Line, column: Column) -> list[tuple[Line, Colu
 def _spoken(line: Line, column: Column, cell: Cell) -> str:
     """What a screen reader says of the button: the number is nothing without its row and column."""
     return visible(f"{score_text(cell.score)}, {column.method}, {line.title}: show the samples")
+
+
+def _rankings(report: Report) -> list[dict[str, Any]]:
+    """The two rankings of every LongScore: by average score, and by what of the base ability is left."""
+    if report.longscore is None:
+        return []
+    names = short_names(ranking.name for ranking in report.longscore.rankings)
+    return [
+        {
+            "name": visible(names[ranking.name]),
+            "lengths": visible(", ".join(ranking.lengths)),
+            "notes": ranking.notes,
+            "standings": [
+                {
+                    "label": visible(one.label) + (" (published)" if one.published else ""),
+                    "base": score_text(one.base),
+                    "average": score_text(one.average),
+                    "rank_average": one.rank_average or "–",
+                    "long_score": score_text(one.long_score),
+                    "rank_long_score": one.rank_long_score or "–",
+                    "move": one.mark,
+                    "breakdown": visible(one.breakdown or "none"),
+                }
+                for one in ranking.standings
+            ],
+        }
+        for ranking in report.longscore.rankings
+    ]
 
 
 def _run(run: RunDirectory) -> dict[str, Any]:
