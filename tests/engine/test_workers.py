@@ -95,6 +95,7 @@ def predictions(path: Path) -> dict[str, bytes]:
     return {str(f.relative_to(path)): f.read_bytes() for f in sorted((path / "predictions").rglob("*.jsonl"))}
 
 
+@pytest.mark.timeout(600)  # starts five processes, half a minute each on a very busy machine
 def test_killed_workers_cost_time_or_their_group_and_never_the_run(folder: Path, tmp_path: Path) -> None:
     """One prompt kills a worker once, another one kills every worker that reads it."""
     once, always = tokens(10), tokens(1)
@@ -151,7 +152,7 @@ def started(arguments: Sequence[str], records: int, out: Path) -> tuple[subproce
     process = subprocess.Popen(
         arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
-    enough, until = AfterSome(out, records), time.monotonic() + 120
+    enough, until = AfterSome(out, records), time.monotonic() + 240
     while not enough():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < until
@@ -180,6 +181,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="re
 
 
 @needs_proc
+@pytest.mark.timeout(600)
 def test_signals_to_the_command(folder: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:
     assert cli(*command(folder, tmp_path / "one")[3:], "--quiet").code == 0
     expected = predictions(tmp_path / "one")
@@ -194,7 +196,7 @@ def test_signals_to_the_command(folder: Path, tmp_path: Path, cli: Callable[...,
 
     parent, crew = started(command(folder, tmp_path / "two", "--workers", "2"), 60, tmp_path / "two")
     os.killpg(parent.pid, signal.SIGINT)  # as a terminal does: everyone gets it
-    said = parent.communicate(timeout=60)[0]
+    said = parent.communicate(timeout=120)[0]
     assert parent.returncode == 130, said
     assert "Traceback" not in said
     assert "To continue, run the same command" in said

@@ -223,6 +223,8 @@ def run_pass(
     """
     device, weights = loaded.info.device, loaded.info.weight_bytes
     torch.manual_seed(work.seed)
+    if metered:
+        gc.collect()  # what an earlier pass left must not be freed, and counted, in this one
     caches, logits, firsts, kv = list(held), [], [], {}
     prompts = work.prompts(loaded.info.vocab)
     with ExitStack() as stack:
