@@ -9,6 +9,7 @@ import harness
 import kivi_reference
 import pytest
 import torch
+from cases_quantize_b import installed
 from harness import HEAD_DIM, KV_HEADS, LAYERS, SHAPE, force, largest_difference, models, prefill, tokens
 from torch import Tensor
 
@@ -18,7 +19,8 @@ from lcbench.errors import LcbenchError
 from lcbench.kv.cache import KVCache
 from lcbench.kv.layer import DenseLayer, LayerKV
 from lcbench.kv.ragged import RaggedLayer
-from lcbench.kv.record import take
+from lcbench.kv.record import LayerRecord, take
+from lcbench.methods.base import CacheTransform
 from lcbench.methods.registry import all_methods, resolve
 
 PROMPT = 60
@@ -228,3 +230,30 @@ def test_what_does_not_go_together_is_refused_in_a_sentence(spec: str, words: st
     with pytest.raises(LcbenchError, match=words) as refusal:
         resolve(spec)
     assert "\n" not in refusal.value.message
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        pytest.param("quanto", marks=pytest.mark.skipif(not installed("optimum.quanto"), reason="not installed")),
+        pytest.param("hqq", marks=pytest.mark.skipif(not installed("hqq"), reason="not installed")),
+    ],
+)
+def test_the_library_s_quantizer_on_a_subset(backend: str) -> None:
+    """A prompt that is the kept subset, quantized alone, holds the same codes."""
+    quantizer = f"hf-quantized@backend={backend},group_size=16"
+    method = resolve(f"snapkv@window=4,kernel=3,budget=40+{quantizer}")
+    ids = tokens(PROMPT + 8, seed=10)
+    record = prefill(models("mistral"), ids[:PROMPT], method)
+    left = method.compress(record)
+    alone = resolve("snapkv@window=4,kernel=3,budget=40").compress(record)
+    for i, (store, exact) in enumerate(zip(left.layers, alone.layers, strict=True)):
+        assert isinstance(exact, DenseLayer)
+        (key,), (value,) = exact.parts()
+        part = LayerRecord(i, LAYERS, key, value, record.layer(i).rule)
+        assert isinstance(resolve(quantizer), CacheTransform)
+        same = resolve(quantizer).layer(part, SHAPE)  # type: ignore[attr-defined]
+        assert all(torch.equal(a, b) for a, b in zip(store.tensors(), same.tensors(), strict=True))
+        assert torch.equal(store.positions(), exact.positions())
+    assert torch.isfinite(force(models("mistral"), left, ids[PROMPT:])).all()
+    assert left.layers[0].seen == PROMPT + 8

@@ -69,7 +69,11 @@ def _methods_table(entries: list[dict[str, Any]]) -> list[Any]:
             Text(", ".join(notes)),
             Text(entry["summary"]),
         )
-    return [table, *_parameter_table(entries, "method", "parameter"), "Set one with --method name@parameter=value."]
+    return [
+        table,
+        *_parameter_table(entries, "method", "parameter"),
+        "Set one with --method name@parameter=value; two together: snapkv@budget=0.25+kivi@bits=2.",
+    ]
 
 
 def _tasks() -> list[dict[str, Any]]:
