@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lcbench import __version__
-from lcbench.cli import bench, build, calibrate, compare, doctor, download, list_, report, run, runs, score
+from lcbench.cli import bench, build, calibrate, compare, doctor, download, inspect, list_, report, run, runs, score
 from lcbench.errors import LcbenchError
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ app.command("score")(score.score)
 app.command("report")(report.report)
 app.command("runs")(runs.runs)
 app.command("compare")(compare.compare)
+app.command("inspect")(inspect.inspect)
 app.command("bench")(bench.bench)
 app.command("calibrate")(calibrate.calibrate)
 app.command("list")(list_.list_)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lcbench.kv.layer import LayerKV
+from lcbench.kv.witness import Restores
 from lcbench.models.rule import AttentionRule
 
 
@@ -40,6 +41,10 @@ class HeadwiseLayer(LayerKV):
     def positions(self) -> Tensor:
         rows = [head.positions().flatten() for head in self.heads]
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
+
+    def restored(self) -> list[tuple[Tensor, Tensor]]:
+        """See `kv.witness.Restores`."""
+        return [pair for head in self.heads if isinstance(head, Restores) for pair in head.restored()]
 
     def tensors(self) -> Iterator[Tensor]:
         for head in self.heads:

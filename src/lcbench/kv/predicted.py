@@ -223,6 +223,17 @@ class PredictedLayer(LayerKV):
     def _device(self) -> torch.device:
         return self._first[0].used.device
 
+    def restored(self) -> list[tuple[Tensor, Tensor]]:
+        """See `kv.witness.Restores`; fp32. Hands up, as a step does."""
+        vectors = self._restored()
+        self._hand_up(vectors)
+        shown = self._shown(vectors, torch.float32)
+        keys, values = (
+            torch.cat([first.used.float(), coded, waiting.used.float()], dim=1)
+            for first, coded, waiting in zip(self._first, shown, self._waiting, strict=True)
+        )
+        return list(zip(keys, values, strict=True))
+
     def tensors(self) -> Iterator[Tensor]:
         for buffers in (self._first, *self._codes, self._waiting):
             yield from (buffer.used for buffer in buffers)

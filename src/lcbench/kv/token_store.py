@@ -120,6 +120,10 @@ class TokenCodes(LayerKV):
         device = self._buffers[0][0].used.device if self._buffers[0] else torch.device("cpu")
         return self._places(self.seen, device)
 
+    def restored(self) -> list[tuple[Tensor, Tensor]]:
+        """See `kv.witness.Restores`; fp32."""
+        return list(zip(*self.decoded(torch.float32), strict=True))
+
     def tensors(self) -> Iterator[Tensor]:
         for codes in self.codes:
             yield from codes

@@ -349,6 +349,16 @@ def quantized_layer(
     )
 
 
+def quantized_layer_contents(layer: Any) -> tuple[Tensor, Tensor]:
+    """Keys and values ``[Hk, n, d]`` that a step would see of a `quantized_layer`: decoded ones, then the residual."""
+    pairs = ((layer._quantized_keys, layer.keys), (layer._quantized_values, layer.values))
+    keys, values = (
+        torch.cat([part[0] for part in (layer._dequantize(codes), exact) if part.numel()], dim=1)
+        for codes, exact in pairs
+    )
+    return keys, values
+
+
 def quantized_layer_tensors(layer: Any) -> Iterator[Tensor]:
     """Every plain tensor behind a `quantized_layer`: codes, scales, zero points, the exact residual."""
     held = (layer._quantized_keys, layer._quantized_values, layer.keys, layer.values)

@@ -36,18 +36,19 @@ def _silent(message: str) -> None:
     pass
 
 
-def load(spec: ModelSpec, home: Path, say: Say = _silent) -> LoadedModel:
+def load(spec: ModelSpec, home: Path, say: Say = _silent, *, with_tokenizer: bool = True) -> LoadedModel:
     """Load a model, in eval mode and with its attention routed through `models.adapter`.
 
     Args:
         spec: which model and how. home: LCBENCH_HOME, for conversions and hashes.
         say: called with one sentence when something takes long.
+        with_tokenizer: False for a caller that has token ids: none is read, and the model may come without one.
 
     Raises:
         ModelError: it cannot be found, read, placed or served; the message says what and the next step how to go on.
         BadValue: a device that is not one. CannotWrite: no room for the converted GGUF.
     """
-    prepared = _prepare(spec, home, say, convert=True)
+    prepared = _prepare(spec, home, say, convert=True, with_tokenizer=with_tokenizer)
     model = prepared.reader.weights(prepared.config, prepared.placement)
     adapter.install(model)
     if prepared.placement.attn == FLASH:
@@ -56,19 +57,20 @@ def load(spec: ModelSpec, home: Path, say: Say = _silent) -> LoadedModel:
     return LoadedModel(model, prepared.tokenizer, info)
 
 
-def describe(spec: ModelSpec, home: Path, say: Say = _silent) -> tuple[ModelInfo, Any]:
-    """Facts and tokenizer of a model without reading its weights; the facts equal those of `load`.
+def describe(spec: ModelSpec, home: Path, say: Say = _silent, *, with_tokenizer: bool = True) -> tuple[ModelInfo, Any]:
+    """Facts and tokenizer (None without ``with_tokenizer``) of a model without reading its weights; the facts equal
+    those of `load`.
 
     Only with ``load_in`` they differ: ``weight_bytes`` is then that of the unquantized weights.
 
     Raises:
         As `load`.
     """
-    prepared = _prepare(spec, home, say, convert=False)
+    prepared = _prepare(spec, home, say, convert=False, with_tokenizer=with_tokenizer)
     return prepared.info, prepared.tokenizer
 
 
-def _prepare(spec: ModelSpec, home: Path, say: Say, *, convert: bool) -> _Prepared:
+def _prepare(spec: ModelSpec, home: Path, say: Say, *, convert: bool, with_tokenizer: bool) -> _Prepared:
     placement = place(spec)
     found = find(spec.name)
     if spec.revision is not None and found.source != "hub":
@@ -93,7 +95,9 @@ def _prepare(spec: ModelSpec, home: Path, say: Say, *, convert: bool) -> _Prepar
     reader = Reader(spec, where, commit)
     config = head[0] if head else reader.config()
     skeleton = reader.skeleton(config, placement.dtype, with_generation=head is None)
-    tokenizer = head[1] if head else reader.tokenizer()
+    tokenizer = None
+    if with_tokenizer:
+        tokenizer = head[1] if head else reader.tokenizer()
     template = (
         chat.own_template(tokenizer) if spec.chat == "auto" else chat.chat_template(tokenizer, spec.chat, spec.name)
     )

@@ -19,6 +19,7 @@ from lcbench.kv.observe import ColumnSums, LastQueries, Observation
 from lcbench.kv.record import LayerRecord, PrefillRecord
 from lcbench.kv.ring import RingLayer
 from lcbench.kv.scores import column_sums, group_reduce, last_query_weights
+from lcbench.kv.witness import Merge, tell_merged
 from lcbench.methods.base import Method, Traits
 from lcbench.methods.registry import method
 from lcbench.models.rule import AttentionRule
@@ -136,6 +137,17 @@ class CaM(Method):
         stop = (x + 1 + reach).clamp(max=record.length)
         followers = ((sums[:, stop] - sums[:, x + 1]) / (stop - x - 1)).float()
         z = draw(evicted.start, len(evicted)).to(value.device) < self.ratio(received[:, x], followers)
+        tell_merged(
+            record.index,
+            lambda: [
+                [
+                    Merge((i,), tuple(range(i + 1, min(i + m, record.length - 1) + 1)))
+                    for i, chosen in zip(evicted, row.tolist(), strict=True)
+                    if chosen
+                ]
+                for row in z
+            ],
+        )
         for i in evicted:
             value[:, i + 1 : i + 1 + m] += (z[:, i - evicted.start, None] * value[:, i] / m)[:, None]
         return value.to(record.value.dtype)
@@ -236,6 +248,8 @@ class CaMLayer(RingLayer):
         z = self.draw(x).to(weights.device) < chance
         share = self._value[:, place].float() * (z.float() / self.method.targets)[:, :, None]
         self._value[:, to] = (self._value[:, to].float() + share).to(self._value.dtype)
+        into = tuple(range(x + 1, min(x + self.method.targets, newest) + 1))
+        tell_merged(self.draw.layer, lambda: [[Merge((x,), into)] if chosen else [] for chosen in z[:, 0].tolist()])
 
     @property
     def _first_recent(self) -> int:

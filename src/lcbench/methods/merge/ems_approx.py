@@ -15,6 +15,7 @@ from lcbench.kv.layer import DenseLayer, LayerKV
 from lcbench.kv.observe import ColumnSums, LastQueries, Observation
 from lcbench.kv.record import LayerRecord, PrefillRecord
 from lcbench.kv.scores import column_sums, group_reduce, window_sums
+from lcbench.kv.witness import Merge, tell_merged
 from lcbench.methods.base import QUARTER, Method, Traits
 from lcbench.methods.registry import method
 
@@ -88,6 +89,7 @@ class EmsApprox(Method):
         stop = min(old, keep - self.window + int(self.merge_pool * keep))
         candidates = order[:, keep - self.window : stop]
         key, value = (_rows(x, centers) for x in (record.key, record.value))
+        merges: list[list[Merge]] = []
         for head in range(key.shape[0]):
             classes = self.classes(record.key[head, candidates[head]], key[head])
             joins = classes >= 0
@@ -96,8 +98,15 @@ class EmsApprox(Method):
                 (record.key[head], record.value[head]), scores[head], centers[head], members, classes[joins]
             )
             joined = torch.unique(classes[joins])
+            merges.append(
+                [
+                    Merge(tuple(sorted(members[classes[joins] == center].tolist())), (int(centers[head, center]),))
+                    for center in joined.tolist()
+                ]
+            )
             key[head, joined] = merged[0][joined].to(key.dtype)
             value[head, joined] = merged[1][joined].to(value.dtype)
+        tell_merged(record.index, lambda: merges)
         recent = torch.arange(old, length, device=key.device).expand(key.shape[0], -1)
         return DenseLayer(
             torch.cat([key, record.key[:, old:]], dim=1),

@@ -18,6 +18,7 @@ from lcbench.kv.observe import ColumnSums, Observation
 from lcbench.kv.ragged import RaggedLayer
 from lcbench.kv.record import LayerRecord, PrefillRecord
 from lcbench.kv.scores import column_sums, group_reduce
+from lcbench.kv.witness import Merge, tell_merged
 from lcbench.methods.base import Method, Traits, top_positions
 from lcbench.methods.registry import method
 
@@ -104,6 +105,7 @@ class KVMerger(Method):
         sets = torch.nn.functional.pad((~links).cumsum(dim=-1), (1, 0))
         lengths = (sets[:, -1] + 1).tolist()
         pivots = _pivots(sets, attention, max(lengths))
+        tell_merged(record.index, lambda: [_joined(*rows) for rows in zip(sets, pivots, lengths, strict=True)])
         weights = self.weights(record.key, sets, pivots)
         key, value = (_combined(x, sets, weights, max(lengths)) for x in (record.key, record.value))
         if self.value_scale == "times_size":
@@ -157,6 +159,17 @@ class KVMerger(Method):
             width = _sums(kernel, sets, count) / (2**0.5 * size.clamp_min(1))
             kernel = torch.exp(-distance / (2 * torch.gather(width, 1, sets).square()))
         return kernel / torch.gather(_sums(kernel, sets, count), 1, sets)
+
+
+def _joined(sets: Tensor, pivots: Tensor, count: int) -> list[Merge]:
+    """The sets of one head that have several tokens: sets ``[L]``, pivots ``[n]``, of which ``count`` are there."""
+    sizes = torch.bincount(sets, minlength=count)
+    ends = sizes.cumsum(dim=0).tolist()
+    merges = []
+    for number in (sizes > 1).nonzero()[:, 0].tolist():
+        pivot, first = int(pivots[number]), ends[number] - int(sizes[number])
+        merges.append(Merge(tuple(p for p in range(first, ends[number]) if p != pivot), (pivot,)))
+    return merges
 
 
 def _pivots(sets: Tensor, attention: Tensor, count: int) -> Tensor:

@@ -202,6 +202,10 @@ class LibraryLayer(LayerKV):
     def positions(self) -> Tensor:
         return self._places(self.seen)
 
+    def restored(self) -> list[tuple[Tensor, Tensor]]:
+        """See `kv.witness.Restores`."""
+        return list(zip(*adapter.quantized_layer_contents(self._library), strict=True))
+
     def tensors(self) -> Iterator[Tensor]:
         yield from adapter.quantized_layer_tensors(self._library)
 

@@ -232,6 +232,14 @@ class KiviLayer(LayerKV):
     def positions(self) -> Tensor:
         return self._places(self.seen)
 
+    def restored(self) -> list[tuple[Tensor, Tensor]]:
+        """See `kv.witness.Restores`."""
+        held = self.row()
+        dtype = held.exact_keys.dtype
+        keys = torch.cat([held.keys.dequantize(dtype).transpose(1, 2), held.exact_keys], dim=1)
+        values = torch.cat([held.values.dequantize(dtype), held.exact_values], dim=1)
+        return list(zip(keys, values, strict=True))
+
     def tensors(self) -> Iterator[Tensor]:
         held = self.row()
         yield from (*held.keys.tensors(), *held.values.tensors(), held.exact_keys, held.exact_values)

@@ -17,6 +17,7 @@ from lcbench.kv.rope import moved
 from lcbench.kv.runs import Runs
 from lcbench.kv.sections import Section, over_sections
 from lcbench.kv.whole import WholeLayer
+from lcbench.kv.witness import tell_fetched
 from lcbench.methods.base import AttentionMethod, Traits
 from lcbench.methods.registry import method
 from lcbench.models.rope import observed_rope
@@ -172,6 +173,7 @@ class InfLLMLayer(WholeLayer):
         asked = moved(rope, query, rows[:, 0], self.n_local - 1)
         size = self.rules.block_size
         chosen = [self.first + block * size for block in self._choose(asked)]
+        tell_fetched(self, lambda: [torch.tensor([p for at in chosen for p in range(at, at + size)])])
         spans = [(0, self.first), *((at, at + size) for at in chosen), (self.rest, end)]
         positions = torch.cat([torch.arange(a, b, device=query.device) for a, b in spans])
         key, value = self.rows(spans)

@@ -18,6 +18,7 @@ from lcbench.kv.runs import Runs
 from lcbench.kv.sections import Section, over_sections
 from lcbench.kv.weights import ELEMENTS
 from lcbench.kv.whole import WholeLayer
+from lcbench.kv.witness import tell_fetched
 from lcbench.methods.base import AttentionMethod, Traits
 from lcbench.methods.registry import method
 from lcbench.models.rope import Rope, observed_rope
@@ -143,7 +144,9 @@ class LongCacheLayer(WholeLayer):
         low, high = self.middle(stop)
         spans = [(0, low)]
         if self.rules.mid_size:
-            spans += self.around(self._found(query, start, low, high, rope), low, high)
+            found = self.around(self._found(query, start, low, high, rope), low, high)
+            tell_fetched(self, lambda: [torch.tensor([p for first, end in found for p in range(first, end)])])
+            spans += found
         return [*spans, (high, stop)]
 
     def _found(self, query: Tensor, start: int, low: int, high: int, rope: Rope | None) -> Tensor:

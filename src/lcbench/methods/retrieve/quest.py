@@ -17,6 +17,7 @@ from lcbench.kv.cache import KVCache
 from lcbench.kv.layer import LayerKV, outside_window
 from lcbench.kv.record import PrefillRecord
 from lcbench.kv.whole import WholeLayer
+from lcbench.kv.witness import tell_fetched
 from lcbench.methods.base import Method, Traits, top_positions
 from lcbench.methods.registry import method
 from lcbench.models.rule import AttentionRule
@@ -122,6 +123,7 @@ class QuestLayer(WholeLayer):
         hidden = places >= seen
         if rule.window is not None:
             hidden |= places < seen - rule.window
+        tell_fetched(self, lambda: [row[row < seen] for row in places])
         key, value = self.at(places.clamp(max=seen - 1))
         return attention.over_parts(query, [key], [value], rule, hidden=hidden[:, None])[0]
 

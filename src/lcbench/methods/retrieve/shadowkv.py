@@ -19,6 +19,7 @@ from lcbench.kv.lowrank import LowRank, low_rank
 from lcbench.kv.observe import Observation
 from lcbench.kv.record import LayerRecord, PrefillRecord
 from lcbench.kv.rope import LayerRope, rotated, unrotated
+from lcbench.kv.witness import tell_fetched
 from lcbench.methods.base import Method, Traits, top_positions
 from lcbench.methods.registry import method
 from lcbench.models.rope import observed_rope
@@ -141,6 +142,7 @@ class ShadowLayer(LayerKV):
     def _one(self, query: Tensor, seen: int, rule: AttentionRule) -> Tensor:
         """Attention of the query at position ``seen - 1``."""
         places = self.tokens(self.chosen(query[:, 0], rule, seen))
+        tell_fetched(self, lambda: list(places))
         new = slice(0, seen - self.prompt)
         keys = [self._local[0], self._outliers[0], self.rebuilt(places), self.tail.key[:, new]]
         values = [self._local[1], self._outliers[1], self._fetched(places), self.tail.value[:, new]]

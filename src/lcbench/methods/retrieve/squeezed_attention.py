@@ -20,6 +20,7 @@ from lcbench.kv.observe import LastQueries, Observation
 from lcbench.kv.record import LayerRecord, PrefillRecord
 from lcbench.kv.scores import last_queries
 from lcbench.kv.whole import WholeLayer
+from lcbench.kv.witness import tell_fetched
 from lcbench.methods.base import Method, Traits
 from lcbench.methods.registry import method
 from lcbench.models.rule import AttentionRule
@@ -210,6 +211,7 @@ class SqueezedLayer(WholeLayer):
         q, keys, values = query.shape[1], *self.parts()
         together = self.joint and q > 1 and self.seen - q == self.prompt
         selected = self.selected(query, rule, together=together)
+        tell_fetched(self, lambda: [heads.any(dim=0).nonzero()[:, 0] for heads in selected])
         read = F.pad(selected.expand(-1, q, -1), (0, self.seen - selected.shape[2]), value=True)
         hidden = outside_window(self.positions, self.seen, q, rule.window)
         hidden = ~read if hidden is None else ~read | hidden

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from lcbench import __version__
 from lcbench.reporting.best import ranks
 from lcbench.reporting.efficiency import efficiency_notes
 from lcbench.reporting.efficiency_table import cells_of, columns_of
 from lcbench.reporting.figures.make import Drawn
 from lcbench.reporting.figures.style import svg_text
 from lcbench.reporting.page.embed import embed
+from lcbench.reporting.page.environment import environment, trimmings
 from lcbench.reporting.page.svg import inline
 from lcbench.reporting.page.visible import visible
 from lcbench.reporting.samples import Samples
@@ -31,21 +29,13 @@ def render(
     remarks: Sequence[str] = (),
 ) -> str:
     """The whole page. ``remarks``: sentences about what could not be drawn."""
-    from jinja2 import Environment, StrictUndefined
-
     data, ids, longest = embed(report, samples, runs)
-    style, script = _part("style.css"), _part("script.js")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["visible"] = visible
-    environment.filters["breakable"] = _breakable
-    template = environment.from_string(_part("template.html"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    pages = environment()
+    pages.filters["breakable"] = _breakable
+    template = pages.from_string(_part("template.html"))
     return template.render(
+        **trimmings(_part("style.css"), _part("script.js")),
         title=_title(report),
-        version=__version__,
-        style=style,
-        script=script,
-        script_hash=digest,
         data=data,
         longest=f"{longest:,}",
         lines=_lines(report),

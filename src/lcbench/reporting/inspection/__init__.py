@@ -1,0 +1,1 @@
+"""What a method kept of one prompt, shown: on the terminal and as one HTML file."""

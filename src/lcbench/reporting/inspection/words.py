@@ -1,0 +1,82 @@
+"""The sentences and shares that terminal and page have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lcbench.inspected import InspectedLayer, Inspection
+from lcbench.reporting.page.visible import visible
+from lcbench.reporting.words import bytes_text, clean, ratio_text
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A stretch of the prompt that can be shown by itself: a token, or the tokens that make up one character.
+
+    Attributes:
+        text: as text, controls named. start, stop: its tokens.
+    """
+
+    text: str
+    start: int
+    stop: int
+
+
+def cells(found: Inspection) -> list[Cell]:
+    """The prompt in cells; ids stand in for texts where no tokenizer was there."""
+    if found.texts is None:
+        return [Cell(f"{one} ", i, i + 1) for i, one in enumerate(found.ids)]
+    made, start = [], 0
+    for i, text in enumerate(found.texts):
+        if text or i + 1 == len(found.texts):
+            made.append(Cell(visible(text), start, i + 1))
+            start = i + 1
+    return made
+
+
+def headline(found: Inspection) -> str:
+    """Who kept how much."""
+    mean = sum(found.kept_by()) / max(1, found.stored_heads)
+    share = mean / max(1, found.prompt_tokens)
+    ratio = found.kv_bytes_full / found.kv_bytes if found.kv_bytes else None
+    simulated = " (simulated: dropped bytes only count as dropped)" if found.memory == "simulated" else ""
+    return (
+        f"{clean(found.method)} on {clean(found.model)}: {mean:,.1f} of {found.prompt_tokens:,} tokens kept, mean over "
+        f"layers and heads ({100 * share:.1f} %); {bytes_text(found.kv_bytes)} of {bytes_text(found.kv_bytes_full)} "
+        f"KV bytes ({ratio_text(ratio)}){simulated}"
+    )
+
+
+def kept_share(found: Inspection, layer: InspectedLayer) -> float:
+    """Kept tokens of a layer, mean over its heads, as a share of the prompt."""
+    return sum(map(len, layer.kept)) / max(1, len(layer.kept) * found.prompt_tokens)
+
+
+def binned(found: Inspection, layer: InspectedLayer, bins: int) -> list[float]:
+    """Share of the heads' tokens kept in each of ``bins`` stretches of the prompt."""
+    count = min(bins, found.prompt_tokens)
+    kept = [0] * count
+    for head in layer.kept:
+        for position in head:
+            kept[position * count // found.prompt_tokens] += 1
+    sizes = [0] * count
+    for position in range(found.prompt_tokens):
+        sizes[position * count // found.prompt_tokens] += len(layer.kept)
+    return [k / size if size else 0.0 for k, size in zip(kept, sizes, strict=True)]
+
+
+def error_text(values: Sequence[float]) -> str:
+    """Mean and range over heads, in percent."""
+    percent = [100 * value for value in values]
+    return f"{sum(percent) / len(percent):.2f} ({min(percent):.2f}–{max(percent):.2f})"
+
+
+def merges_of(layer: InspectedLayer) -> int:
+    """Entries of all heads that were merged into others."""
+    return sum(len(one.sources) for head in layer.merged or () for one in head)
+
+
+def fetched_of(layer: InspectedLayer) -> list[int | None]:
+    """How many distinct tokens each step looked up, over all heads; None for a step that reads all."""
+    return [None if step is None else len({p for head in step for p in head}) for step in layer.fetched]
