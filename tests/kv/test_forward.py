@@ -231,3 +231,21 @@ def test_take_copies() -> None:
             assert out.untyped_storage().data_ptr() != source.untyped_storage().data_ptr()
             for head in range(2):
                 assert torch.equal(out[head], source[head, index if index.ndim == 1 else index[head]])
+
+
+def test_rows_on_both_sides_of_a_longrope_do_not_change_each_other() -> None:
+    """Phi-3's long-context models have other angles beyond their first window."""
+    factors = {"short_factor": [1.0] * 16, "long_factor": [4.0] * 16}
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 24, **factors}
+    ours = tiny_model("phi3", layers=LAYERS, rope_parameters=rope, original_max_position_embeddings=24)
+    adapter.install(ours)
+    texts, new = [ids(9, seed=50), ids(40, seed=51), ids(12, seed=52)], ids(3, seed=53)
+    caches = [KVCache.dense(LAYERS, expected=len(text)) for text in texts]
+    for text, cache in zip(texts, caches, strict=True):
+        feed(ours, text, cache)
+    alone = torch.stack([feed(ours, new[i : i + 1], cache.fork())[0] for i, cache in enumerate(caches)])
+    watchers = [_Seen() for _ in caches]
+    positions = torch.tensor([[len(text)] for text in texts])
+    together = adapter.forward(ours, new[:, None], positions, caches, [[w] for w in watchers])[:, 0]
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-4)
+    assert [[call[2] for call in w.calls] for w in watchers] == [[len(text)] * LAYERS for text in texts]

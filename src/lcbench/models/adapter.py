@@ -276,6 +276,23 @@ def _falcon_attention(
     return self.dense(out.flatten(2)), None
 
 
+def _of_one_length(model: Any, positions: Tensor) -> list[list[int]]:
+    """Rows ``positions [R, q]`` that may go through the model together: longrope has two sets of frequencies, short
+    and long, and "dynamic" one for every length; both take the set of the whole batch's greatest position."""
+    everything = list(range(len(positions)))
+    rope = getattr(model.config.get_text_config(decoder=True), "rope_parameters", None) or {}
+    kind = rope.get("rope_type")
+    if len(everything) == 1 or kind not in ("longrope", "dynamic"):
+        return [everything]
+    reached = (positions.amax(dim=1) + 1).tolist()
+    if kind == "longrope":
+        reached = [length > rope["original_max_position_embeddings"] for length in reached]
+    groups: dict[Any, list[int]] = {}
+    for row in everything:
+        groups.setdefault(reached[row], []).append(row)
+    return list(groups.values())
+
+
 @torch.inference_mode()
 def forward(
     model: Any,
@@ -288,6 +305,8 @@ def forward(
 ) -> Tensor:
     """One forward pass over new tokens of one or more sequences, through their own caches.
 
+    Where a model's angles follow the longest position of a batch, rows that would change each other's go apart.
+
     Args:
         model: prepared by `install`.
         input_ids: ``[R, q]`` int64, the new tokens of each row.
@@ -299,6 +318,16 @@ def forward(
     Returns:
         Logits ``[R, q or 1, vocab]`` in the model's dtype.
     """
+    groups = _of_one_length(model, positions)
+    if len(groups) > 1:
+        logits: Tensor | None = None
+        for group in groups:
+            mine, watching = [rows[row] for row in group], [observers[row] for row in group] if observers else ()
+            out = forward(model, input_ids[group], positions[group], mine, watching, all_logits=all_logits)
+            logits = out.new_empty(len(rows), *out.shape[1:]) if logits is None else logits
+            logits[group] = out
+        assert logits is not None
+        return logits
     session = _Session(rows, observers, model=model)
     token = _session.set(session)
     try:
