@@ -8,6 +8,7 @@ import pytest
 
 from lcbench.config.home import home
 from lcbench.config.spec import RunSpec, make_spec
+from lcbench.config.study import make_study
 from lcbench.errors import BadValue, UnknownName, UsageError
 
 
@@ -21,7 +22,7 @@ def test_command_line_wins_over_yaml_over_defaults(tmp_path: Path) -> None:
     file = write(
         tmp_path, "model: some/model\nmethod: full,kivi@bits=4\ntask: [qasper, passkey]\nlimit: 3\nset:\n  bits: 2\n"
     )
-    spec = make_spec({"limit": 5, "methods": None, "dtype": "float16"}, file)
+    (spec,) = make_study({"limit": 5, "methods": None, "dtype": "float16"}, file).runs
     assert (spec.model.name, spec.model.dtype, spec.limit) == ("some/model", "float16", 5)
     assert spec.methods == ("full", "kivi@bits=4")
     assert spec.tasks == ("qasper", "passkey")
@@ -57,13 +58,13 @@ def test_the_default_model_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_wrong_yaml_is_told(tmp_path: Path, text: str, error: type[UsageError], said: str) -> None:
     with pytest.raises(error) as caught:
-        make_spec({}, write(tmp_path, text))
+        make_study({}, write(tmp_path, text))
     assert said in f"{caught.value.message} {caught.value.next_step}"
 
 
 def test_a_missing_config_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="Cannot read"):
-        make_spec({}, tmp_path / "none.yaml")
+        make_study({}, tmp_path / "none.yaml")
 
 
 def test_home_follows_the_environment(own_home: Path) -> None:

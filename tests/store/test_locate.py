@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lcbench.config.spec import ModelSpec, RunSpec
 from lcbench.errors import NotARun
-from lcbench.store.locate import default_run_path, latest_run, remember_run
+from lcbench.store.locate import default_run_path, latest_run, remember_run, study_paths
 from lcbench.store.rundir import RunDirectory
 
 
@@ -98,3 +98,21 @@ def test_remembering_is_never_in_the_way(own_home: Path) -> None:
     remember_run("runs/x")
     with pytest.raises(NotARun):
         latest_run()
+
+
+def test_models_of_a_study_have_folders_of_their_own() -> None:
+    models = [
+        ModelSpec("demo"),
+        ModelSpec("a/x"),
+        ModelSpec("b/x", dtype="float16"),
+        ModelSpec("b/x", load_in="4bit"),
+        ModelSpec("one/models/Y"),
+        ModelSpec("two/models/y/"),
+    ]
+    paths = study_paths(Path("out"), models)
+    names = [path.name for path in paths]
+    assert names[:4] == ["demo", "a-x", "b-x-dtype-float16", "b-x-load_in-4bit"]
+    assert [re.fullmatch(r"[Yy]-[0-9a-f]{6}", name) is not None for name in names[4:]] == [True, True]
+    assert len({name.lower() for name in names}) == 6
+    assert study_paths(Path("out"), models[::-1]) == paths[::-1]
+    assert study_paths(Path("out"), [ModelSpec("../..")])[0].parent == Path("out")

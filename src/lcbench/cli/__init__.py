@@ -13,7 +13,21 @@ from rich.console import Console
 from rich.text import Text
 
 from lcbench import __version__
-from lcbench.cli import bench, build, calibrate, compare, doctor, download, inspect, list_, report, run, runs, score
+from lcbench.cli import (
+    bench,
+    build,
+    calibrate,
+    compare,
+    doctor,
+    download,
+    init,
+    inspect,
+    list_,
+    report,
+    run,
+    runs,
+    score,
+)
 from lcbench.errors import LcbenchError
 
 app = typer.Typer(
@@ -25,6 +39,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("download")(download.download)
+app.command("init")(init.init)
 app.command("build")(build.build)
 app.command("run")(run.run)
 app.command("score")(score.score)

@@ -48,12 +48,13 @@ def show_plan(plan: Plan, path: Path) -> None:
     console.print(
         f"{cost.answers:,} samples from {cost.prefills:,} prefills. Memory about {cost.peak_bytes / 2**30:.2f} GiB "
         f"(weights {cost.weight_bytes / 2**30:.2f}, full KV cache of the longest prompt {cost.kv_bytes / 2**30:.2f}). "
-        f"Time about {_duration(cost.seconds)} at the speed measured now, within a factor of two."
+        f"Time about {duration(cost.seconds)} at the speed measured now, within a factor of two."
     )
     console.print(escape(f"Run directory would be {path}. Nothing was run."))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """``40 s``, ``12 min`` or ``3.5 h``."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:

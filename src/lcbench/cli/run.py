@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from lcbench.config.home import home as lcbench_home
-from lcbench.config.spec import make_spec
-from lcbench.errors import UsageError
-
-if TYPE_CHECKING:
-    from lcbench.engine.run import Outcome
-    from lcbench.engine.session import Session
+from lcbench.cli.progress import watcher as make_watcher
+from lcbench.cli.studying import run_study
+from lcbench.config.study import make_study
+from lcbench.errors import LcbenchError, UsageError
 
 MODEL = "Demo model ('demo'), hub id, local folder or GGUF file. Default: LCBENCH_MODEL, else demo."
 
@@ -38,6 +29,12 @@ def run(
         help="Tasks, categories or benchmarks: qasper,few-shot. Default: a small passkey.",
         rich_help_panel="What to run",
     ),
+    budget: list[str] | None = typer.Option(
+        None,
+        "--budget",
+        help="0.25,0.5,512: each method that takes a budget and sets none, once with each.",
+        rich_help_panel="What to run",
+    ),
     set_: list[str] | None = typer.Option(
         None, "--set", help="key=value for every chosen method that has the parameter.", rich_help_panel="What to run"
     ),
@@ -45,11 +42,15 @@ def run(
         None,
         "--config",
         "-c",
-        help="YAML file with the same keys; the command line wins.",
+        help="YAML file with the same keys, or a study of several models (lcbench init); the command line wins.",
         rich_help_panel="What to run",
     ),
     out: Path | None = typer.Option(
-        None, "--out", "-o", help="Run directory. Default: a readable name under runs/.", rich_help_panel="What to run"
+        None,
+        "--out",
+        "-o",
+        help="Run directory; of several models: the folder of theirs. Default: under runs/.",
+        rich_help_panel="What to run",
     ),
     limit: int | None = typer.Option(
         None, "--limit", "-n", help="Rows a task, from the first.", rich_help_panel="How much"
@@ -82,7 +83,7 @@ def run(
         rich_help_panel="How much",
     ),
     dry_run: bool = typer.Option(
-        False, "--dry-run", help="Print the plan (jobs, lengths, memory, time) and stop.", rich_help_panel="How much"
+        False, "--dry-run", help="Print the plan (jobs, lengths, memory, time) and stop.", rich_help_panel="Output"
     ),
     dtype: str | None = typer.Option(
         None, "--dtype", help="auto | float32 | float16 | bfloat16.", rich_help_panel="Model"
@@ -126,50 +127,53 @@ def run(
         rich_help_panel="Model",
     ),
     quiet: bool = typer.Option(
-        False, "--quiet", "-q", help="No progress; only the result and errors.", rich_help_panel="How much"
+        False, "--quiet", "-q", help="No progress and no table; only the result and errors.", rich_help_panel="Output"
+    ),
+    log: str = typer.Option(
+        "text",
+        "--log",
+        metavar="text|json",
+        help="json: one JSON object a line on stderr for every prefill, decode, sample, …; nothing else there.",
+        rich_help_panel="Output",
     ),
 ) -> None:
     """Run methods on tasks with a model; running the same command again continues and finishes the run.
 
     Example: lcbench run --model demo --method full,kivi@bits=2 --task passkey@lengths=384,depths=5,repeats=1
     """
-    spec = make_spec(
-        {
-            "model": model,
-            "methods": method or None,
-            "tasks": task or None,
-            "settings": _settings(set_),
-            "limit": limit,
-            "max_input_tokens": max_input_tokens,
-            "over_length": over_length,
-            "truncation": truncation,
-            "context": context,
-            "question": question,
-            "exact": exact,
-            "dtype": dtype,
-            "device": device,
-            "attn": attn,
-            "load_in": load_in,
-            "revision": revision,
-            "trust_remote_code": trust_remote_code,
-            "chat": chat,
-            "prefill_chunk": prefill_chunk,
-            "seed": seed,
-        },
-        config,
-    )
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    say: Callable[[str], None] = (lambda text: None) if quiet else (lambda text: console.print(escape(text)))
-
-    from lcbench.engine.session import open_session
-
-    session = open_session(spec, lcbench_home(), say=say)
-    if dry_run:
-        from lcbench.cli.plan_view import show_plan
-
-        show_plan(session.plan(), out or session.default_path())
-        return
-    _go(session, out or session.default_path(), console, quiet, say, workers)
+    given = {
+        "model": model,
+        "methods": method or None,
+        "tasks": task or None,
+        "budgets": budget or None,
+        "settings": _settings(set_),
+        "limit": limit,
+        "max_input_tokens": max_input_tokens,
+        "over_length": over_length,
+        "truncation": truncation,
+        "context": context,
+        "question": question,
+        "exact": exact,
+        "dtype": dtype,
+        "device": device,
+        "attn": attn,
+        "load_in": load_in,
+        "revision": revision,
+        "trust_remote_code": trust_remote_code,
+        "chat": chat,
+        "prefill_chunk": prefill_chunk,
+        "seed": seed,
+    }
+    watcher = make_watcher(log, quiet)
+    try:
+        study = make_study(given, config)
+        failed = run_study(study, out or study.out, watcher, workers=workers, dry_run=dry_run)
+    except LcbenchError as error:
+        if watcher.error(error):
+            raise typer.Exit(2) from None
+        raise
+    if failed:
+        raise typer.Exit(1)
 
 
 def _settings(pairs: list[str] | None) -> dict[str, str] | None:
@@ -182,75 +186,3 @@ def _settings(pairs: list[str] | None) -> dict[str, str] | None:
             raise UsageError(f"--set {pair} is not key=value.", "Write --set budget=0.25.")
         result[key] = value
     return result
-
-
-def _go(session: Session, path: Path, console: Console, quiet: bool, say: Callable[[str], None], workers: str) -> None:
-    from lcbench.cli.progress import RunProgress
-    from lcbench.engine.workers import devices_of
-
-    devices = devices_of(workers, session.spec.model.device, session.info.device)
-    stop = _StopOnInterrupt(say)
-    with session.open_run(path, devices) as running:
-        for message in running.messages:
-            say(message)
-        say(f"Run directory: {path}")
-        with RunProgress(console, running.sets, running.remaining_cost, quiet=quiet) as progress, stop:
-            outcome = running.execute(listener=progress.on_event, should_stop=stop.requested)
-    _report_outcome(outcome, path)
-
-
-def _report_outcome(outcome: Outcome, path: Path) -> None:
-    command = " ".join(_quote(word) for word in ["lcbench", *sys.argv[1:]])
-    total = outcome.written + outcome.reused
-    if outcome.interrupted:
-        typer.echo(
-            f"Stopped after {total} samples, all kept in {path}. To continue, run the same command:\n  {command}"
-        )
-        raise typer.Exit(130)
-    again = f" ({outcome.reused} were there already)" if outcome.reused else ""
-    typer.echo(f"Done: {total} samples{again} in {path}.")
-    if outcome.halved:
-        typer.echo(
-            f"Ran out of memory {outcome.halved} times; those batches were halved and tried again (events.jsonl)."
-        )
-    if outcome.failed:
-        typer.echo(f"{outcome.failed} failed:")
-        for line in outcome.errors[:10]:
-            typer.echo(f"  {line}")
-        if len(outcome.errors) > 10:
-            typer.echo(f"  … and {len(outcome.errors) - 10} more; they are in the predictions with status=error.")
-        typer.echo(f"To try them again, run the same command:\n  {command}")
-    typer.echo(f"Next:  lcbench score {_quote(str(path))}")
-    if outcome.failed:
-        raise typer.Exit(1)
-
-
-def _quote(word: str) -> str:
-    import shlex
-
-    return shlex.quote(word)
-
-
-class _StopOnInterrupt:
-    """The first Ctrl-C asks to stop after the current sample; the second stops at once."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._asked = False
-        self._say = say
-        self._before: Any = None
-
-    def requested(self) -> bool:
-        return self._asked
-
-    def _handle(self, number: int, frame: object) -> None:
-        if self._asked:
-            raise KeyboardInterrupt
-        self._asked = True
-        self._say("Stopping after the current sample (Ctrl-C again stops at once) …")
-
-    def __enter__(self) -> _StopOnInterrupt:
-        self._before = signal.signal(signal.SIGINT, self._handle)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        signal.signal(signal.SIGINT, self._before)

@@ -14,7 +14,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ from lcbench.errors import BadValue, UnknownName, UsageError
 
 T = TypeVar("T")
 PRESETS = ("2x", "4x", "6x", "8x")
+BUDGET = "budget"  # the parameter that the budgets of a run set
 PRESET = "preset"  # the option that a bare 4x in ``name@4x`` sets
 _GIVEN = "_given_options"  # not a field: two instances with equal options stay equal
 BARE = ""  # the key under which an option that was written without one stands in `Item.options`
@@ -259,3 +260,38 @@ def apply_settings(items: Iterable[Item], settings: Mapping[str, str], fields_of
         )
         for item in items
     ]
+
+
+def with_budgets(
+    specs: Sequence[list[Item]], budgets: Sequence[str], fields_of: Mapping[str, set[str]]
+) -> list[list[Item]]:
+    """Every method that takes a budget and does not set it, once a budget; the others as they are.
+
+    Args:
+        specs: parts of each method. fields_of: method name to the names of its parameters.
+
+    Raises:
+        UnknownName: budgets, and no method that takes them.
+    """
+    if not budgets:
+        return list(specs)
+    found: list[list[Item]] = []
+    taken = False
+    for items in specs:
+        takers = [BUDGET in fields_of.get(item.name, set()) for item in items]
+        settled = any(key in (BUDGET, PRESET) for item in items for key, _ in item.options)
+        if settled or not any(takers):
+            found.append(items)
+            continue
+        taken = True
+        for budget in budgets:
+            found.append(
+                [
+                    Item(item.name, (*item.options, (BUDGET, budget))) if takes else item
+                    for item, takes in zip(items, takers, strict=True)
+                ]
+            )
+    if not taken:
+        known = {key for items in specs for item in items for key in fields_of.get(item.name, set())} - {BUDGET}
+        raise UnknownName("parameter", BUDGET, known, where=" (no chosen method has it, or each sets it)")
+    return found

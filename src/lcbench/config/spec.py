@@ -1,4 +1,4 @@
-"""The run a user asked for: defaults, then a YAML file, then the command line."""
+"""What a user asked of one run: its fields, their types and defaults, and how values are checked."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ import os
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
-
+from lcbench.config.budget import Budget
 from lcbench.config.options import split_items
 from lcbench.errors import BadValue, UnknownName, UsageError
 
@@ -22,6 +20,10 @@ OverLength = Literal["error", "truncate", "skip"]
 Truncation = Literal["middle", "exact-ids"]
 Context = Literal["full", "none"]
 Question = Literal["visible", "hidden"]
+
+
+COUNTS = ("limit", "max_input_tokens", "prefill_chunk")
+"""Fields whose least value is 1."""
 
 
 def default_model() -> str:
@@ -63,6 +65,8 @@ class RunSpec:
         model: see `ModelSpec`.
         methods: method ids, e.g. ("full", "kivi@bits=2").
         tasks: task ids, e.g. ("qasper", "passkey@digits=64").
+        budgets: each method that has the parameter ``budget`` and does not set it is run with every one of these:
+            a share of the prompt (0.25, 25%, 4x) or a number of tokens (512).
         settings: ``--set`` options, applied to every method that has them.
         limit: at most this many rows a task.
         max_input_tokens: a window smaller than the model's.
@@ -81,6 +85,7 @@ class RunSpec:
     model: ModelSpec = field(default_factory=ModelSpec)
     methods: tuple[str, ...] = ("full",)
     tasks: tuple[str, ...] = ("passkey@lengths=384,depths=5,repeats=1",)
+    budgets: tuple[str, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
     limit: int | None = None
     max_input_tokens: int | None = None
@@ -93,7 +98,7 @@ class RunSpec:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        for name in ("limit", "max_input_tokens", "prefill_chunk"):
+        for name in COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise BadValue(f"{name}={value} is below the least value 1.", "Use 1 or more.")
@@ -103,75 +108,67 @@ class RunSpec:
             raise UsageError("No task was given.", "Add --task passkey, or see `lcbench list tasks`.")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, keys in field order."""
+        """Plain JSON types, keys in field order. Budgets stand in the methods of a resolved spec: empty, they are
+        left out."""
         data = dataclasses.asdict(self)
         data["methods"], data["tasks"], data["settings"] = (
             list(self.methods),
             list(self.tasks),
             dict(self.settings),
         )
+        data["budgets"] = list(self.budgets)
+        if not self.budgets:
+            del data["budgets"]
         return data
 
 
-def make_spec(command_line: Mapping[str, Any], config: Path | None = None) -> RunSpec:
-    """A RunSpec from the options that were given (None = not given) over those of a YAML file.
+def make_spec(*layers: tuple[Mapping[str, Any], str] | Mapping[str, Any]) -> RunSpec:
+    """A RunSpec from mappings of flat keys, each over those before it.
 
-    Both use the same flat keys: the fields of `RunSpec` and of `ModelSpec`, with ``model`` for its name,
-    ``method``/``methods`` and ``task``/``tasks`` (text with commas, or a list), ``set`` (a mapping).
+    The keys are the fields of `RunSpec` and of `ModelSpec`, with ``model`` for its name, ``method``/``methods``,
+    ``task``/``tasks`` and ``budget``/``budgets`` (text with commas, or a list), and ``set`` (a mapping).
+    A value of None is none.
+
+    Args:
+        layers: each a mapping, or a mapping and where it was read, for messages: " in study.yaml".
 
     Raises:
-        UnknownName: a YAML key that does not exist (the nearest is offered). BadValue: a value of the wrong kind.
-        UsageError: the file cannot be read.
+        UnknownName: a key that does not exist (the nearest is offered). BadValue: a value of the wrong kind.
+        UsageError: nothing to run.
     """
     merged: dict[str, Any] = {}
-    for source, where in ((_read_yaml(config) if config else {}, f" in {config}"), (command_line, "")):
-        for key, value in source.items():
-            name = _ALIASES.get(key, key)
-            if name not in _KEYS:
-                raise UnknownName("key", key, set(_KEYS) | set(_ALIASES), where=where)
-            if value is not None:
-                merged[name] = _typed(name, value, where)
+    for layer in layers:
+        values, where = layer if isinstance(layer, tuple) else (layer, "")
+        merged |= checked(values, where)
     model_keys = {f.name for f in dataclasses.fields(ModelSpec)}
     model = {("name" if k == "model" else k): v for k, v in merged.items() if k == "model" or k in model_keys}
     rest = {k: v for k, v in merged.items() if k != "model" and k not in model_keys}
     return RunSpec(model=ModelSpec(**model), **rest)
 
 
-_ALIASES = {"method": "methods", "task": "tasks", "set": "settings"}
-_KEYS: dict[str, Any] = {
+def checked(values: Mapping[str, Any], where: str, known: frozenset[str] | None = None) -> dict[str, Any]:
+    """The entries that have a value, under their full names and in the types of their fields.
+
+    Args:
+        where: appended to names in messages. known: the keys that may occur; None for all of a run.
+    """
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = ALIASES.get(key, key)
+        if name not in (known or KEYS):
+            raise UnknownName("key", key, known or {*KEYS, *ALIASES}, where=where)
+        if value is not None:
+            found[name] = _typed(name, value, where)
+    return found
+
+
+ALIASES = {"method": "methods", "task": "tasks", "budget": "budgets", "set": "settings"}
+KEYS: dict[str, Any] = {
     **{k: v for k, v in typing.get_type_hints(ModelSpec).items() if k != "name"},
     **typing.get_type_hints(RunSpec),
     "model": str,
 }
-
-
-class _OnceLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice; YAML itself would silently take the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [_ALIASES.get(str(key.value), str(key.value)) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise UsageError(
-                    f"The key '{key}' is given twice (line {node.start_mark.line + 1} and below).", "Give it once."
-                )
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_OnceLoader)
-    except OSError as error:
-        raise UsageError(f"Cannot read {path}: {error.strerror}.", "Give --config an existing YAML file.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark is not None else ""
-        raise UsageError(f"{path}{line} is not valid YAML.", "Mend the file.") from None
-    if data is None:
-        return {}
-    if not isinstance(data, dict) or not all(isinstance(k, str) for k in data):
-        raise UsageError(f"{path} is not a mapping of keys to values.", "Write lines like `model: demo`.")
-    return data
+"""Flat key to the type of its field."""
 
 
 def _typed(name: str, value: Any, where: str) -> Any:
@@ -181,11 +178,13 @@ def _typed(name: str, value: Any, where: str) -> Any:
         if not all(isinstance(p, str) for p in pieces):
             raise BadValue(f"{name}{where} must be text or a list of texts.", f"Write {name}: [a, b].")
         return tuple(item for piece in pieces for item in split_items(piece))
+    if name == "budgets":
+        return _budgets(value, where)
     if name == "settings":
         if not isinstance(value, Mapping):
             raise BadValue(f"set{where} must be a mapping.", "Write set: {key: value}.")
         return {str(k): str(v) for k, v in value.items()}
-    hint = _KEYS[name]
+    hint = KEYS[name]
     arms = [a for a in (get_args(hint) if type(None) in get_args(hint) else (hint,)) if a is not type(None)]
     arm = arms[0]
     if typing.get_origin(arm) is Literal:
@@ -201,3 +200,15 @@ def _typed(name: str, value: Any, where: str) -> Any:
         return str(value)
     noun = {int: "a whole number", bool: "true or false", str: "text"}.get(arm, "of another kind")
     raise BadValue(f"{name}={value}{where} is not {noun}.", f"Give {noun}.")
+
+
+def _budgets(value: Any, where: str) -> tuple[str, ...]:
+    pieces = value if isinstance(value, list | tuple) else [value]
+    texts = [text.strip() for piece in pieces for text in str(piece).split(",") if text.strip()]
+    for text in texts:
+        try:
+            Budget.parse(text)
+        except ValueError:
+            step = "Write shares and numbers of tokens: budgets: [0.25, 512]."
+            raise BadValue(f"budgets={text}{where} is not a budget.", step) from None
+    return tuple(dict.fromkeys(texts))

@@ -44,20 +44,23 @@ class Event:
     """Something that happened, for progress displays.
 
     Attributes:
-        kind: "prefill" or "decode" is about to start; "sample" has been written.
-        task, method: ids; method is "" for a shared prefill or a stacked batch.
-        index, total: which prompt of the task, from 1.
+        kind: "prefill" or "decode" is about to start; "sample" has been written; a "group" has been finished; "oom": a
+            batch ran out of memory.
+        task, method: ids; method is "" for a shared prefill or a stacked batch, both for a group.
+        index, total: which prompt of the task, from 1; for a group, how many are finished, of those that were to do.
         cost: share of the work this event finished, in prompt tokens (see `cost_of`).
-        error: why the sample failed, else None.
+        error: why the sample failed, or what was done about the batch; else None.
+        record: of a sample, as it was written.
     """
 
-    kind: Literal["prefill", "decode", "sample"]
+    kind: Literal["prefill", "decode", "sample", "group", "oom"]
     task: str
     method: str
     index: int
     total: int
     cost: float = 0.0
     error: str | None = None
+    record: PredictionRecord | None = None
 
 
 Listener = Callable[[Event], None]

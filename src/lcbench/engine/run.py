@@ -66,7 +66,8 @@ class Writer:
     Args:
         run: open for writing; nobody else writes its predictions.
         todo: the groups that will come, in order.
-        outcome: counts what is written. listener: told of every record written.
+        outcome: counts what is written. listener: told of every record written, every group
+            finished and every batch that ran out of memory.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Writer:
         self._run, self._outcome = run, outcome
         self._listener: Listener = listener or (lambda event: None)
         self._order = [item.group.index for item in todo]
+        self._total = len(todo)
         self._early: dict[int, list[Result]] = {}
         self._finished: set[int] = set()
 
@@ -90,6 +92,7 @@ class Writer:
         self._finished.add(group)
         while self._order and self._order[0] in self._finished:
             self._order.pop(0)
+            self._listener(Event("group", "", "", self._total - len(self._order), self._total))
             if self._order:
                 for result in self._early.pop(self._order[0], []):
                     self._write(result)
@@ -99,6 +102,8 @@ class Writer:
         for event in events:
             self._outcome.halved += event.get("then") == "halved"
             self._run.append_event(event)
+            if event.get("event") == "out_of_memory":
+                self._listener(Event("oom", event["task"], "", 0, 0, error=event["then"]))
         events.clear()
 
     def _write(self, result: Result) -> None:
@@ -111,7 +116,7 @@ class Writer:
             self._outcome.failed += 1
             self._outcome.errors.append(f"{result.method} {result.task} {record.id}: {record.error}")
         self._listener(
-            Event("sample", result.task, result.method, result.index, result.total, result.cost, record.error)
+            Event("sample", result.task, result.method, result.index, result.total, result.cost, record.error, record)
         )
 
 

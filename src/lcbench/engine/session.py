@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
-from lcbench.config.options import apply_settings
+from lcbench.config.options import apply_settings, with_budgets
 from lcbench.config.spec import RunSpec
+from lcbench.config.yaml_file import to_yaml
 from lcbench.engine.estimate import Estimate, estimate, measure_rates
 from lcbench.engine.groups import Group, make_groups
 from lcbench.engine.memory import Limits, measure_limits
@@ -55,7 +56,7 @@ def resolve_methods(spec: RunSpec) -> list[Method]:
     """The methods of a spec with ``--set`` applied, each once. Raises UnknownName, BadValue, UsageError."""
     known = all_methods()
     fields = {name: {f.name for f in dataclasses.fields(cls)} for name, cls in known.items()}
-    specs = [parse(text) for text in spec.methods]
+    specs = with_budgets([parse(text) for text in spec.methods], spec.budgets, fields)
     for items in specs:
         resolve(items)  # an unknown name is reported before a setting that no method has
     settled = iter(apply_settings([item for items in specs for item in items], spec.settings, fields))
@@ -95,7 +96,9 @@ def open_session(spec: RunSpec, home: Path, *, say: Say) -> Session:
     methods = [method.bind(info, home) for method in methods]
     for method in methods:
         method.check(info.shape())
-    resolved = replace(spec, methods=tuple(m.id for m in methods), tasks=tuple(t.id for t in tasks), settings={})
+    resolved = replace(
+        spec, methods=tuple(m.id for m in methods), tasks=tuple(t.id for t in tasks), settings={}, budgets=()
+    )
     return Session(resolved, home, methods, loaded, info, tokenizer, say)
 
 
@@ -156,6 +159,7 @@ class Session:
         sets = self.sets
         with RunDirectory.create_or_continue(path, self.spec.to_dict(), self.provenance()) as run:
             remember_run(path)
+            run.write_config(to_yaml(self.spec))
             limits = Limits.from_dict(run.batching(measure_limits(self.info, workers=max(1, len(devices))).to_dict()))
             yield Running(self, run, sets, self.groups(limits), limits, tuple(devices))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -12,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from lcbench.config.home import home
-from lcbench.config.spec import RunSpec
+from lcbench.config.spec import ModelSpec, RunSpec
 from lcbench.errors import CannotWrite, NotARun
 from lcbench.store.bench_folder import is_bench_only
 from lcbench.store.files import make_folder, write_json
 from lcbench.store.rundir import RUN_FILE
 
 RUNS = "runs"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def default_run_path(spec: RunSpec | Mapping[str, Any]) -> Path:
@@ -35,6 +37,32 @@ def default_run_path(spec: RunSpec | Mapping[str, Any]) -> Path:
         _joined(data["methods"], 45),
     ]
     return Path(RUNS) / "-".join([*(part for part in parts if part), digest])
+
+
+def study_paths(out: Path, models: Sequence[ModelSpec]) -> list[Path]:
+    """A folder below ``out`` for each model of a study, named after it; the same models give the same names.
+
+    Models whose names end alike are told apart by the owner of a hub id and by what was asked of them, else by a hash.
+    """
+    names = [_slug(_last_part(model.name), 60) or "model" for model in models]
+    for longer in (_told_apart, _hashed):
+        low = [name.lower() for name in names]  # file systems that know no case
+        names = [
+            longer(model) if low.count(name.lower()) > 1 else name for model, name in zip(models, names, strict=True)
+        ]
+    return [out / name for name in names]
+
+
+def _told_apart(model: ModelSpec) -> str:
+    asked = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name != "name"}
+    usual = dataclasses.asdict(ModelSpec(model.name))
+    name = model.name if _HUB_ID.fullmatch(model.name) else _last_part(model.name)
+    return _slug("-".join([name, *(f"{k}-{v}" for k, v in asked.items() if v != usual[k])]), 100)
+
+
+def _hashed(model: ModelSpec) -> str:
+    digest = hashlib.sha256(json.dumps(dataclasses.asdict(model), sort_keys=True).encode()).hexdigest()[:6]
+    return f"{_slug(_last_part(model.name), 60)}-{digest}"
 
 
 def bench_path(model: str) -> Path:

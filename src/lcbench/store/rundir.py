@@ -1,6 +1,7 @@
 """The run directory: append-only records that survive a kill, one writer, and a run that can be continued.
 
     RUN/run.json                              what was asked and with what (`RunDirectory.info`), written once
+    RUN/config.yaml                           the same, as a file for `lcbench run --config`
     RUN/predictions/<method-id>/<task>.jsonl  one `PredictionRecord` a line
     RUN/timings/<method-id>/<task>.jsonl      seconds of each sample; outside the byte-for-byte guarantee
     RUN/batching.json                         how large groups may be, measured when the run began (`lcbench.engine`)
@@ -24,7 +25,7 @@ from types import TracebackType
 from typing import Any
 
 from lcbench.errors import CorruptFile, NotARun, SpecMismatch, StoreError, UsageError
-from lcbench.store.files import append_line, cannot_write, make_folder, write_json
+from lcbench.store.files import append_line, cannot_write, make_folder, write_json, write_text
 from lcbench.store.identity import as_lines, differences, identity_differences, other_differences, plain
 from lcbench.store.jsonl import corrupt, cut_torn, read_lines
 from lcbench.store.lock import RunLock
@@ -32,6 +33,8 @@ from lcbench.store.names import file_name
 from lcbench.store.schema import SCHEMA_VERSION, PredictionRecord
 
 RUN_FILE = "run.json"
+CONFIG_FILE = "config.yaml"
+_CONFIG_HEAD = "# What this run was asked, resolved. To ask it again: lcbench run --config config.yaml --out ANOTHER\n"
 
 
 class RunDirectory:
@@ -192,6 +195,19 @@ class RunDirectory:
     def done(self, method_id: str, task_id: str) -> set[str]:
         """Ids of the samples whose latest record is ok."""
         return {record.id for record in self.records(method_id, task_id) if record.ok}
+
+    def write_config(self, text: str) -> None:
+        """Keep the resolved options as a file for ``--config``; one that says the same is left alone.
+
+        Raises:
+            CannotWrite: as `append`.
+        """
+        path = self.path / CONFIG_FILE
+        text = _CONFIG_HEAD + text
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if path.read_text(encoding="utf-8") == text:
+                return
+        write_text(path, text)
 
     def append(self, method_id: str, task_id: str, record: PredictionRecord) -> None:
         """Add one record; on return it is on the disk.

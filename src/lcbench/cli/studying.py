@@ -1,0 +1,156 @@
+"""Carrying out a study: its runs one after another, each as `lcbench run` alone would do it."""
+
+from __future__ import annotations
+
+import gc
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+
+from lcbench.cli.progress import Watcher
+from lcbench.config.home import home
+from lcbench.config.study import Study
+
+if TYPE_CHECKING:
+    from lcbench.engine.run import Outcome
+    from lcbench.engine.session import Session
+
+
+def run_study(study: Study, out: Path | None, watcher: Watcher, *, workers: str, dry_run: bool) -> bool:
+    """Answer what is missing of every run. Everything but weights and prompts is resolved before the first begins, so
+    that a mistake in the last is told at once.
+
+    Args:
+        out: the run directory, or the folder of those of several models; None for names under runs/.
+
+    Returns:
+        Whether samples failed.
+
+    Raises:
+        typer.Exit: 130, stopped on request.
+    """
+    from lcbench.engine.session import open_session
+
+    sessions = [open_session(spec, home(), say=watcher.say) for spec in study.runs]
+    paths = _paths(study, sessions, out)
+    if dry_run:
+        from lcbench.cli.plan_view import show_plan
+
+        for session, path in zip(sessions, paths, strict=True):
+            show_plan(session.plan(), path)
+        return False
+    failed = False
+    for number, path in enumerate(paths, start=1):
+        session = sessions.pop(0)  # its prompts and weights go with it
+        if len(paths) > 1:
+            watcher.say(f"Model {number} of {len(paths)}: {session.spec.model.name}")
+        failed |= _run(session, path, watcher, workers)
+        del session
+        _release()
+    _say_next(paths)
+    return failed
+
+
+def _paths(study: Study, sessions: Sequence[Session], out: Path | None) -> list[Path]:
+    from lcbench.store.locate import study_paths
+
+    if out is None:
+        return [session.default_path() for session in sessions]
+    if not study.folders:
+        return [out]
+    return study_paths(out, [session.spec.model for session in sessions])
+
+
+def _run(session: Session, path: Path, watcher: Watcher, workers: str) -> bool:
+    from lcbench.engine.workers import devices_of
+
+    devices = devices_of(workers, session.spec.model.device, session.info.device)
+    stop = _StopOnInterrupt(watcher.say)
+    with session.open_run(path, devices) as running:
+        for message in running.messages:
+            watcher.say(message)
+        watcher.say(f"Run directory: {path}")
+        watcher.begin(running, path)
+        try:
+            with stop:
+                outcome = running.execute(listener=watcher.on_event, should_stop=stop.requested)
+        finally:
+            watcher.end()
+    watcher.done(outcome, path)
+    return _report_outcome(outcome, path, watcher)
+
+
+def _release() -> None:
+    """Give back the memory of one model before the next is measured and loaded."""
+    import torch
+
+    from lcbench.engine.memory import release
+
+    gc.collect()
+    if torch.cuda.is_available():
+        release(torch.device("cuda"))
+
+
+def _report_outcome(outcome: Outcome, path: Path, watcher: Watcher) -> bool:
+    command = " ".join(shlex.quote(word) for word in ["lcbench", *sys.argv[1:]])
+    total = outcome.written + outcome.reused
+    if watcher.tables and watcher.so_far is not None and watcher.so_far.cells:
+        whole = not outcome.interrupted and not outcome.failed
+        Console(highlight=False).print(watcher.so_far.table(final=whole))
+    if outcome.interrupted:
+        typer.echo(
+            f"Stopped after {total} samples, all kept in {path}. To continue, run the same command:\n  {command}"
+        )
+        raise typer.Exit(130)
+    again = f" ({outcome.reused} were there already)" if outcome.reused else ""
+    typer.echo(f"Done: {total} samples{again} in {path}.")
+    if outcome.halved:
+        typer.echo(
+            f"Ran out of memory {outcome.halved} times; those batches were halved and tried again (events.jsonl)."
+        )
+    if outcome.failed:
+        typer.echo(f"{outcome.failed} failed:")
+        for line in outcome.errors[:10]:
+            typer.echo(f"  {line}")
+        if len(outcome.errors) > 10:
+            typer.echo(f"  … and {len(outcome.errors) - 10} more; they are in the predictions with status=error.")
+        typer.echo(f"To try them again, run the same command:\n  {command}")
+    return outcome.failed > 0
+
+
+def _say_next(paths: Sequence[Path]) -> None:
+    if len(paths) == 1:
+        typer.echo(f"Next:  lcbench score {shlex.quote(str(paths[0]))}")
+    else:
+        typer.echo(f"Next:  lcbench report {' '.join(shlex.quote(str(path)) for path in paths)}")
+
+
+class _StopOnInterrupt:
+    """The first Ctrl-C asks to stop after the current sample; the second stops at once."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._asked = False
+        self._say = say
+        self._before: Any = None
+
+    def requested(self) -> bool:
+        return self._asked
+
+    def _handle(self, number: int, frame: object) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+        self._say("Stopping after the current sample (Ctrl-C again stops at once) …")
+
+    def __enter__(self) -> _StopOnInterrupt:
+        self._before = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        signal.signal(signal.SIGINT, self._before)

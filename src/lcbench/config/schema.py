@@ -1,0 +1,118 @@
+"""JSON Schema of the ``--config`` file, for editors; made from the fields of `RunSpec` and `ModelSpec`."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import re
+import shlex
+import types
+import typing
+from importlib import resources
+from typing import Any
+
+from lcbench.config.spec import ALIASES, COUNTS, ModelSpec, RunSpec
+from lcbench.config.study import MODELS, OUT
+
+FILE_NAME = "lcbench.schema.json"
+MODELINE = f"# yaml-language-server: $schema={FILE_NAME}"
+"""First line of a YAML file: editors then check and complete its keys."""
+
+_TEXTS = {"type": ["string", "array"], "items": {"type": "string"}}
+_BUDGET = {"type": ["string", "number"]}
+_SPECIAL: dict[str, dict[str, Any]] = {
+    "methods": _TEXTS,
+    "tasks": _TEXTS,
+    "budgets": {"type": ["string", "number", "array"], "items": _BUDGET},
+    "settings": {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}},
+}
+
+
+def json_schema() -> dict[str, Any]:
+    """The schema (draft 2020-12). Every key of a file, its type, its values and what it means."""
+    model = _fields(ModelSpec)
+    model["name"].pop("default", None)
+    flat = {key: value for key, value in model.items() if key != "name"}
+    run = {key: value for key, value in _fields(RunSpec).items() if key != "model"}
+    properties: dict[str, Any] = {
+        "model": {**model["name"], "description": f"The model: {model['name']['description']}"},
+        MODELS: {
+            "type": "array",
+            "minItems": 1,
+            "description": "Several models, each a name or a mapping of model keys, instead of model; each has a run "
+            "directory of its own below out.",
+            "items": {
+                "anyOf": [
+                    {"type": "string"},
+                    {"type": "object", "properties": model, "required": ["name"], "additionalProperties": False},
+                ]
+            },
+        },
+        **run,
+        **{alias: run[name] for alias, name in ALIASES.items()},
+        **flat,
+        OUT: {"type": "string", "description": "Run directory, or the folder of those of several models."},
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "lcbench study",
+        "description": "What `lcbench run --config FILE` runs. The command line goes over the file.",
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": False,
+    }
+
+
+def render() -> str:
+    """The schema as the text of a file."""
+    return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def _fields(cls: type[Any]) -> dict[str, dict[str, Any]]:
+    """A schema for every field of a dataclass; descriptions are those of its docstring."""
+    meanings, hints = _meanings(cls), typing.get_type_hints(cls)
+    result: dict[str, dict[str, Any]] = {}
+    for field in dataclasses.fields(cls):
+        schema = dict(_SPECIAL.get(field.name) or _type(hints[field.name]))
+        if field.name in COUNTS:
+            schema["minimum"] = 1
+        if field.name in meanings:
+            schema["description"] = meanings[field.name]
+        if field.default is not dataclasses.MISSING and field.default is not None and field.name not in _SPECIAL:
+            schema["default"] = field.default
+        result[field.name] = schema
+    return result
+
+
+def _type(hint: Any) -> dict[str, Any]:
+    arms = typing.get_args(hint)
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        schema = _type(next(arm for arm in arms if arm is not type(None)))
+        if "enum" in schema:
+            return {"enum": [*schema["enum"], None]}
+        return {**schema, "type": [schema["type"], "null"]}
+    if typing.get_origin(hint) is typing.Literal:
+        return {"enum": list(arms)}
+    return {"type": {int: "integer", bool: "boolean", str: "string"}.get(hint, "object")}
+
+
+def _meanings(cls: type[Any]) -> dict[str, str]:
+    """Field name to its text in the section "Attributes" of the class's docstring, on one line, without markup."""
+    _, _, section = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")
+    found: dict[str, str] = {}
+    name = ""
+    for line in section.splitlines():
+        start = re.match(r"    (\w+): (.*)", line)
+        if start:
+            name, text = start.groups()
+            found[name] = text
+        elif name and line.strip():
+            found[name] += " " + line.strip()
+    return {key: text.replace("``", "").replace("`", "") for key, text in found.items()}
+
+
+def example(name: str) -> str:
+    """A commented study that runs as it is on the demo model, to be written as a file called ``name``."""
+    text = (resources.files("lcbench.config") / "example.yaml").read_text(encoding="utf-8")
+    return f"{MODELINE}\n{text.replace('FILE', shlex.quote(name))}"
