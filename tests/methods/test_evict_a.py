@@ -303,7 +303,7 @@ def test_h2o_2_the_first_decode_forward_of_longctx_is_that_of_the_full_cache(pre
     full = harness.force(pair, record.cache.fork(), ids[60:])
     bench = harness.force(pair, resolve(f"h2o-longctx@preset={preset}").compress(record), ids[60:])
     paper = harness.force(pair, resolve("h2o@heavy=0.125,recent=0.125").compress(record), ids[60:])
-    assert torch.equal(bench[0], full[0])
+    assert harness.largest_difference(bench[0], full[0]) < 1e-4  # not to the bit: the full cache decodes in a stack
     assert harness.largest_difference(bench[1], full[1]) > 1e-2
     assert harness.largest_difference(paper[0], full[0]) > 1e-2
 

@@ -120,9 +120,9 @@ def test_a_template_that_prints_the_date_prints_the_same_one_every_day(tmp_path:
     dated.write_text("\nToday is {{ strftime_now('%d %b %Y') }}. {{ messages[0]['content'] }}")
     assert format_chat(byte_tokenizer(), "hi", str(dated)) == "\nToday is 26 Jul 2024. hi"
     dated.write_text(
-        "{%- if not day is defined %}{%- set day = strftime_now('%Y-%m-%d, %A') %}{%- endif %}{{ day | upper }}"
+        "{%- if not day is defined %}{%- set day = strftime_now('%Y-%m-%d, %A') %}{%- endif %}{{ day | upper }} {{ messages[0]['content'] }}"
     )
-    assert format_chat(byte_tokenizer(), "hi", str(dated)) == "2024-07-26, FRIDAY"
+    assert format_chat(byte_tokenizer(), "hi", str(dated)) == "2024-07-26, FRIDAY hi"
 
 
 def test_of_several_templates_the_default_one_is_taken() -> None:
@@ -134,3 +134,10 @@ def test_of_several_templates_the_default_one_is_taken() -> None:
 def test_text_reaches_the_template_unchanged() -> None:
     text = "a {{ 7 * 7 }} {% raw %} <b>&amp;</b> \u4e16\n"
     assert text in (format_chat(byte_tokenizer(), text, "auto") or "")
+
+
+def test_a_template_file_that_leaves_the_prompt_out_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "t.jinja"
+    file.write_text("<s>[INST]{prompt}[/INST]", encoding="utf-8")
+    with pytest.raises(ModelError, match="leaves the prompt out"):
+        format_chat(byte_tokenizer(), "What is the key?", str(file))

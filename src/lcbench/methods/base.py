@@ -152,7 +152,12 @@ class Scorer(Method, ABC):
 
     A subclass only says how important each token is; budgets, ties, forks and layers are done here. A prompt that
     fits its budget is left alone.
+
+    Class attributes:
+        draws: whether scores are drawn at random; all others are computed once a prompt and serve every budget.
     """
+
+    draws: ClassVar[bool] = False
 
     budget: Budget = param(QUARTER, "tokens kept of the prompt: a ratio (0.25) or a number (512)")
 
@@ -164,7 +169,8 @@ class Scorer(Method, ABC):
     def score(self, record: LayerRecord) -> Tensor:
         """Importance ``[Hk, L]``, higher is kept; ``+inf`` for tokens that must stay. fp32.
 
-        With ``[H, L]`` every query head gets a copy of its own of the tokens it chooses, and is charged for it.
+        With ``[H, L]`` every query head gets a copy of its own of the tokens it chooses, and is charged for it. Must
+        not depend on the budget: several budgets rank by the same scores.
         """
 
     @property
@@ -184,7 +190,8 @@ class Scorer(Method, ABC):
         layers: list[LayerKV] = []
         for i in range(record.shape.layers):
             layer = record.layer(i)
-            index = top_positions(layer.once(self._scored_by, partial(self.score, layer)), keep)
+            scores = self.score(layer) if self.draws else layer.once(self._scored_by, partial(self.score, layer))
+            index = top_positions(scores, keep)
             key, value = take(layer, index)
             layers.append(DenseLayer(key, value, kept=index, seen=record.length))
         return KVCache(layers)

@@ -14,6 +14,7 @@ from lcbench.models.official_chat import official_ids, official_template
 
 # Some templates print today's date; a run continued tomorrow must ask the same question. A macro of the same name hides
 # the clock behind one day, the one that Llama 3's own template falls back to.
+_NAMED = ("auto", "official", "none")
 _DAY = {"%d": "26", "%m": "07", "%b": "Jul", "%B": "July", "%y": "24", "%Y": "2024", "%a": "Fri", "%A": "Friday"}
 _FIXED_DAY = (
     "{% macro strftime_now(pattern) %}{{ pattern"
@@ -168,6 +169,11 @@ def _render(tokenizer: Any, text: str, template: str, option: str) -> str:
         raise ModelError(
             f"The chat template {where} failed: {plain(error)}.", "Use --chat none, or another --chat FILE.jinja."
         ) from None
+    if option not in _NAMED and text.strip() and text.strip() not in str(rendered):
+        raise ModelError(
+            f"The chat template {option} leaves the prompt out.",
+            "Write the user's turn as {{ messages[0]['content'] }}, as the templates of tokenizers do.",
+        )
     return str(rendered)
 
 

@@ -19,7 +19,7 @@ def task_facts(task: str, where: str = "") -> TaskFacts:
         UnknownName: no such task; the nearest is offered.
     """
     name = task.partition("@")[0]
-    facts = facts_of(name)
+    facts = facts_of(name) or facts_of(name.removeprefix("longbench/"))
     if facts is not None:
         return facts
     from lcbench.tasks.registry import all_tasks

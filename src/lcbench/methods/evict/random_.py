@@ -33,5 +33,7 @@ class Random(Scorer):
         "the formula, in elements and in memory."
     )
 
+    draws: ClassVar[bool] = True
+
     def score(self, record: LayerRecord) -> Tensor:
         return torch.rand(record.key.shape[:2], dtype=torch.float32).to(record.key.device)
