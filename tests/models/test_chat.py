@@ -120,7 +120,8 @@ def test_a_template_that_prints_the_date_prints_the_same_one_every_day(tmp_path:
     dated.write_text("\nToday is {{ strftime_now('%d %b %Y') }}. {{ messages[0]['content'] }}")
     assert format_chat(byte_tokenizer(), "hi", str(dated)) == "\nToday is 26 Jul 2024. hi"
     dated.write_text(
-        "{%- if not day is defined %}{%- set day = strftime_now('%Y-%m-%d, %A') %}{%- endif %}{{ day | upper }} {{ messages[0]['content'] }}"
+        "{%- if not day is defined %}{%- set day = strftime_now('%Y-%m-%d, %A') %}{%- endif %}"
+        "{{ day | upper }} {{ messages[0]['content'] }}"
     )
     assert format_chat(byte_tokenizer(), "hi", str(dated)) == "2024-07-26, FRIDAY hi"
 

@@ -66,15 +66,15 @@ def draw(
             _end_labels(ax, curves, at, style)
             ax.set_xlabel(x_label)
             ax.set_ylabel(y_label)
-            ax.set_title(title)
             words = _explained(curves)
-            ax.annotate(
+            ax.set_title(title, pad=18 if words else None)
+            ax.annotate(  # a line of its own: titles of long task names fill theirs
                 words,
-                (1, 1),
+                (0, 1),
                 (0, 5),
                 xycoords="axes fraction",
                 textcoords="offset points",
-                ha="right",
+                ha="left",
                 fontsize=7,
                 color=MUTED,
             )
@@ -107,14 +107,13 @@ def _panels(
         _axes(ax, names, at, curves, small=True)
         ax.tick_params(labelbottom=index + columns >= len(shown))
         ax.set_title(shorten(shown[index].label), fontsize=8.5)
-    figure.supxlabel(x_label, fontsize=9)
     figure.supylabel(y_label, fontsize=9)
     hidden = len(curves) - (base is not None) - len(shown)
     extra = [_explained(curves)] if _explained(curves) else []
     extra += [f"grey: {base.label}"] if base else []
     extra += [f"{hidden} more methods not drawn"] if hidden else []
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=10)
-    figure.text(0.995, 0.995, "; ".join(extra), ha="right", va="top", fontsize=7, color=MUTED)
+    figure.supxlabel("; ".join([x_label, *extra]), fontsize=8)
     return figure
 
 
