@@ -125,7 +125,12 @@ def test_errors_merges_fetches_and_cuts_are_told() -> None:
     ]  # fmt: skip
     pieces = [Piece("kept ", "kept"), Piece("gone", "cut"), Piece("new", "added")]
     found = inspection(list("abcdef"), layers=layers, pieces=pieces, fed=[7, 8])
+    narrow = printed(found).splitlines()
+    assert all(len(line) <= 80 for line in narrow)
+    assert any(line.split() == ["0", "50.0", "%", "600", "B", "25.00", "(12.50–37.50)", "37.50", "(25.00–50.00)"]
+               for line in narrow)  # fmt: skip
     text = printed(found, width=120)
+    assert "█·█·█·" in text
     assert "25.00 (12.50–37.50)" in text
     assert "37.50 (25.00–50.00)" in text
     assert "2 entries were merged into others" in text
