@@ -73,6 +73,7 @@ class Inspection:
             character; None where no tokenizer was there.
         layers: from the lowest.
         kv_bytes: bytes held right after compression, as a run records them. kv_bytes_full: of the uncompressed cache.
+        resident_bytes: of the bytes held, those that a step reads.
         pieces: the prompt's text with what was cut, where the method rewrites it.
         fed: token ids of the steps after the prompt. logits: fp32 ``[steps][vocab]``, those at each of them.
     """
@@ -85,6 +86,7 @@ class Inspection:
     layers: Sequence[InspectedLayer]
     kv_bytes: int
     kv_bytes_full: int
+    resident_bytes: int
     pieces: Sequence[Piece] = ()
     fed: Sequence[int] = ()
     logits: Sequence[Sequence[float]] | None = None
@@ -123,7 +125,7 @@ class Inspection:
             data["logits"] = [list(row) for row in self.logits]
         if details:
             data |= {"model": self.model, "method": self.method, "memory": self.memory, "token_ids": list(self.ids)}
-            data["steps"] = list(self.fed)
+            data |= {"resident_bytes": self.resident_bytes, "steps": list(self.fed)}
             if self.pieces:
                 data["text"] = [{"text": piece.text, "kind": piece.kind} for piece in self.pieces]
         return data

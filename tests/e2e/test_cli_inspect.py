@@ -320,3 +320,53 @@ def refused(done: Any, said: str) -> None:
     assert done.err.startswith("Error: ")
     assert "\nNext:  " in done.err
     assert said in done.err.replace("\n", " "), done.err
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with a tokenizer."""
+    return save_tiny(tmp_path_factory.mktemp("model") / "whole")
+
+
+def test_a_row_of_a_task_is_what_a_run_feeds_and_keeps(cli: Cli, whole: Path) -> None:
+    task = "passkey@lengths=20,depths=2,repeats=1,max_new_tokens=4"
+    model = ("--model", whole, "--method", "random@budget=0.25")
+    assert cli("run", *model, "--task", task, "--out", "r", "--quiet").code == 0
+    (file,) = Path("r/predictions").rglob("*.jsonl")
+    records = {record["_id"]: record for record in map(json.loads, file.read_text().splitlines())}
+    found = []
+    for index in range(2):
+        done = cli("inspect", *model, "--task", task, "--index", index, "--json")
+        assert done.code == 0, done.err
+        found.append(json.loads(done.out))
+    facts = ("prompt_tokens", "kv_bytes", "kv_bytes_full")
+    assert sorted([data[name] for name in facts] for data in found) == sorted(
+        [record[name] for name in facts] for record in records.values()
+    )
+
+
+def test_a_method_that_rewrites_the_prompt_shows_what_it_cut(
+    cli: Cli, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lcbench.methods.full import Full
+
+    monkeypatch.setattr(Full, "transform_prompt", lambda self, text, start: text.replace("very ", ""))
+    Path("prompt.txt").write_text("A very long story.")
+    done = cli("inspect", "--model", whole, "--prompt", "prompt.txt", "--json", "--details")
+    assert done.code == 0, done.err
+    data = json.loads(done.out)
+    assert data["prompt_tokens"] == 1 + len("A long story.")  # BOS
+    assert data["text"] == [
+        {"text": "A ", "kind": "kept"},
+        {"text": "very ", "kind": "cut"},
+        {"text": "long story.", "kind": "kept"},
+    ]
+    assert "A ⟦very ⟧long story." in cli("inspect", "--model", whole, "--prompt", "prompt.txt").out
+    Path("ids.json").write_text("[1, 2]")
+    refused(cli("inspect", "--model", whole, "--token-ids", "ids.json"), "rewrites the text of a prompt")
+
+
+@pytest.mark.parametrize(("content", "said"), [(b"\xff\xfe", "not UTF-8"), (b"x" * 5000, "5,001 tokens")])
+def test_bad_prompts(cli: Cli, whole: Path, content: bytes, said: str) -> None:
+    Path("prompt.txt").write_bytes(content)
+    refused(cli("inspect", "--model", whole, "--prompt", "prompt.txt"), said)

@@ -113,9 +113,9 @@ def examine(
         with watching(witness):
             cache = method.compress(record)
         kept, nbytes = [_positions(store, shape.kv_heads) for store in cache.layers], _bytes_by_layer(cache)
-        total = sum(nbytes)
+        total, resident = sum(nbytes), cache.resident_nbytes
         if method.traits.memory == "simulated":
-            total = method.logical_nbytes(shape, len(read.ids))
+            total = resident = method.logical_nbytes(shape, len(read.ids))
             nbytes = _shared_out(total, shape.layers)
         exact = record
         if own and any(isinstance(store, Restores) for store in cache.layers):
@@ -134,6 +134,7 @@ def examine(
         ),
         kv_bytes=total,
         kv_bytes_full=shape.full_bytes(len(read.ids)),
+        resident_bytes=resident,
         pieces=read.pieces,
         fed=tuple(fed),
         logits=rows,

@@ -82,6 +82,16 @@
       "”: " + named.length + " of " + sets.length + " heads" + (named.length ? " (layer.head " + shown + ")" : "");
   };
 
+  const stretches = (at) => {
+    const found = [];
+    for (const p of at) {
+      const last = found[found.length - 1];
+      if (last && p === last[1] + 1) last[1] = p;
+      else found.push([p, p]);
+    }
+    return found.map(([a, b]) => (a === b ? String(a) : a + "–" + b)).join(", ");
+  };
+
   const listMerges = (at) => {
     const list = $("merged");
     if (!list) return;
@@ -91,7 +101,7 @@
     $("merged-count").textContent = wanted.length + " merges in layer " + at + (wanted.length > 500 ? ", the first 500 of them:" : ":");
     for (const [h, from, into] of wanted.slice(0, 500)) {
       const item = document.createElement("li");
-      item.textContent = "head " + h + ": " + from.join(", ") + " → " + into.join(", ");
+      item.textContent = "head " + h + ": " + stretches(from) + " → " + stretches(into);
       list.append(item);
     }
   };

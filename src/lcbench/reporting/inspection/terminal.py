@@ -47,15 +47,17 @@ def render(found: Inspection, console: Console) -> RenderableType:
 
 def _layers(found: Inspection, console: Console) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    table.add_column("layer", justify="right")
+    table.add_column("layer", justify="right", no_wrap=True)
     has_errors = any(layer.errors is not None for layer in found.layers)
-    width = max(16, min(100, console.width - 34 - (44 if has_errors else 0)))
-    table.add_column("kept, first to last token", width=width, overflow="ignore", no_wrap=True)
+    width = min(100, console.width - 34 - (50 if has_errors else 0))
+    with_strip = width >= 16  # a narrow terminal has room for errors or for the strip
+    if with_strip:
+        table.add_column("kept, first to last token"[:width], width=width, overflow="ignore", no_wrap=True)
     for name in ("kept", "KV bytes", *(("key error %", "value error %") if has_errors else ())):
         table.add_column(name, justify="right", no_wrap=True)
     for number, layer in enumerate(found.layers):
-        row = [str(number), _strip(binned(found, layer, width)), f"{100 * kept_share(found, layer):.1f} %"]
-        row.append(bytes_text(layer.kv_bytes))
+        row = [str(number), *([_strip(binned(found, layer, width))] if with_strip else [])]
+        row += [f"{100 * kept_share(found, layer):.1f} %", bytes_text(layer.kv_bytes)]
         if layer.errors is not None:
             row += [error_text([key for key, _ in layer.errors]), error_text([value for _, value in layer.errors])]
         table.add_row(*row)

@@ -40,11 +40,12 @@ def headline(found: Inspection) -> str:
     mean = sum(found.kept_by()) / max(1, found.stored_heads)
     share = mean / max(1, found.prompt_tokens)
     ratio = found.kv_bytes_full / found.kv_bytes if found.kv_bytes else None
+    reads = f"; a step reads {bytes_text(found.resident_bytes)}" if found.resident_bytes < found.kv_bytes else ""
     simulated = " (simulated: dropped bytes only count as dropped)" if found.memory == "simulated" else ""
     return (
         f"{clean(found.method)} on {clean(found.model)}: {mean:,.1f} of {found.prompt_tokens:,} tokens kept, mean over "
         f"layers and heads ({100 * share:.1f} %); {bytes_text(found.kv_bytes)} of {bytes_text(found.kv_bytes_full)} "
-        f"KV bytes ({ratio_text(ratio)}){simulated}"
+        f"KV bytes ({ratio_text(ratio)}){reads}{simulated}"
     )
 
 
