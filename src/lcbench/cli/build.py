@@ -15,7 +15,7 @@ from rich.table import Table
 
 from lcbench.config.home import home as lcbench_home
 from lcbench.config.spec import default_model
-from lcbench.errors import BadValue, DataMissing, UnknownName, UsageError
+from lcbench.errors import BadValue, CorruptFile, DataMissing, UnknownName, UsageError
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -110,7 +110,7 @@ def build(
     source = _Source(pools, custom, strict, tokenizer or default_model(), say)
     chosen = _tasks(tasks)
     if verify:
-        _verify(build_name, chosen, lengths, source, jobs, console, quiet)
+        _verify(build_name, chosen, lengths, source, jobs, console, quiet, own_counter=tokenizer is None)
         return
     if lengths is None:
         raise UsageError("No length was given.", "Write --lengths 8k,16k.")
@@ -125,6 +125,10 @@ class _Source:
         self, pools: str | None, custom: Path | None, strict: bool, tokenizer: str, say: Callable[[str], None]
     ) -> None:
         self._pools, self.custom, self._strict, self._tokenizer, self.say = pools, custom, strict, tokenizer, say
+
+    def count_with(self, tokenizer: str) -> None:
+        """Another counter from now on: a model, or "words"."""
+        self._tokenizer = tokenizer
 
     def open(self, tasks: Sequence[str], mode: str) -> tuple[Material, TokenCounter]:
         """The documents that some tasks need, and the counter. Says and, when strict, refuses what is missing."""
@@ -215,7 +219,7 @@ def _build(order: Order, source: _Source, overwrite: bool, console: Console, qui
 
 def _verify(
     name: str, tasks: tuple[str, ...], lengths: str | None, source: _Source, jobs: int | None, console: Console,
-    quiet: bool,
+    quiet: bool, *, own_counter: bool,
 ) -> None:  # fmt: skip
     from lcbench.tasks.hundred.build import Workshop
     from lcbench.tasks.hundred.names import BASE, length_text, lengths_of
@@ -223,16 +227,25 @@ def _verify(
 
     folder = build_folder(lcbench_home(), name)
     wanted = None if lengths is None else {BASE, *lengths_of(lengths)}
-    recipes = [recipe for recipe in map(read_recipe, sorted(folder.glob("*.jsonl"))) if recipe.task in tasks]
-    recipes = [recipe for recipe in recipes if wanted is None or recipe.length in wanted]
+    recipes, changed = [], []
+    for file in sorted(folder.glob("*.jsonl")):
+        try:
+            recipe = read_recipe(file)
+        except CorruptFile as error:
+            typer.echo(f"{file.name}: {error.message}")
+            changed.append(file.name)
+            continue
+        if recipe.task in tasks and (wanted is None or recipe.length in wanted):
+            recipes.append(recipe)
     if not recipes:
         raise DataMissing(
             f"The build '{name}' has no such files.", f"Build them first: lcbench build {_SUITE} --lengths 8k"
         )
     if any(recipe.custom for recipe in recipes) and source.custom is None:
         raise UsageError(f"The build '{name}' was made from a folder of yours.", "Give that folder with --custom DIR.")
+    if own_counter:
+        source.count_with(recipes[0].counter)
     material, counter = source.open([recipe.task for recipe in recipes], recipes[0].mode)
-    changed = []
     with _Bars(console, quiet) as bars:
         for recipe in recipes:
             workshop = Workshop(_order_of([recipe], name, jobs), material, counter, lcbench_home())
@@ -240,9 +253,14 @@ def _verify(
             label = f"{recipe.task}@{length_text(recipe.length)}"
             typer.echo(f"{label}: {difference or 'the same'}")
             changed += [label] if difference else []
+    there = {(recipe.task, recipe.length) for recipe in recipes}
+    for task in dict.fromkeys(recipe.task for recipe in recipes):
+        for length in dict.fromkeys(recipe.length for recipe in recipes):
+            if (task, length) not in there:
+                typer.echo(f"{task}@{length_text(length)}: not there; other tasks have this length")
     if changed:
         raise UsageError(
-            f"{len(changed)} of {len(recipes)} files are not what their recipe gives now.",
+            f"{len(changed)} files are not what their recipe gives now.",
             "Use the same pools and --tokenizer, or build again with --overwrite.",
         )
     typer.echo(f"All {len(recipes)} files are what their recipe gives, byte for byte.")

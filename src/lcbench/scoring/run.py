@@ -125,6 +125,18 @@ def score_path(
     return _table("folder", _shown(path), inputs, options, notes)
 
 
+def _nothing_there(run: RunDirectory) -> NotARun:
+    """A run without a record: not begun, or every prompt was longer than the window and left out."""
+    tasks = run.provenance.get("tasks") or {}
+    left_out = sum(int(facts.get("skipped") or 0) for facts in tasks.values())
+    if left_out and not any(int(facts.get("rows") or 0) > int(facts.get("skipped") or 0) for facts in tasks.values()):
+        return NotARun(
+            f"{run.path} has no predictions: all {left_out} prompts were longer than the window and skipped.",
+            "Run it with --over-length truncate, with shorter texts, or with a model of a longer window.",
+        )
+    return NotARun(f"{run.path} has no predictions yet.", "Start or continue the run first: lcbench run")
+
+
 def score_directory(run: RunDirectory, options: ScoreOptions = DEFAULTS, grading: Grading | None = None) -> ScoreTable:
     """Score every method and task of a run that has records. Raises CorruptFile, UnknownName, and as the judge."""
     inputs: dict[str, list[TaskSamples]] = {}
@@ -136,7 +148,7 @@ def score_directory(run: RunDirectory, options: ScoreOptions = DEFAULTS, grading
             if samples.samples:
                 inputs.setdefault(method, []).append(samples)
     if not inputs:
-        raise NotARun(f"{run.path} has no predictions yet.", "Start or continue the run first: lcbench run")
+        raise _nothing_there(run)
     notes = of_run(run, inputs, [task for task in run.tasks if not is_no_context(task)])
     verdicts: Mapping[tuple[str, str], Verdicts] = {}
     if grading is not None:
