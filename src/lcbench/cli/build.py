@@ -237,6 +237,7 @@ def _verify(
             continue
         if recipe.task in tasks and (wanted is None or recipe.length in wanted):
             recipes.append(recipe)
+    broken = len(changed)
     if not recipes:
         raise DataMissing(
             f"The build '{name}' has no such files.", f"Build them first: lcbench build {_SUITE} --lengths 8k"
@@ -260,7 +261,7 @@ def _verify(
                 typer.echo(f"{task}@{length_text(length)}: not there; other tasks have this length")
     if changed:
         raise UsageError(
-            f"{len(changed)} files are not what their recipe gives now.",
+            f"{len(changed)} of {len(recipes) + broken} files are not what their recipe gives now.",
             "Use the same pools and --tokenizer, or build again with --overwrite.",
         )
     typer.echo(f"All {len(recipes)} files are what their recipe gives, byte for byte.")
