@@ -119,7 +119,7 @@ def score(
     if as_json:
         typer.echo(json.dumps(official_shape(table), ensure_ascii=False, indent=4))
     else:
-        show(table, target)
+        show(table, target, out)
     if table.source == "run":
         _keep(table, target, elsewhere=out)
     if table.n_error:
@@ -185,8 +185,12 @@ def _official(task: TaskScore) -> Any:
     return float("nan") if task.score is None else task.score
 
 
-def show(table: ScoreTable, target: Path) -> None:
-    """Print the table, what the reader must know about it, and the next command."""
+def show(table: ScoreTable, target: Path, out: Path | None = None) -> None:
+    """Print the table, what the reader must know about it, and the next command.
+
+    Args:
+        out: where the scores were written besides.
+    """
     console = Console(highlight=False)
     for name, method in table.methods.items():
         console.print(Text(name, style="bold"), soft_wrap=True)
@@ -201,6 +205,8 @@ def show(table: ScoreTable, target: Path) -> None:
     if table.source == "run":
         shown = shlex.quote(str(target))
         console.print(escape(f"Next:    lcbench report {shown}"), soft_wrap=True)
+    elif out is None:
+        console.print("Shown only: --out FILE.json writes the scores.", soft_wrap=True)
 
 
 def _footnotes(table: ScoreTable, target: Path) -> list[str]:
