@@ -239,7 +239,7 @@ def test_without_context(home: Path) -> None:
     assert row.fields["context"] != ""
 
 
-@pytest.mark.parametrize("name", list(all_groups()))
+@pytest.mark.parametrize("name", [name for name in all_groups() if name != "100-longbench"])  # that one is built
 def test_download_knows_the_same_groups(name: str) -> None:
     """`lcbench download GROUP` brings every file that `--task GROUP` reads."""
     files = {path for selection in resolve_data([name]) for path in (entry.path for entry in selection.files)}
