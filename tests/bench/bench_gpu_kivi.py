@@ -297,11 +297,11 @@ def tune(rows: int, tokens: int, bits: int) -> dict[str, float]:
     query, key, value = inputs(rows)
     times: dict[str, float] = {}
     best = float("inf")
-    for warps, stages, run, tail_warps in (
-        (1, 2, 16, 8), (1, 3, 16, 8), (1, 4, 16, 8), (1, 1, 16, 8), (2, 2, 16, 8), (4, 2, 16, 8),
-        (1, 2, 8, 8), (1, 2, 32, 8), (1, 2, 64, 8), (1, 2, 16, 4), (1, 3, 8, 4),
+    for warps, stages, run, tail_warps, at_once in (
+        (1, 3, 16, 1, 4), (1, 2, 16, 1, 4), (1, 4, 16, 1, 4), (2, 3, 16, 1, 4), (1, 3, 8, 1, 4), (1, 3, 32, 1, 4),
+        (1, 3, 16, 2, 4), (1, 3, 16, 1, 2), (1, 3, 16, 1, 1), (1, 3, 16, 4, 4),
     ):  # fmt: skip
-        launch = {"warps": warps, "stages": stages, "run": run, "tail_warps": tail_warps}
+        launch = {"warps": warps, "stages": stages, "run": run, "tail_warps": tail_warps, "at_once": at_once}
         arena.launch = replace(arena.launch, **launch)
         arena.counts = [tokens] * rows
         arena.lengths.fill_(tokens)

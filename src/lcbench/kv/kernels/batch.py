@@ -21,13 +21,15 @@ from lcbench.kv.kernels.pages import ALIGN, TOKENS, PageLayout, Row, read, write
 @dataclass(frozen=True)
 class Launch:
     """How the kernels are launched: warps and pipeline stages of the page loop, pages one program of it goes through at
-    most, warps of the kernel for the newest tokens, and the packed half-precision instructions, which the interpreter
-    does not know."""
+    most, warps and stages of the kernel for the newest tokens, partial results that it loads at once, and the packed
+    half-precision instructions, which the interpreter does not know."""
 
     warps: int = 1
-    stages: int = 2
+    stages: int = 3
     run: int = 16
-    tail_warps: int = 8
+    tail_warps: int = 1
+    tail_stages: int = 1
+    at_once: int = 4
     native: bool = True
 
 
@@ -236,7 +238,8 @@ class PagedBatch:
         decode.tail_kernel[(self.kv_heads, rows)](
             query, key, value, self._slabs[0], turning, self.table, self.lengths, slots, self.exact_keys,
             self.exact_values, *buffers, result, scaling, heads, g, self.table.stride(0), splits, run,
-            **shape, COLUMNS=columns, NATIVE=how.native, num_warps=how.tail_warps, num_stages=1,
+            **shape, COLUMNS=columns, NATIVE=how.native, SOME=32, STAGES=how.tail_stages, AT_ONCE=how.at_once,
+            num_warps=how.tail_warps, num_stages=how.tail_stages,
         )  # fmt: skip
         pack.settle_kernel[(self.kv_heads, rows)](
             key, value, self._slabs[0], self.table, self.lengths, slots, self.exact_keys, self.exact_values,

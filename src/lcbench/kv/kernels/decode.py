@@ -33,15 +33,15 @@ _SIXTEENTH = tl.constexpr("{ .reg .b32 f; mov.b32 f, 0x2C002C00; mul.rn.f16x2 $0
 @triton.jit
 def _elements(
     words, scale, offset, turns,
-    WORDS: tl.constexpr, X: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, NATIVE: tl.constexpr,
+    PLANES: tl.constexpr, WORDS: tl.constexpr, X: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
+    NATIVE: tl.constexpr,
 ):  # fmt: skip
-    """Elements over 2^b, fp16 ``[WORDS 16 / b, X]``.
+    """Elements over 2^b, fp16 ``[PLANES WORDS, X]``, of some planes.
 
     Args:
-        words: int16 ``[WORDS, X]`` in planes. scale, offset: fp16 ``[rows / GROUP, X]`` of `_numbers`.
-        turns: int32 ``[16 / b]``, left rotation that brings each plane's codes to their place in an fp16 number.
+        words: int16 ``[WORDS, X]``. scale, offset: fp16 ``[rows / GROUP, X]`` of `_numbers`.
+        turns: int32 ``[PLANES]``, left rotation that brings a plane's codes to their place in an fp16 number.
     """
-    PLANES: tl.constexpr = 16 // BITS
     ROWS: tl.constexpr = PLANES * WORDS
     s = tl.reshape(tl.broadcast_to(scale[:, None, :], (ROWS // GROUP, GROUP, X)), (ROWS, X))
     m = tl.reshape(tl.broadcast_to(offset[:, None, :], (ROWS // GROUP, GROUP, X)), (ROWS, X))
@@ -63,17 +63,18 @@ def _elements(
 
 @triton.jit
 def _numbers(
-    at, x, held,
+    at, x, held, beyond,
     GROUPS: tl.constexpr, X: tl.constexpr, BITS: tl.constexpr, MASKED: tl.constexpr, NATIVE: tl.constexpr,
 ):  # fmt: skip
-    """Scales and offsets fp16 ``[GROUPS, X]`` of a record (see `_elements`); zero from ``held`` on where MASKED."""
+    """Scales and offsets fp16 ``[GROUPS, x]`` (see `_elements`) of a record's rows of X numbers, minima ``beyond`` the
+    scales; zero from ``held`` on where MASKED."""
     where = at + tl.arange(0, GROUPS)[:, None] * X + x[None, :]
     if MASKED:
         scale = tl.load(where, mask=(x < held)[None, :], other=0).to(tl.float16, bitcast=True)
-        minimum = tl.load(where + GROUPS * X, mask=(x < held)[None, :], other=0).to(tl.float16, bitcast=True)
+        minimum = tl.load(where + beyond, mask=(x < held)[None, :], other=0).to(tl.float16, bitcast=True)
     else:
         scale = tl.load(where).to(tl.float16, bitcast=True)
-        minimum = tl.load(where + GROUPS * X).to(tl.float16, bitcast=True)
+        minimum = tl.load(where + beyond).to(tl.float16, bitcast=True)
     if BITS == 2:
         if NATIVE:
             offset = tl.inline_asm_elementwise(
@@ -104,27 +105,41 @@ def _page_keys(
 ):  # fmt: skip
     """Keys of a page over 2^b, fp16 ``[T, D]``."""
     WORDS: tl.constexpr = T * BITS // 16
-    x = tl.arange(0, D)
-    words = _words(record, WORDS, D)
     GROUPS: tl.constexpr = T // GROUP
-    scale, offset = _numbers(record + WORDS * D, x, D, GROUPS, D, BITS, False, NATIVE)
-    return _elements(words, scale, offset, turns, WORDS, D, BITS, GROUP, NATIVE)
+    words = _words(record, WORDS, D)
+    scale, offset = _numbers(record + WORDS * D, tl.arange(0, D), D, GROUPS * D, GROUPS, D, BITS, False, NATIVE)
+    return _elements(words, scale, offset, turns, 16 // BITS, WORDS, D, BITS, GROUP, NATIVE)
+
+
+@triton.jit
+def _some_keys(
+    words, record, turning, first,
+    SOME: tl.constexpr, D: tl.constexpr, T: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, NATIVE: tl.constexpr,
+):  # fmt: skip
+    """SOME of a page's keys over 2^b, of one group, from token ``first`` on, fp16 ``[SOME, D]``."""
+    WORDS: tl.constexpr = T * BITS // 16
+    PLANES: tl.constexpr = SOME // WORDS
+    at = record + WORDS * D + first // GROUP * D
+    scale, offset = _numbers(at, tl.arange(0, D), D, T // GROUP * D, 1, D, BITS, False, NATIVE)
+    turns = tl.load(turning + first // WORDS + tl.arange(0, PLANES))
+    return _elements(words, scale, offset, turns, PLANES, WORDS, D, BITS, SOME, NATIVE)
 
 
 @triton.jit
 def _page_values(
-    record, turns, held,
-    D: tl.constexpr, T: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, NATIVE: tl.constexpr,
-    MASKED: tl.constexpr,
+    record, turns, first, held,
+    SOME: tl.constexpr, D: tl.constexpr, T: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
+    NATIVE: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Values of a page over 2^b, channels as rows: fp16 ``[D, T]``; zero from token ``held`` on where MASKED."""
+    """Values of SOME tokens of a page over 2^b from token ``first`` on, channels as rows: fp16 ``[D, SOME]``; zero from
+    token ``held`` on where MASKED."""
     WORDS: tl.constexpr = D * BITS // 16
-    KEYS: tl.constexpr = T * BITS // 16 * D + 2 * (T // GROUP) * D
-    x = tl.arange(0, T)
-    words = _words(record + KEYS, WORDS, T)
     GROUPS: tl.constexpr = D // GROUP
-    scale, offset = _numbers(record + KEYS + WORDS * T, x, held, GROUPS, T, BITS, MASKED, NATIVE)
-    return _elements(words, scale, offset, turns, WORDS, T, BITS, GROUP, NATIVE)
+    KEYS: tl.constexpr = T * BITS // 16 * D + 2 * (T // GROUP) * D
+    words = _words(record + KEYS + first * WORDS, WORDS, SOME)
+    x = first + tl.arange(0, SOME)
+    scale, offset = _numbers(record + KEYS + WORDS * T, x, held, GROUPS * T, GROUPS, T, BITS, MASKED, NATIVE)
+    return _elements(words, scale, offset, turns, 16 // BITS, WORDS, SOME, BITS, GROUP, NATIVE)
 
 
 @triton.jit
@@ -190,12 +205,12 @@ def pages_kernel(
     for page in tl.range(first, last, num_stages=STAGES):
         record = pages + tl.load(addresses + page) * 8 + head * RECORD
         keys = _page_keys(record, turns, D, T, BITS, GROUP, NATIVE)
-        logits = tl.dot(keys, q) * to_logit[None, :]
-        higher = tl.maximum(top, tl.max(logits, axis=0) - HEADROOM)
-        weights = tl.exp2(logits - higher[None, :])
+        logits = tl.dot(keys, q)
+        higher = tl.maximum(top, tl.max(logits, axis=0) * to_logit - HEADROOM)
+        weights = tl.exp2(logits * to_logit[None, :] - higher[None, :])
         shrink = tl.exp2(top - higher)
         total = total * shrink + tl.sum(weights, axis=0)
-        values = _page_values(record, turns, T, D, T, BITS, GROUP, NATIVE, False)
+        values = _page_values(record, turns, 0, T, T, D, T, BITS, GROUP, NATIVE, False)
         out = tl.dot(values, weights.to(tl.float16), out * shrink[None, :])
         top = higher
     column = tl.arange(0, COLUMNS)
@@ -211,13 +226,16 @@ def tail_kernel(
     query, key, value, pages, turning, table, lengths, slots, exact_keys, exact_values, partial, partial_max,
     partial_sum, result, scaling, heads, g, table_stride, splits, pages_per_split,
     HK: tl.constexpr, D: tl.constexpr, T: tl.constexpr, RECORD: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
-    COLUMNS: tl.constexpr, NATIVE: tl.constexpr,
+    COLUMNS: tl.constexpr, NATIVE: tl.constexpr, SOME: tl.constexpr, STAGES: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
     """The last page, the exact tokens and the new one, joined with the partial results of the other pages.
 
     With L = nT + r tokens before the step the exact keys are the newest r, token nT + i at place i; the exact values
     are the newest T, token t at place t mod T. So place i < r of the values belongs to exact key i, and place i >= r to
     key i of the last page, whose first r values are packed.
+
+    SOME tokens at a time by few warps, so that many programs are on a processor and hide each other's waiting; then
+    AT_ONCE partial results at a time.
 
     Args: as `pages_kernel`, and
         key, value: ``[R, HK, D]`` of the new token. exact_keys, exact_values: ``[slots, HK, T, D]``.
@@ -231,42 +249,62 @@ def tail_kernel(
     raw = _queries(query, row, head, heads, g, D, COLUMNS)
     q, factor = _halves(raw)
     base = scaling * LOG2E
+    to_logit = factor * (base * (1 << BITS))
     turns = tl.load(turning + tl.arange(0, 16 // BITS))
-    place, channel, column = tl.arange(0, T), tl.arange(0, D), tl.arange(0, COLUMNS)
+    channel, column = tl.arange(0, D), tl.arange(0, COLUMNS)
     address = tl.load(table + slot.to(tl.int64) * table_stride + tl.maximum(count - 1, 0))
     record = pages + address * 8 + head * RECORD
-    packed = tl.dot(_page_keys(record, turns, D, T, BITS, GROUP, NATIVE), q) * (factor * (base * (1 << BITS)))[None, :]
-    packed = tl.where(count > 0, packed, -1e30)
-    exact = (slot * HK + head).to(tl.int64) * T * D
-    tile = exact + place[:, None] * D + channel[None, :]
-    young = (place < rest)[:, None]
-    recent = _product(tl.load(exact_keys + tile, mask=young, other=0.0), raw, NATIVE) * base
-    recent = tl.where(young, recent, -1e30)
+    words = _words(record, T * BITS // 16, D)
     new_at = (row * HK + head).to(tl.int64) * D + channel
     new_key = tl.load(key + new_at).to(tl.float32)
-    newest = tl.sum(raw.to(tl.float32) * new_key[:, None], axis=0) * base
-    top = tl.maximum(tl.maximum(tl.max(packed, axis=0), tl.max(recent, axis=0)), newest) - HEADROOM
-    of_page, of_recent = tl.exp2(packed - top[None, :]), tl.exp2(recent - top[None, :])
-    of_new = tl.exp2(newest - top)
-    total = tl.sum(of_page, axis=0) + tl.sum(of_recent, axis=0) + of_new
-    held = tl.where(count > 0, rest, 0)
-    values = _page_values(record, turns, held, D, T, BITS, GROUP, NATIVE, True)
-    out = tl.dot(values, tl.where(young, of_page, 0.0).to(tl.float16)) * (1 << BITS)
-    mixed = tl.where(young, of_recent, of_page)
-    exact_tile = tl.load(exact_values + exact + place[None, :] * D + channel[:, None])
-    out += _product(exact_tile, mixed.to(exact_tile.dtype), NATIVE)
-    new_value = tl.load(value + new_at).to(tl.float32)
-    out += new_value[:, None] * of_new[None, :]
-    runs = tl.cdiv(tl.maximum(count - 1, 0), pages_per_split)
-    for split in range(runs):
-        at = ((row * HK + head) * splits + split).to(tl.int64) * COLUMNS + column
-        theirs = tl.load(partial_max + at)
-        higher = tl.maximum(top, theirs)
-        mine, other = tl.exp2(top - higher), tl.exp2(theirs - higher)
-        total = total * mine + tl.load(partial_sum + at) * other
-        where = partial + at[None, :] * D + channel[:, None]
-        out = out * mine[None, :] + tl.load(where, mask=(column < g)[None, :], other=0.0) * other[None, :]
+    top = tl.sum(raw.to(tl.float32) * new_key[:, None], axis=0) * base - HEADROOM
+    total = tl.full([COLUMNS], 4096.0, tl.float32)  # 2^HEADROOM, the new token's weight
+    out = tl.load(value + new_at).to(tl.float32)[:, None] * total[None, :]
+    exact = (slot * HK + head).to(tl.int64) * T * D
+    for first in tl.range(0, T, SOME, num_stages=STAGES):
+        place = first + tl.arange(0, SOME)
+        young = (place < rest)[:, None]
+        keys = _some_keys(words, record, turning, first, SOME, D, T, BITS, GROUP, NATIVE)
+        packed = tl.where(count > 0, tl.dot(keys, q) * to_logit[None, :], -1e30)
+        exact_tile = tl.load(exact_values + exact + place[None, :] * D + channel[:, None])
+        higher = tl.maximum(top, tl.max(packed, axis=0) - HEADROOM)
+        if first < rest:
+            tile = exact + place[:, None] * D + channel[None, :]
+            recent = _product(tl.load(exact_keys + tile, mask=young, other=0.0), raw, NATIVE) * base
+            recent = tl.where(young, recent, -1e30)
+            higher = tl.maximum(higher, tl.max(recent, axis=0) - HEADROOM)
+            shrink = tl.exp2(top - higher)
+            of_page, of_recent = tl.exp2(packed - higher[None, :]), tl.exp2(recent - higher[None, :])
+            total = total * shrink + tl.sum(of_page + of_recent, axis=0)
+            out = out * shrink[None, :]
+            if count > 0:
+                values = _page_values(record, turns, first, rest, SOME, D, T, BITS, GROUP, NATIVE, True)
+                out += tl.dot(values, tl.where(young, of_page, 0.0).to(tl.float16)) * (1 << BITS)
+            mixed = tl.where(young, of_recent, of_page)
+        else:
+            shrink = tl.exp2(top - higher)
+            mixed = tl.exp2(packed - higher[None, :])
+            total = total * shrink + tl.sum(mixed, axis=0)
+            out = out * shrink[None, :]
+        out += _product(exact_tile, mixed.to(exact_tile.dtype), NATIVE)
         top = higher
+    runs = tl.cdiv(tl.maximum(count - 1, 0), pages_per_split)
+    theirs = ((row * HK + head) * splits).to(tl.int64) * COLUMNS
+    higher = top
+    for split in range(runs):
+        higher = tl.maximum(higher, tl.load(partial_max + theirs + split * COLUMNS + column))
+    mine = tl.exp2(top - higher)
+    total = total * mine
+    out = out * mine[None, :]
+    some = tl.arange(0, AT_ONCE)
+    for split in range(0, runs, AT_ONCE):
+        at = theirs + (split + some)[:, None] * COLUMNS + column[None, :]
+        there = (split + some < runs)[:, None]
+        weight = tl.exp2(tl.load(partial_max + at, mask=there, other=-1e30) - higher[None, :])
+        total += tl.sum(weight * tl.load(partial_sum + at, mask=there, other=0.0), axis=0)
+        where = partial + at[:, None, :] * D + channel[None, :, None]
+        shown = there[:, None, :] & (column < g)[None, None, :]
+        out += tl.sum(tl.load(where, mask=shown, other=0.0) * weight[:, None, :], axis=0)
     out = out / total[None, :]
     to = result + (row * heads + head * g).to(tl.int64) * D
     tl.store(to + column[None, :] * D + channel[:, None], out.to(result.dtype.element_ty), mask=(column < g)[None, :])
