@@ -16,6 +16,7 @@ from lcbench.config.options import Item, build, param
 from lcbench.errors import UnknownName
 from lcbench.methods import registry as methods
 from lcbench.methods.base import Method, Traits
+from lcbench.methods.taxonomy import CATEGORIES
 from lcbench.tasks.registry import all_groups, all_tasks
 
 app = typer.Typer()
@@ -27,8 +28,8 @@ def _root() -> None:
     """Several subcommands, as in the real program."""
 
 
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(app, ["list", *arguments], env={"COLUMNS": "200", "TERM": "dumb"})
+def run(*arguments: str, columns: int = 200) -> Result:
+    return CliRunner().invoke(app, ["list", *arguments], env={"COLUMNS": str(columns), "TERM": "dumb"})
 
 
 def entries(*arguments: str) -> list[dict[str, Any]]:
@@ -50,6 +51,35 @@ def test_methods_json_lists_every_method_with_buildable_defaults() -> None:
         assert build(classes[entry["name"]], item, "method") == classes[entry["name"]]()
 
 
+def test_methods_are_grouped_by_category_at_80_columns() -> None:
+    lines = run("methods", columns=80).stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    listing = lines[: next(i for i, line in enumerate(lines) if line.startswith("Papers are"))]
+    rows: dict[str, list[str]] = {}
+    for line in listing:
+        title = next((family for family in CATEGORIES if line.rstrip().endswith(f"[{family}]")), None)
+        if title is not None:
+            assert line.startswith(CATEGORIES[title])
+            group = rows.setdefault(title, [])
+        elif line[:1].strip() and not line.startswith("method "):
+            group.append(line.split()[0])
+    for family in CATEGORIES:
+        wanted = [name for name, cls in methods.all_methods().items() if cls.traits.family == family]
+        assert rows.get(family, []) == wanted
+    headkv = next(line for line in listing if line.startswith("headkv "))
+    assert headkv.split()[1:3] == ["2410.19258", "calibration"]
+    assert "calibration" not in next(line for line in listing if line.startswith("snapkv "))
+    text = " ".join(" ".join(line[45:].split()) for line in listing)
+    assert "First: lcbench calibrate headkv." in text
+
+
+def test_methods_json_says_category_and_needs() -> None:
+    listed = {entry["name"]: entry for entry in entries("methods")}
+    assert (listed["snapkv"]["category"], listed["snapkv"]["needs"]) == ("Token eviction", "none")
+    assert (listed["aqua-kv"]["needs"], listed["aqua-kv"]["traits"]["calibrate"]) == ("calibration", "aqua-kv")
+    assert listed["kivi"]["paper"] == "arXiv:2402.02750"
+
+
 @dataclass(frozen=True)
 class Hostile(Method):
     """Says [bold]nothing[/bold] of use. And more."""
@@ -66,7 +96,7 @@ def test_methods_table_shows_parameters_and_escapes_markup(monkeypatch: pytest.M
     assert "Says [bold]nothing[/bold] of use." in out
     assert "And more" not in out
     assert "tokens [red]kept[/red]" in out
-    assert "simulated" in out
+    assert "Simulated memory." in out
     entry = entries("methods")[-1]
     assert entry["parameters"] == [
         {

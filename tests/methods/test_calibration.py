@@ -12,8 +12,10 @@ import torch
 from cases_evict_b import TABLE
 from harness import SHAPE
 
+from lcbench.engine.calibrate import CALIBRATORS
 from lcbench.errors import CannotWrite, CorruptFile, ModelError
 from lcbench.methods import calibration
+from lcbench.methods.base import Traits
 from lcbench.methods.registry import all_methods, resolve
 from lcbench.models.info import ModelInfo
 from tiny import loaded_tiny
@@ -108,9 +110,30 @@ def test_binding_gives_headkv_its_scores(info: ModelInfo, tmp_path: Path) -> Non
         plain.check(SHAPE)  # the method it came from is untouched
 
 
+def test_every_method_that_reads_one_names_a_command_that_exists(info: ModelInfo, tmp_path: Path) -> None:
+    readers = {name: cls for name, cls in all_methods().items() if cls.traits.calibrate}
+    assert {"aqua-kv", "headkv", "headkv-r2"} <= set(readers)
+    for name, cls in readers.items():
+        for wanted in cls.traits.calibrate.split(", "):
+            assert wanted in CALIBRATORS, f"{name}: no `lcbench calibrate {wanted}`"
+        with pytest.raises(ModelError, match="calibration for some/model yet") as caught:
+            resolve(name).bind(info, tmp_path)
+        assert caught.value.next_step == f"Run: lcbench calibrate {cls.traits.calibrate} --model some/model"
+
+
+def test_what_a_method_needs() -> None:
+    assert Traits(family="evict").needs == "none"
+    assert Traits(family="evict", calibrate="headkv").needs == "calibration"
+    assert Traits(family="prompt", training="a classifier").needs == "training"
+    both = resolve("headkv@budget=0.5+kivi@bits=2")
+    assert (both.traits.calibrate, both.traits.needs) == ("headkv", "calibration")
+    for name, cls in all_methods().items():
+        assert "lcbench calibrate" not in cls.traits.training, f"{name}: put the calibration into `calibrate`"
+
+
 def test_methods_without_calibration_bind_to_themselves(info: ModelInfo, tmp_path: Path) -> None:
     for name, cls in all_methods().items():
-        if not cls.traits.training:
+        if cls.traits.needs == "none":
             method = resolve(name)
             assert method.bind(info, tmp_path) is method
             assert method.calibration == ""

@@ -64,8 +64,8 @@ def test_a_section_says_what_a_parameter_accepts() -> None:
     assert "| `keep` | `5` | ratio or number | kept |" in section
     assert "Proven" not in section
     table = documentation.table({"sample": Sample})
-    row = "| [`sample`](#sample) | merge | [arXiv:1234.56789](https://arxiv.org/abs/1234.56789) | shared | simulated |"
-    assert f"{row} a \\| b |" in table
+    paper = "[arXiv:1234.56789](https://arxiv.org/abs/1234.56789)"
+    assert f"| [`sample`](#sample) | Cache merging | {paper} | shared | simulated | a \\| b |" in table
     assert "`sample`" not in documentation.render()  # not ours
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from lcbench.cli import app, doctor
+from lcbench.methods import calibration
+from tiny import loaded_tiny
 
 
 def report() -> dict[str, Any]:
@@ -107,6 +111,44 @@ def test_converted_models_are_listed(own_home: Path) -> None:
     assert not [c for c in report()["checks"] if c["name"] == "gguf-0123"]  # unfinished
     (folder / "lcbench.json").write_text(json.dumps({"gguf_sha256": "0", "gguf_name": "big.gguf"}))
     assert check(report(), "gguf-0123")["value"] == "converted from big.gguf"
+
+
+def test_calibrations_are_listed_with_their_model(own_home: Path) -> None:
+    absent = check(report(), "headkv")
+    assert absent["ok"] is None
+    assert absent["value"] == "not made for any model; for headkv"
+    assert absent["mend"] == "lcbench calibrate headkv --model MODEL"
+    info = replace(loaded_tiny(name="some/model").info, weights_sha256="ab" * 32)
+    calibration.save_json("headkv", info, own_home, {"scores": []}, {})
+    tensors = calibration.save_tensors("aqua-kv", info, own_home, {"key.1": torch.ones(3, 2)}, {})
+    (tensors.parent / "notes.txt").write_text("not ours")
+    found = report()
+    for name, kind in (("headkv", "json"), ("aqua-kv", "safetensors")):
+        assert check(found, name)["ok"] is True
+        assert check(found, name)["value"].startswith(f"for some/model ({'ab' * 32}/{name}.{kind}, ")
+    assert check(found, "headkv-r2")["ok"] is None
+    assert not [c for c in found["checks"] if c["name"] == "notes"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"schema_version": 99}', b"\xff" * 20])
+@pytest.mark.parametrize("suffix", ["json", "safetensors"])
+def test_a_torn_calibration_is_something_to_mend(own_home: Path, content: bytes, suffix: str) -> None:
+    folder = own_home / "calibration" / "abcd"
+    folder.mkdir(parents=True)
+    (folder / f"headkv.{suffix}").write_bytes(content)
+    found = check(report(), "headkv")
+    assert found["ok"] is False
+    assert "cannot be read" in found["value"]
+    assert found["mend"].startswith("lcbench calibrate headkv --model MODEL")
+
+
+def test_the_report_extra_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions: dict[str, str | None] = {"matplotlib": None}
+    monkeypatch.setattr(doctor, "_version", lambda name: versions.get(name, "1"))
+    found = check(report(), "matplotlib")
+    assert (found["ok"], found["mend"]) == (None, "pip install 'lcbench[report]'")
+    versions["matplotlib"] = "3.9"
+    assert check(report(), "matplotlib")["value"] == "3.9"
 
 
 def test_the_demo_without_its_reader(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

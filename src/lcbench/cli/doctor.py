@@ -30,6 +30,7 @@ _OPTIONAL = {
     "triton": ("fused kernels, on a GPU", "pip install 'lcbench[gpu]'"),
     "optimum-quanto": ("hf-quantized@backend=quanto", "pip install 'lcbench[quantized]'"),
     "hqq": ("hf-quantized@backend=hqq", "pip install 'lcbench[quantized]'"),
+    "matplotlib": ("figures in reports", "pip install 'lcbench[report]'"),
 }
 _GPU_ONLY = {"flash-attn", "bitsandbytes", "triton"}
 
@@ -55,7 +56,8 @@ def doctor(as_json: bool = typer.Option(False, "--json", help="One JSON object o
     """Show versions, accelerator, disk, data and models, and how to mend what is missing."""
     home = lcbench_home()
     gpus = _gpus()
-    checks = [*_software(bool(gpus)), *_machine(gpus), *_disk(home), *_data(home), *_models(home), *_methods()]
+    checks = [*_software(bool(gpus)), *_machine(gpus), *_disk(home), *_data(home), *_models(home)]
+    checks += [*_calibrations(home), *_methods()]
     if as_json:
         print_json(checks, home)
         return
@@ -230,6 +232,32 @@ def _methods() -> list[Check]:
     plugged = f", {others} of them from plug-ins" if others else ""
     broken = [Check("Methods", name, error.message, False, error.next_step) for name, error in broken_plugins().items()]
     return [Check("Methods", "methods", f"{len(found)}{plugged}"), *broken]
+
+
+def _calibrations(home: Path) -> list[Check]:
+    """Every calibration that is kept, with its model, and those that methods read and nobody has made."""
+    try:
+        from lcbench.methods.calibration import all_stored
+        from lcbench.methods.registry import all_methods
+    except ImportError as error:
+        return [Check("Calibrations", "calibrations", f"cannot be looked at: {error}", False)]
+    checks = []
+    stored = all_stored(home)
+    for one in stored:
+        where = f"{one.path.parent.name}/{one.path.name}"
+        if one.model is None:
+            mend = f"lcbench calibrate {one.name} --model MODEL   (or delete {one.path})"
+            checks.append(Check("Calibrations", one.name, f"{where} cannot be read", False, mend))
+        else:
+            checks.append(Check("Calibrations", one.name, f"for {one.model} ({where}, {one.nbytes / 1e3:.0f} kB)"))
+    readers: dict[str, list[str]] = {}
+    for name, cls in all_methods().items():
+        for wanted in filter(None, cls.traits.calibrate.split(", ")):
+            readers.setdefault(wanted, []).append(name)
+    for wanted in sorted(set(readers) - {one.name for one in stored}):
+        use = f"not made for any model; for {', '.join(readers[wanted])}"
+        checks.append(Check("Calibrations", wanted, use, None, f"lcbench calibrate {wanted} --model MODEL"))
+    return checks
 
 
 def _models(home: Path) -> list[Check]:

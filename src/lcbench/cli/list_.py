@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import typing
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,13 @@ from lcbench.errors import DataError, DataMissing, UnknownName
 _NAME_A_MODEL = (
     "--model also takes a hub id (org/name), a local folder with config.json, or a GGUF file; "
     "LCBENCH_MODEL sets the default."
+)
+# In a summary: where it is from. The paper has a column of its own.
+_WHERE_FROM = re.compile(r" \([^()]*(?:arXiv:|rules as in|\.py)[^()]*\)")
+_LEGEND = (
+    "Papers are numbers of arXiv. Own prefill: the method reads the prompt in its own way and shares no prefill with "
+    "others. Simulated memory: what it drops is not freed. Needs: nothing, a calibration that `lcbench calibrate` "
+    "makes, or what somebody trained."
 )
 
 
@@ -45,12 +53,15 @@ def list_(
 
 def _methods() -> list[dict[str, Any]]:
     from lcbench.methods.registry import all_methods
+    from lcbench.methods.taxonomy import CATEGORIES
 
     return [
         {
             "name": name,
             "family": cls.traits.family,
+            "category": CATEGORIES[cls.traits.family],
             "paper": cls.paper,
+            "needs": cls.traits.needs,
             "summary": _first_sentence(cls.__doc__),
             "traits": {f.name: getattr(cls.traits, f.name) for f in dataclasses.fields(cls.traits)},
             "parameters": _parameters(cls),
@@ -60,20 +71,43 @@ def _methods() -> list[dict[str, Any]]:
 
 
 def _methods_table(entries: list[dict[str, Any]]) -> list[Any]:
-    table = _table("method", "family", "paper", "prefill", "memory", "what it does")
-    for entry in entries:
-        traits = entry["traits"]
-        notes = [traits["memory"], *([f"needs {traits['training']}"] if traits.get("training") else [])]
-        table.add_row(
-            *map(Text, (entry["name"], entry["family"], entry["paper"], traits["prefill"])),
-            Text(", ".join(notes)),
-            Text(entry["summary"]),
-        )
+    from lcbench.methods.taxonomy import CATEGORIES
+
+    grouped: list[Any] = []
+    for family, category in CATEGORIES.items():
+        members = [entry for entry in entries if entry["family"] == family]
+        if members:
+            grouped.append(_category_table(f"{category} [{family}]", members, header=not grouped))
     return [
-        table,
+        *grouped,
+        _LEGEND,
         *_parameter_table(entries, "method", "parameter"),
         "Set one with --method name@parameter=value; two together: snapkv@budget=0.25+kivi@bits=2.",
     ]
+
+
+def _category_table(title: str, members: list[dict[str, Any]], *, header: bool) -> Table:
+    """One category of methods; all have columns of the same width, and only the first names them."""
+    table = _table("method", "paper", "needs", "what it does")
+    table.title, table.title_justify, table.title_style, table.show_header = Text(title), "left", "bold", header
+    for column, width in zip(table.columns, (20, 11, 11), strict=False):
+        column.min_width = column.max_width = width
+    for entry in members:
+        needs = "" if entry["needs"] == "none" else entry["needs"]
+        table.add_row(
+            *map(Text, (entry["name"], entry["paper"].removeprefix("arXiv:"), needs)),
+            Text.assemble(_WHERE_FROM.sub("", entry["summary"]), (_notes(entry["traits"]), "dim")),
+        )
+    return table
+
+
+def _notes(traits: dict[str, Any]) -> str:
+    """What is out of the ordinary about a method, after its summary."""
+    notes = [f"First: lcbench calibrate {name}" for name in traits["calibrate"].split(", ") if name]
+    notes += [f"Needs {traits['training']}"] if traits["training"] else []
+    notes += ["Own prefill"] if traits["prefill"] == "own" else []
+    notes += ["Simulated memory"] if traits["memory"] == "simulated" else []
+    return "".join(f" {note}." for note in notes)
 
 
 def _tasks() -> list[dict[str, Any]]:

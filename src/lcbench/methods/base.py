@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from lcbench.models.info import ModelInfo
 
 QUARTER = Budget(ratio=0.25)
-Family = Literal["baseline", "quantize", "evict", "merge", "retrieve", "prompt", "extend", "architecture"]
+Family = Literal["baseline", "quantize", "evict", "merge", "retrieve", "prompt", "extend", "memory", "architecture"]
+Needs = Literal["none", "calibration", "training"]
 
 
 @dataclass(frozen=True)
@@ -45,18 +46,26 @@ class Traits:
     """What the engine may assume of a method; tests hold methods to it.
 
     Attributes:
-        family: room of the method.
+        family: room of the method, and its category in lists (`methods.taxonomy`).
         prefill: "shared" when the prompt's forward pass is the unmodified dense one, else "own".
         memory: "real" when dropped bytes are freed, "simulated" when they only count as dropped.
         stackable: whether forks may decode together in one batch.
-        training: what must be trained or calibrated first, "" for nothing.
+        calibrate: the calibration it reads, by the name that `lcbench calibrate NAME` makes it under (with default
+            parameters; several joined by ", "), "" for none.
+        training: what somebody must have trained before (a classifier, other weights), "" for nothing.
     """
 
     family: Family
     prefill: Literal["shared", "own"] = "shared"
     memory: Literal["real", "simulated"] = "real"
     stackable: bool = True
+    calibrate: str = ""
     training: str = ""
+
+    @property
+    def needs(self) -> Needs:
+        """What must be there before a run: weights of somebody's training, a calibration, or neither."""
+        return "training" if self.training else "calibration" if self.calibrate else "none"
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,51 @@ def load_tensors(name: str, info: ModelInfo, home: Path) -> Calibration:
         raise _corrupt(path, name, info) from None
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A calibration file that is there.
+
+    Attributes:
+        path: where it lies. name: of the calibration. nbytes: of the file.
+        model: name of the model it was made for; None when the file cannot be read.
+    """
+
+    path: Path
+    name: str
+    nbytes: int
+    model: str | None
+
+
+def all_stored(home: Path) -> list[Stored]:
+    """Every calibration below ``home``, of whatever model, by path. Reads headers, not tensors; raises nothing."""
+    paths = [p for p in sorted((home / "calibration").glob("*/*")) if p.suffix in (".json", ".safetensors")]
+    return [
+        Stored(path, path.stem, path.stat().st_size, _model_of(path)) for path in paths if not path.name.startswith(".")
+    ]
+
+
+def _model_of(path: Path) -> str | None:
+    """The model that a calibration file says it was made for, None when it is not one that can be read."""
+    try:
+        if path.suffix == ".json":
+            whole = json.loads(path.read_bytes())
+        else:
+            whole = _header_of_tensors(path)
+        name = _checked(whole)["model"]["name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return name if isinstance(name, str) else None
+
+
+def _header_of_tensors(path: Path) -> Any:
+    """Our part of the header of a file of tensors. Raises ValueError, KeyError or TypeError when it is another."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size:
+            raise ValueError("cut off")
+        return json.loads(json.loads(file.read(length))["__metadata__"][_HEADER])
+
+
 def bound(method: M, **artifacts: Any) -> M:
     """A copy of a frozen method that also holds ``artifacts``, which are no parameters: id and equality stay."""
     new = copy.copy(method)

@@ -37,8 +37,12 @@ class Composed(Method):
 
     def __post_init__(self) -> None:
         first, second = self.dropper, self.quantizer
-        training = ", ".join(text for text in (first.traits.training, second.traits.training) if text)
-        traits = replace(first.traits, stackable=first.traits.stackable and second.traits.stackable, training=training)
+        traits = replace(
+            first.traits,
+            stackable=first.traits.stackable and second.traits.stackable,
+            calibrate=", ".join(filter(None, (first.traits.calibrate, second.traits.calibrate))),
+            training=", ".join(filter(None, (first.traits.training, second.traits.training))),
+        )
         papers = ", ".join(dict.fromkeys(paper for paper in (first.paper, second.paper) if paper))
         # A registered method has these on its class; here every pair has its own.
         for name, value in (("name", f"{first.name}+{second.name}"), ("paper", papers), ("traits", traits)):

@@ -11,8 +11,9 @@ from typing import Any
 
 from lcbench.config.budget import Budget
 from lcbench.config.options import format_value
-from lcbench.methods.base import CacheTransform, Method
+from lcbench.methods.base import CacheTransform, Method, Traits
 from lcbench.methods.registry import all_methods
+from lcbench.methods.taxonomy import CATEGORIES, by_category
 
 _HEAD = """\
 # Methods
@@ -42,11 +43,12 @@ _COLUMNS = """\
   one pass serves all such methods of a run; own means that it reads the prompt in its own way.
 * **memory**: real means that dropped bytes are freed and the bytes in a record are those of the tensors held; simulated
   means that they only count as dropped.
-* **needs**: what must be trained or calibrated before.
+* **needs**: what must be there before: a calibration of the model, which the command shown makes, or weights that
+  somebody trained. Empty: nothing.
 * **together**: first or second in a composition `first+second`.
 
-Methods of the family *retrieve* keep every token: their bytes are those of a full cache and more. What a decoding step
-reads of them is `resident_bytes` in each record, and a note below each table.
+Methods of the category *retrieval* keep every token: their bytes are those of a full cache and more. What a decoding
+step reads of them is `resident_bytes` in each record, and a note below each table.
 """
 
 _PROOF = """\
@@ -69,22 +71,22 @@ different width, …) are refused in a sentence before weights are read.
 def render() -> str:
     """The page: a table of our methods, then each with its description, parameters and proof. Markdown."""
     methods = {name: cls for name, cls in all_methods().items() if cls.__module__.startswith("lcbench.")}
-    sections = [section(name, cls) for name, cls in sorted(methods.items(), key=lambda item: _order(item[1]))]
+    sections = [section(name, cls) for name, cls in sorted(methods.items(), key=lambda item: by_category(item[1]))]
     return "\n".join([_HEAD, table(methods), "", _COLUMNS, _PROOF, *sections]).rstrip() + "\n"
 
 
 def table(methods: dict[str, type[Method]]) -> str:
-    """One row a method: name, family, paper, traits."""
-    lines = ["| method | family | paper | prefill | memory | needs | together |", "|---|---|---|---|---|---|---|"]
-    for name, cls in sorted(methods.items(), key=lambda item: _order(item[1])):
+    """One row a method: name, category, paper, traits."""
+    lines = ["| method | category | paper | prefill | memory | needs | together |", "|---|---|---|---|---|---|---|"]
+    for name, cls in sorted(methods.items(), key=lambda item: by_category(item[1])):
         traits = cls.traits
         cells = [
             f"[`{name}`](#{name})",
-            traits.family,
+            CATEGORIES[traits.family].partition(":")[0],
             _paper(cls.paper),
             traits.prefill,
             traits.memory,
-            _cell(traits.training),
+            _needs(traits),
             _together(cls),
         ]
         lines.append("| " + " | ".join(cells) + " |")
@@ -122,9 +124,10 @@ def section(name: str, cls: type[Method]) -> str:
     return "\n".join(lines)
 
 
-def _order(cls: type[Method]) -> tuple[int, str]:
-    families = ["baseline", "quantize", "evict", "merge", "retrieve", "prompt", "extend", "architecture"]
-    return families.index(cls.traits.family), cls.name
+def _needs(traits: Traits) -> str:
+    """What must be there before a run, in words."""
+    parts = [f"a calibration: `lcbench calibrate {name}`" for name in traits.calibrate.split(", ") if name]
+    return "; ".join([*parts, *([_cell(traits.training)] if traits.training else [])])
 
 
 def _values(hint: Any, metadata: Any) -> str:

@@ -122,7 +122,7 @@ class _HeadKV(Method):
 @method(
     "headkv",
     paper="arXiv:2410.19258",
-    traits=Traits(family="evict", training="head scores: lcbench calibrate headkv"),
+    traits=Traits(family="evict", calibrate="headkv"),
 )
 @dataclass(frozen=True)
 class HeadKV(_HeadKV):
@@ -146,7 +146,7 @@ class HeadKV(_HeadKV):
 @method(
     "headkv-r2",
     paper="arXiv:2410.19258",
-    traits=Traits(family="evict", training="head scores: lcbench calibrate headkv-r2"),
+    traits=Traits(family="evict", calibrate="headkv-r2"),
 )
 @dataclass(frozen=True)
 class HeadKVR2(_HeadKV):

@@ -31,7 +31,7 @@ FIRST_BITS = 4  # of the lowest layer, which nothing predicts
 @method(
     "aqua-kv",
     paper="arXiv:2501.19392",
-    traits=Traits(family="quantize", training="linear predictors: lcbench calibrate aqua-kv"),
+    traits=Traits(family="quantize", calibrate="aqua-kv"),
 )
 @dataclass(frozen=True)
 class AquaKV(Method):
