@@ -68,6 +68,16 @@ def test_records_say_what_a_step_reads_of_what_is_kept(tmp_path: Path) -> None:
         assert record.resident_bytes == bounds + 16 * entry
 
 
+def test_a_method_that_reads_for_itself_is_told_the_prompt_s_length(tmp_path: Path) -> None:
+    """Its budget is a share of that: told another length, it would keep another number of tokens."""
+    own = resolve("streamingllm-longctx@budget=0.5,n_init=2")
+    _, run = go(loaded_tiny(), tmp_path / "run", [own])
+    records = run.records(own.id, "words")
+    assert len({record.prompt_tokens for record in records}) > 1
+    for record in records:
+        assert record.kept_tokens == record.prompt_tokens // 2
+
+
 def test_shared_answers_equal_answers_alone(tmp_path: Path) -> None:
     loaded = loaded_tiny()
     _, together = go(loaded, tmp_path / "a", [Full(), Half()])

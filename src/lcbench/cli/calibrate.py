@@ -17,8 +17,8 @@ from lcbench.errors import BadValue
 
 def calibrate(
     name: str = typer.Argument(
-        help="headkv (both tables of head scores), headkv-r2, aqua-kv (predictors for 2 bits), aqua-kv-3bit or "
-        "aqua-kv-4bit."
+        help="headkv (both tables of head scores), headkv-r2, aqua-kv (predictors for 2 bits), aqua-kv-3bit, "
+        "aqua-kv-4bit or minference (head patterns)."
     ),
     model: str | None = typer.Option(None, "--model", "-m", help="As in `lcbench run`."),
     samples: int | None = typer.Option(None, "--samples", min=1, help="Probes asked of each kind, or texts read."),
@@ -26,9 +26,13 @@ def calibrate(
         None, "--lengths", help="Words of filler in the probes, e.g. 150,300,600; or tokens of each text, e.g. 1024."
     ),
     seed: int = typer.Option(42, "--seed", help="Of everything that is drawn."),
-    source: Path | None = typer.Option(None, "--from", help="Take over a published file of head scores instead."),
+    source: Path | None = typer.Option(
+        None, "--from", help="Take over a published file of head scores or patterns instead."
+    ),
     text: Path | None = typer.Option(
-        None, "--text", help="Text to fit aqua-kv on; default: the language reference that Python carries."
+        None,
+        "--text",
+        help="Text that aqua-kv and minference read; default: the language reference that Python carries.",
     ),
     dtype: str | None = typer.Option(None, "--dtype", help="auto | float32 | float16 | bfloat16."),
     device: str | None = typer.Option(None, "--device", help="auto | cpu | cuda:0."),

@@ -323,7 +323,7 @@ class Answerer:
         ids = self._ahead.take((self._set, p), prompts.read_first(prompt))
         methods = prompts.methods if prompts.shared else (prompts.methods[batch.methods[0]],)
         self._say("prefill", prompts, p, "" if prompts.shared else methods[0].id)
-        cache = None if prompts.shared else methods[0].prefill_cache(self.loaded.shape(), len(ids))
+        cache = None if prompts.shared else methods[0].prefill_cache(self.loaded.shape(), ids.shape[-1])
         with Stopwatch(self.loaded.info.device) as reading:
             record = prefill(
                 self.loaded,

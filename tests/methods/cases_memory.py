@@ -1,0 +1,69 @@
+"""Harness cases of minference."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import explicit_model
+import memory_oracle as oracle
+from harness import HEADS, LAYERS, Case, Models
+from torch import Tensor
+
+from lcbench.methods.base import Method
+from lcbench.methods.calibration import Calibration, bound
+
+# --- minference ------------------------------------------------------------------------------------------------------
+
+KINDS = {"a-shape": (3, 7), "vertical-slash": (5, 6), "block-sparse": (2, 0)}
+PATTERNS = [  # of the tiny models: kinds and sizes that differ from head to head and layer to layer
+    [
+        (kind, KINDS[kind][0] + head % 2, KINDS[kind][1] + layer)
+        for head in range(HEADS)
+        for kind in [list(KINDS)[(layer + head) % 3]]
+    ]
+    for layer in range(LAYERS)
+]
+SMALL = "block_size=7,last_q=9,first=2,recent=3"
+
+
+def with_patterns(method: Method, patterns: Any = PATTERNS) -> Method:
+    """The method as `bind` would return it."""
+    table = {"patterns": [[[*pattern, 0.5] for pattern in layer] for layer in patterns]}
+    return bound(method, _patterns=Calibration(Path("patterns.json"), "0" * 64, table, {}, {}))
+
+
+def _minference(more: str, patterns: Any) -> Case:
+    def logits(pair: Models, method: Any, ids: Tensor, prompt: int, seen: list[tuple[Tensor, Tensor]]) -> Tensor:
+        attention = oracle.minference(pair, method, prompt, patterns)
+        return explicit_model.logits(pair.plain, ids, attention)[prompt:]
+
+    return Case(
+        spec=f"minference@{SMALL}{more}",
+        noop=(
+            "minference@pattern=a-shape,sinks=0,local=60",
+            "minference@pattern=a-shape,sinks=60,local=1",
+            "minference@pattern=vertical-slash,vertical=60,slash=1",
+            "minference@pattern=vertical-slash,vertical=1,slash=60",
+            "minference@pattern=block-sparse,blocks=9,block_size=7",
+        ),
+        nbytes=lambda shape, prompt, new: shape.full_bytes(prompt + new),
+        reference=logits,
+        short=(1, 2, 6, 7, 8, 9, 10),
+        untouched=lambda length: True,
+        bind=with_patterns,
+        keeps_all=True,
+    )
+
+
+def _alike(kind: str) -> Case:
+    first, second = KINDS[kind]
+    names = {"a-shape": "sinks,local", "vertical-slash": "vertical,slash", "block-sparse": "blocks"}[kind].split(",")
+    sizes = "".join(f",{name}={size}" for name, size in zip(names, (first, second), strict=False))
+    return replace(
+        _minference(f",pattern={kind}{sizes}", [[(kind, first, second)] * HEADS] * LAYERS), noop=(), short=(1, 8)
+    )
+
+
+CASES: dict[str, list[Case]] = {"minference": [_minference("", PATTERNS), *map(_alike, KINDS)]}
