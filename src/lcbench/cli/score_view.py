@@ -70,12 +70,12 @@ def _google_rouge(method: MethodScores) -> Table:
 
 
 def _worth_showing(method: MethodScores) -> dict[str, GroupScore]:
-    """Means of at least two tasks; parts of means that say the same as one above are left out."""
+    """Every category, and the overall means of at least two tasks that do not say the same as one above."""
     shown: dict[str, GroupScore] = {}
     seen: set[tuple[str, ...]] = set()
     for key, one in [*method.categories.items(), *method.overall.items()]:
         tasks = [t for m in one.members for t in (method.categories[m].members if m in method.categories else [m])]
-        if len(tasks) > 1 and (one.complete or tuple(tasks) not in seen):
+        if key in method.categories or (len(tasks) > 1 and (one.complete or tuple(tasks) not in seen)):
             shown[key] = one
         seen.add(tuple(tasks))
     return shown
