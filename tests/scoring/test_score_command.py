@@ -276,3 +276,39 @@ def test_the_real_command_exits_with_2_and_no_traceback(tmp_path: Path, content:
     assert "Traceback" not in done.stderr
     assert "qasper.jsonl, line 1" in done.stderr
     assert "Next:" in done.stderr
+
+
+def test_skipped_prompts_are_counted_in_every_table(make_run: Any) -> None:
+    tasks = [f"100-longbench/kv_retrieval@{length}" for length in ("base", "8k")]
+    directory = make_run({("full", task): [{}, {}] for task in tasks}, rows=dict.fromkeys(tasks, 9))
+    info = json.loads((directory.path / "run.json").read_text())
+    info["spec"]["over_length"] = "skip"
+    info["provenance"]["tasks"][tasks[1]]["skipped"] = 7
+    (directory.path / "run.json").write_text(json.dumps(info))
+    done = run(directory.path)
+    assert done.stdout.count("skipped") >= 2, done.stdout  # the tasks' table and LongScore's
+    stored = json.loads((directory.path / "scores.json").read_text())
+    assert stored["methods"]["full"]["tasks"][tasks[1]]["n_skipped"] == 7
+    for form in ([], ["--format", "md"], ["--format", "csv"], ["--format", "html"]):
+        arguments = ["report", str(directory.path), *form]
+        shown = CliRunner().invoke(app, arguments, env={"COLUMNS": "150", "TERM": "dumb"})
+        assert shown.exit_code == 0, shown.output
+        assert "skipped" in shown.stdout, form
+
+
+def test_a_run_of_which_all_was_skipped_says_how_many(make_run: Any) -> None:
+    directory = make_run({("full", "qasper"): []}, rows={"qasper": 3})
+    info = json.loads((directory.path / "run.json").read_text())
+    info["provenance"]["tasks"]["qasper"]["skipped"] = 3
+    (directory.path / "run.json").write_text(json.dumps(info))
+    assert "all 3 prompts were longer than the window and skipped (qasper: 3)" in refused(directory.path).message
+
+
+def test_a_task_of_which_all_was_skipped_is_named_with_its_count(make_run: Any) -> None:
+    directory = make_run({("full", "qasper"): [{}], ("full", "musique"): []}, rows={"qasper": 1, "musique": 4})
+    info = json.loads((directory.path / "run.json").read_text())
+    info["provenance"]["tasks"]["musique"]["skipped"] = 4
+    (directory.path / "run.json").write_text(json.dumps(info))
+    said = run(directory.path).stdout
+    assert "full: prompts longer than the window were skipped, none is left: musique (4)." in said
+    assert "no predictions for musique" not in said
