@@ -69,9 +69,9 @@ other positions (aqua-kv, expected-attention, infllm, longcache, shadowkv, strea
 embedding is not understood (`tests/methods/test_turns.py`).
 
 **Ties.** Selections compare fp32 numbers, and equal ones keep the lower position (the older page, block or key; of
-heads or layers that share a budget, the lower one): the sort is stable, on every device. Only equal numbers tie. Tokens that are repeated in a text have the same key before
-it is turned in the first layer, but turning rounds, so methods that look at keys alone (knorm, keydiff) choose among
-them by the last bit, which may differ between devices.
+heads or layers that share a budget, the lower one): the sort is stable, on every device. Only equal numbers tie.
+Tokens that are repeated in a text have the same key before it is turned in the first layer, but turning rounds, so
+methods that look at keys alone (knorm, keydiff) choose among them by the last bit, which may differ between devices.
 """
 
 
