@@ -90,7 +90,8 @@ def open_session(spec: RunSpec, home: Path, *, say: Say, tell_notes: bool = True
     loaded = [(task, task.load(home, spec.limit)) for task in tasks]
     for line in said_once((task.id, rows.note) for task, rows in loaded) if tell_notes else ():
         say(line)
-    info, tokenizer = describe(spec.model, home, say=say)
+    turned_by = [method.id for method in methods if method.turns]
+    info, tokenizer = describe(spec.model, home, say=say, turned_by=turned_by)
     if spec.prefill_chunk is not None and info.rope_follows_length:
         raise ModelError(
             f"{info.name} chooses its rotary frequencies by the length of the text, so a prompt read in chunks is not "

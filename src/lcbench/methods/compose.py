@@ -43,9 +43,11 @@ class Composed(Method):
             calibrate=", ".join(filter(None, (first.traits.calibrate, second.traits.calibrate))),
             training=", ".join(filter(None, (first.traits.training, second.traits.training))),
         )
+        turns = first.turns or second.turns
         papers = ", ".join(dict.fromkeys(paper for paper in (first.paper, second.paper) if paper))
         # A registered method has these on its class; here every pair has its own.
-        for name, value in (("name", f"{first.name}+{second.name}"), ("paper", papers), ("traits", traits)):
+        given = {"name": f"{first.name}+{second.name}", "paper": papers, "traits": traits, "turns": turns}
+        for name, value in given.items():
             object.__setattr__(self, name, value)
 
     @property

@@ -64,7 +64,14 @@ settings that change nothing equal transformers' eager attention, what drops tok
 all methods in one batch. A hundred random combinations of methods, parameters, families, prompt lengths and batches
 (`tests/methods/test_fuzz.py`; more with `LCBENCH_FUZZ=2000`) end without a crash or not-a-number, and a sample's
 logits are those it has alone. Families that lcbench does not serve (ALiBi, layers without a cache, keys and values of
-different width, …) are refused in a sentence before weights are read.
+different width, …) are refused in a sentence before weights are read; so are, for methods that turn queries or keys to
+other positions (aqua-kv, expected-attention, infllm, longcache, shadowkv, streamingllm-longctx), models whose rotary
+embedding is not understood (`tests/methods/test_turns.py`).
+
+**Ties.** Selections compare fp32 numbers, and equal ones keep the lower position (the older page, block or key; of
+heads or layers that share a budget, the lower one): the sort is stable, on every device. Only equal numbers tie.
+Tokens that are repeated in a text have the same key before it is turned in the first layer, but turning rounds, so
+methods that look at keys alone (knorm, keydiff) choose among them by the last bit, which may differ between devices.
 """
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from lcbench.models.rope_length import rope_follows_length
 from lcbench.models.shape import CacheShape
 
 Source = Literal["hub", "folder", "gguf", "demo", "memory", "random"]
@@ -156,13 +157,6 @@ def trained_window(config: Any) -> int:
     if kind == "yarn":
         return max(window, int((rope.get("original_max_position_embeddings") or window) * factor))
     return window
-
-
-def rope_follows_length(config: Any) -> bool:
-    """Whether a transformers text config asks for frequencies that are chosen by the length of the text."""
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    layers = [rope, *(kind for kind in rope.values() if isinstance(kind, Mapping))]  # one dict a layer type, in some
-    return any((one.get("rope_type") or one.get("type")) in ("dynamic", "longrope") for one in layers)
 
 
 def eos_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:

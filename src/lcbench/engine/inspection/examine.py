@@ -68,7 +68,8 @@ def inspect(request: Request, home: Path, say: Say) -> Inspection:
         )
     ids = None if source.token_ids is None else read_id_list(source.token_ids, "--token-ids")
     row = None if source.task is None else row_of(source, home)
-    info, tokenizer = describe(spec.model, home, say=say, with_tokenizer=ids is None)
+    turned_by = [method.id] if method.turns else []
+    info, tokenizer = describe(spec.model, home, say=say, with_tokenizer=ids is None, turned_by=turned_by)
     if request.force is not None and forced is not None:
         check_ids(forced, info.vocab, "--force", request.force)
     method = method.bind(info, home)
