@@ -180,7 +180,7 @@ class Session:
                 "rows": len(rows.rows),
                 "note": rows.note,
                 "data_sha256": rows.sha256,
-                "prompts_sha256": {("shared" if s.shared else s.methods[0].id): s.sha256 for s in own},
+                "prompts_sha256": {(s.reading or "shared" if s.shared else s.methods[0].id): s.sha256 for s in own},
                 "max_new_tokens": own[0].max_new_tokens,
                 "prompt_begins": own[0].sample[0],
                 "prompt_ends": own[0].sample[1],

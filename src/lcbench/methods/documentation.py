@@ -12,6 +12,7 @@ from typing import Any
 from lcbench.config.budget import Budget
 from lcbench.config.options import format_value
 from lcbench.methods.base import CacheTransform, Method, Traits
+from lcbench.methods.extension import Extension
 from lcbench.methods.registry import all_methods
 from lcbench.methods.taxonomy import CATEGORIES, by_category
 
@@ -45,7 +46,8 @@ _COLUMNS = """\
   means that they only count as dropped.
 * **needs**: what must be there before: a calibration of the model, which the command shown makes, or weights that
   somebody trained. Empty: nothing.
-* **together**: first or second in a composition `first+second`.
+* **together**: first or second in a composition `first+second`, or before either or both of them: a context extension
+  ([extension.md](extension.md)).
 
 Methods of the category *retrieval* keep every token: their bytes are those of a full cache and more. What a decoding
 step reads of them is `resident_bytes` in each record, and a note below each table.
@@ -102,6 +104,8 @@ def table(methods: dict[str, type[Method]]) -> str:
 
 def _together(cls: type[Method]) -> str:
     """Which place a method has in a composition."""
+    if issubclass(cls, Extension):
+        return "before others"
     if cls().leaves_subset:
         return "first"
     for field in dataclasses.fields(cls):

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from lcbench.models.rope_facts import RopeFacts, rope_facts
 from lcbench.models.rope_length import rope_follows_length
 from lcbench.models.shape import CacheShape
 
@@ -41,6 +42,7 @@ class ModelInfo:
         answer_rule: family whose answers LongBench cleans its own way ("xgen", "internlm"), with ``--chat official``.
         rope_follows_length: the rotary frequencies depend on how long the text is (dynamic, longrope), so that a prompt
             read in pieces is not the prompt read at once.
+        rope: how positions become angles.
     """
 
     name: str
@@ -67,6 +69,7 @@ class ModelInfo:
     versions: Mapping[str, str]
     answer_rule: str | None = None
     rope_follows_length: bool = False
+    rope: RopeFacts = RopeFacts()
 
     @property
     def identity(self) -> str:
@@ -132,6 +135,7 @@ def model_facts(model: Any, tokenizer: Any) -> dict[str, Any]:
         "eos_ids": eos_ids(model, tokenizer),
         "bos_id": None if (bos := getattr(tokenizer, "bos_token_id", None)) is None else int(bos),
         "rope_follows_length": rope_follows_length(config),
+        "rope": rope_facts(model),
     }
 
 

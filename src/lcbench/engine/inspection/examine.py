@@ -75,7 +75,7 @@ def inspect(request: Request, home: Path, say: Say) -> Inspection:
     method = method.bind(info, home)
     method.check(info.shape())
     read = read_prompt(source, ids, row, spec, method, info, tokenizer, home)
-    check_length(len(read.ids), steps, info)
+    check_length(len(read.ids), steps, info, method)
     loaded = load(spec.model, home, say=say, with_tokenizer=ids is None)
     fed = None if forced is None else forced[:steps]
     return examine(loaded, method, read, steps=steps, forced=fed, logits=request.logits, chunk=spec.prefill_chunk)
@@ -107,7 +107,7 @@ def examine(
     """
     shape, witness = loaded.shape(), Witness()
     own = method.traits.prefill == "own"
-    with method.transform_model(loaded.model):
+    with method.transform_model(loaded.model, len(read.ids) + steps):
         empty = method.prefill_cache(shape, len(read.ids)) if own else None
         record = prefill(loaded, read.ids, observe=method.observes(), cache=empty, chunk=chunk)
         torch.manual_seed(read.seed)
