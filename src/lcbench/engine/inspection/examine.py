@@ -106,7 +106,7 @@ def examine(
     """
     shape, witness = loaded.shape(), Witness()
     own = method.traits.prefill == "own"
-    with method.transform_model(loaded.model):
+    with method.transform_model(loaded.model), method.adapt(loaded.model, read.ids, read.seed):
         empty = method.prefill_cache(shape, len(read.ids)) if own else None
         record = prefill(loaded, read.ids, observe=method.observes(), cache=empty, chunk=chunk)
         torch.manual_seed(read.seed)
