@@ -6,6 +6,7 @@ The engine calls the same hooks for every method, in this order; each has a do-n
     window_of(trained)         how many positions it serves on a model trained for so many
     transform_model(model, n)  context in which the model runs on a text of n tokens (RoPE edits)
     transform_prompt(prompt)   the prompt as text, before it is tokenized (prompt compression)
+    adapt(model, lesson, seed) context in which one prompt is read and answered (training at test time)
     prefill_cache(shape, L)    the cache that the prompt is read into (methods that change prefill attention)
     observes()                 what must be recorded while the shared prefill runs
     compress(record)           the cache that decoding goes on with
@@ -18,6 +19,7 @@ The classes below name the usual kinds and leave one hook to write: `Scorer` (im
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -82,6 +84,7 @@ class Method:
     traits: ClassVar[Traits]
     proof: ClassVar[str] = ""
     turns: ClassVar[bool] = False
+    learns: ClassVar[bool] = False  # whether `adapt` wants the text of each prompt; not stackable then
 
     @property
     def leaves_subset(self) -> bool:
@@ -144,6 +147,17 @@ class Method:
     def transform_prompt(self, text: str, question_start: int | None) -> str:
         """The prompt's text as this method wants it read."""
         return text
+
+    def adapt(self, model: Any, lesson: Sequence[int], seed: int) -> AbstractContextManager[Any]:
+        """Context in which the model reads and answers one prompt; entered for methods that `learns` alone.
+
+        Must restore the model on exit, to the bit.
+
+        Args:
+            lesson: token ids of the prompt's context (of its whole text where the question is not known apart), never
+                cut. seed: of whatever is drawn, one for each sample.
+        """
+        return nullcontext()
 
     def prefill_cache(self, shape: CacheShape, prompt_tokens: int) -> KVCache:
         """The empty cache that the prompt of ``prompt_tokens`` tokens is read into."""
