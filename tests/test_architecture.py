@@ -105,14 +105,13 @@ def test_only_the_adapter_knows_private_names_of_transformers() -> None:
             assert not found & private, f"{path.name} imports {found & private}"
 
 
+SHARED_BY_METHODS = ("base", "registry", "calibration", "extension")
+
+
 def test_methods_do_not_know_each_other_or_the_tasks() -> None:
     for path in (SOURCE / "methods").glob("*/*.py"):
         used = {n for n in imports(path, top_level=False) if n.startswith("lcbench.")}
-        families = {
-            n
-            for n in used
-            if n.startswith("lcbench.methods.") and n.split(".")[2] not in ("base", "registry", "calibration")
-        }
+        families = {n for n in used if n.startswith("lcbench.methods.") and n.split(".")[2] not in SHARED_BY_METHODS}
         assert not families, f"{path.name} imports {families}"
 
 

@@ -186,7 +186,9 @@ def test_a_run_shows_speed_below_its_scores(cli: Cli, tmp_path: Path) -> None:
 def test_a_folder_of_the_bench_is_never_taken_for_the_latest_run(cli: Cli) -> None:
     assert cli(*TINY, "--method", "full", "--lengths", "8").code == 0
     assert Path("runs/bench-tiny/efficiency.jsonl").is_file()
-    assert "no predictions" in cli("score", "runs/bench-tiny").err
+    error = cli("score", "runs/bench-tiny").err
+    assert "no predictions" in error
+    assert "lcbench report runs/bench-tiny" in error
     with RunDirectory.create_or_continue(
         "runs/old", {"model": {"name": "m"}, "methods": ["full"], "tasks": ["qasper"]}, {}
     ) as run:

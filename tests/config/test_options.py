@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from lcbench.config.budget import Budget
 from lcbench.config.options import Item, apply_settings, build, identifier, options_of, param, parse_item, split_items
 from lcbench.errors import BadValue, UnknownName, UsageError
+from lcbench.tasks.passkey import Passkey
 
 
 @dataclass(frozen=True)
@@ -142,3 +143,18 @@ def test_commas_between_lengths_are_not_commas_between_items() -> None:
     assert split_items("ruler,8k") == ["ruler", "8k"]  # nothing to continue
     with pytest.raises(UsageError, match="Option '8k' of method 'thing' is not key=value"):
         make("thing@8k")
+
+
+def test_how_several_values_are_written_is_said() -> None:
+    joined = "Several values of one option are joined by /: lengths=384/1152."
+    with pytest.raises(UsageError, match="Option '1152' of task 'passkey' is not key=value") as stray:
+        build(Passkey, parse_item("passkey@lengths=384,1152", "task"), "task")
+    assert joined in str(stray.value.next_step)
+    with pytest.raises(UsageError) as word:
+        parse_item("passkey@depths=0.1,x", "task")
+    assert "joined by /: depths=0.1/x." in str(word.value.next_step)
+    for text in ("384;1152", "many"):
+        with pytest.raises(BadValue, match="is not a whole number") as value:
+            build(Passkey, parse_item(f"passkey@lengths={text}", "task"), "task")
+        assert "Several are joined by /, e.g. lengths=384/1152." in str(value.value.next_step)
+    assert build(Passkey, parse_item("passkey@lengths=384/1152", "task"), "task").lengths == (384, 1152)

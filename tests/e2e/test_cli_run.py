@@ -73,6 +73,13 @@ def test_dry_run_runs_nothing(cli: Callable[..., Any], arguments: list[str]) -> 
     assert not Path("runs").exists()
 
 
+def test_dry_run_says_each_note_once(cli: Callable[..., Any], folder: Path) -> None:
+    task = "passkey@lengths=20/2000,depths=1,repeats=1,max_new_tokens=4"
+    done = cli("run", "--model", folder, "--task", task, "--over-length", "skip", "--dry-run")
+    assert done.code == 0, done.err
+    assert (done.out + done.err).count("longer than the window") == 1, done.out + done.err
+
+
 def test_yaml_and_command_line(cli: Callable[..., Any], folder: Path, tmp_path: Path) -> None:
     config = tmp_path / "study.yaml"
     config.write_text(f"model: {folder}\nmethods: [full, kivi]\ntask: '{TASK}'\nset: {{bits: 4}}\nlimit: 1\n")

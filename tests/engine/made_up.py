@@ -97,7 +97,7 @@ class Scaled(Method):
     traits = Traits(family="extend", prefill="own")
 
     @contextmanager
-    def transform_model(self, model: Any) -> Iterator[None]:
+    def transform_model(self, model: Any, length: int) -> Iterator[None]:
         kept = model.lm_head.weight.detach().clone()
         with torch.no_grad():
             model.lm_head.weight.neg_()

@@ -34,4 +34,4 @@ PAIRS = [(test, family) for test in harness.TESTS for family in harness.FAMILIES
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_accepted(test: Callable[[Case, str], None], case: Case, family: str) -> None:
-    test(case, family)
+    harness.accept(test, case, family)

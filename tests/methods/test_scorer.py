@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from lcbench.config.options import param
 from lcbench.kv.record import LayerRecord
 from lcbench.methods import registry
 from lcbench.methods.base import Scorer, Traits, top_positions
-from lcbench.methods.registry import all_methods, method
+from lcbench.methods.registry import all_methods, method, resolve
 
 
 @pytest.fixture(autouse=True)
@@ -75,3 +76,38 @@ def test_heads_and_layers_choose_for_themselves() -> None:
     kept = [layer.positions() for layer in LoudValues().compress(record).layers]
     assert all(k.shape == (harness.KV_HEADS, 15) for k in kept)
     assert len({tuple(row) for k in kept for row in k.tolist()}) == harness.LAYERS * harness.KV_HEADS
+
+
+ALL_TIED = {  # of a prompt of 60 tokens; and the last tokens that stay in any case
+    "knorm@budget=20": 0,
+    "keydiff@budget=20": 0,
+    "snapkv@budget=20,window=8,kernel=1": 8,
+    "pyramidkv@budget=20,window=8,kernel=1": 8,
+    "adakv@budget=20,window=8,kernel=1": 8,
+    "dynamickv@budget=20,window=8,kernel=1": 8,
+    "tova@budget=20": 0,
+    "chunkkv@budget=20,window=8,length=4": 8,
+    "h2o@heavy=12,recent=8": 8,
+}
+
+
+@pytest.mark.parametrize("spec", ALL_TIED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_equal_scores_keep_the_lower_positions(spec: str, dtype: torch.dtype) -> None:
+    """A model whose queries and keys are all zero: every key gets the same attention and has the same norm."""
+    pair = harness.models("llama", dtype)
+    zero = copy.deepcopy(pair.ours)
+    with torch.no_grad():
+        for layer in zero.model.layers:
+            layer.self_attn.q_proj.weight.zero_()
+            layer.self_attn.k_proj.weight.zero_()
+    pair = harness.Models("llama", zero, pair.plain, None)
+    chosen = resolve(spec)
+    cache = chosen.compress(harness.prefill(pair, harness.tokens(60, seed=1), chosen))
+    last, kept = ALL_TIED[spec], 0
+    for layer in cache.layers:
+        for head in layer.positions().expand(harness.KV_HEADS, -1):
+            row = head[head >= 0].tolist()
+            assert row == [*range(len(row) - last), *range(60 - last, 60)]
+            kept += len(row)
+    assert kept == pytest.approx(20 * harness.LAYERS * harness.KV_HEADS, abs=8)

@@ -14,14 +14,14 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from lcbench.errors import ModelError
 from lcbench.kv.cache import KVCache
 from lcbench.models import adapter
-from lcbench.models.rope import Rope, observed_rope
+from lcbench.models.rope import Rope, check_readable, observed_rope
 from lcbench.models.rule import AttentionRule
 
 LAYERS, LENGTH, HEAD_DIM = 4, 40, 16
 SCALED = {"rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
 
 
-def model_of(kind: str, **config: Any) -> Any:
+def config_of(kind: str, **config: Any) -> Any:
     settings: dict[str, Any] = {
         "vocab_size": 64,
         "hidden_size": 64,
@@ -33,10 +33,14 @@ def model_of(kind: str, **config: Any) -> Any:
         "max_position_embeddings": 64,
         "pad_token_id": 0,
     }
+    return CONFIG_MAPPING[kind](**{**settings, **config})
+
+
+def model_of(kind: str, **config: Any) -> Any:
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**{**settings, **config})).eval()
+        model = AutoModelForCausalLM.from_config(config_of(kind, **config)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
@@ -108,6 +112,36 @@ def test_taken_off_the_queries_are_those_of_the_projection(kind: str, config: di
         torch.testing.assert_close(rope.apply(plain, positions), rotated, atol=1e-5, rtol=1e-5)
         assert (rotated - plain).abs().max() > 0.1
     assert [rope is None for rope in watcher.ropes] == [kind == "smollm3" and i % 2 == 1 for i in range(LAYERS)]
+
+
+def skeleton_of(kind: str, **config: Any) -> Any:
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return AutoModelForCausalLM.from_config(config_of(kind, **config), attn_implementation="eager")
+
+
+@pytest.mark.parametrize(("kind", "config"), FAMILIES, ids=lambda v: v if isinstance(v, str) else "-".join(map(str, v)))
+def test_it_is_recognised_without_weights(kind: str, config: dict[str, Any]) -> None:
+    check_readable(skeleton_of(kind, **config), ["infllm"])
+
+
+@pytest.mark.parametrize(
+    "kind", ["nanochat", "ministral3", "gpt2"]
+)  # norms after turning, scales by position, has none
+def test_what_is_refused_in_the_prefill_is_refused_without_weights(kind: str) -> None:
+    with pytest.raises(ModelError, match=r"^infllm, longcache cannot run: .* that lcbench cannot take off its queries"):
+        check_readable(skeleton_of(kind), ["infllm", "longcache"])
+    with pytest.raises(ModelError, match="that lcbench cannot take off its queries"):
+        observe_alone(model_of(kind))
+
+
+def observe_alone(model: Any) -> None:
+    class Asks:
+        def observe(self, layer: int, *rest: Any) -> None:
+            observed_rope()
+
+    ids, cache = torch.zeros(1, 3, dtype=torch.int64), KVCache.dense(model.config.num_hidden_layers)
+    adapter.forward(model, ids, torch.arange(3)[None], [cache], [[Asks()]])  # type: ignore[list-item]
 
 
 def test_what_is_read_is_what_the_family_does() -> None:

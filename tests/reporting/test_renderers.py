@@ -173,6 +173,7 @@ def test_csv_is_one_row_a_method_and_task() -> None:
         "n": "20",
         "errors": "0",
         "filtered": "0",
+        "skipped": "0",
         "kv_bytes": "4718592",
         "kv_bytes_full": "9437184",
         "ratio": "2.0000",

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lcbench.cli import app
-from lcbench.errors import CorruptFile, LcbenchError, NotARun, UnknownName, UsageError
+from lcbench.errors import CannotWrite, CorruptFile, LcbenchError, NotARun, UnknownName, UsageError
 from lcbench.store.locate import remember_run
 from lcbench.store.rundir import RunDirectory
 
@@ -99,6 +99,67 @@ def test_scores_of_files_are_written_where_asked(tmp_path: Path, write_rows: Any
     path = write_rows(tmp_path / "narrativeqa.jsonl", [row()])
     assert run(path, "--out", tmp_path / "scores.json").exit_code == 0
     assert json.loads((tmp_path / "scores.json").read_text())["source"]["kind"] == "file"
+
+
+def test_scores_of_a_folder_and_of_a_file_are_written_without_being_asked(
+    tmp_path: Path, write_rows: Any, row: Any
+) -> None:
+    path = write_rows(tmp_path / "m" / "qasper.jsonl.gz", [row()])
+    official = tmp_path / "m" / "result.json"
+    official.write_text('{"qasper": 1.0}')
+    for target, place in ((path.parent, "scores.json"), (path, "qasper.scores.json")) * 2:  # again, over our own
+        done = run(target)
+        assert done.exit_code == 0, done.output
+        assert done.stdout.splitlines()[-1] == f"Scores written to {path.parent / place}"
+        assert "m" in json.loads((path.parent / place).read_text())["methods"]
+    assert official.read_text() == '{"qasper": 1.0}'
+    assert json.loads(run(path.parent, "--json").stdout)["qasper"] == 100.0  # the line goes to stderr
+
+
+def test_scores_of_ours_are_not_scored_again(tmp_path: Path, write_rows: Any, row: Any) -> None:
+    path = write_rows(tmp_path / "qasper.jsonl", [row()])
+    assert run(path).exit_code == 0
+    error = refused(tmp_path / "qasper.scores.json")
+    assert "holds scores, not predictions" in error.message
+    assert "predictions" in error.next_step
+
+
+def test_a_file_that_is_not_ours_is_never_replaced(tmp_path: Path, write_rows: Any, row: Any) -> None:
+    path = write_rows(tmp_path / "qasper.jsonl", [row()])
+    for other in ("scores.json", "result.json"):
+        (tmp_path / other).write_text('{"qasper": 1.0}')
+        error = refused(path, "--out", tmp_path / other)
+        assert "was not written by lcbench score" in error.message
+        assert (tmp_path / other).read_text() == '{"qasper": 1.0}'
+    done = run(tmp_path)
+    assert done.exit_code == 0
+    assert done.stdout.splitlines()[-1].startswith(f"Not written: {tmp_path / 'scores.json'} was not written by")
+    assert (tmp_path / "scores.json").read_text() == '{"qasper": 1.0}'
+
+
+def test_a_place_that_cannot_be_written_is_one_line_below_the_table(
+    tmp_path: Path, write_rows: Any, row: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_rows(tmp_path / "qasper.jsonl", [row()])
+
+    def full(place: Path, data: object) -> None:
+        raise CannotWrite(f"Cannot write {place}: Read-only file system.", "Elsewhere.")
+
+    monkeypatch.setattr("lcbench.store.files.write_json", full)
+    done = run(path)
+    assert done.exit_code == 0
+    assert "100.00" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith(f"Not written: Cannot write {tmp_path / 'qasper.scores.json'}")
+    assert "--out FILE.json" in done.stdout.splitlines()[-1]
+
+
+def test_every_category_is_shown_also_those_of_one_task(tmp_path: Path, write_rows: Any, row: Any) -> None:
+    for name in ("dureader", "vcsum", "lcc"):
+        write_rows(tmp_path / "m" / f"{name}.jsonl", [row()] * 2)
+    done = CliRunner().invoke(app, ["score", str(tmp_path / "m")], env={"COLUMNS": "80"})
+    lines = [line.split() for line in done.stdout.splitlines()]
+    for category, tasks in (("zh/multi-doc-qa", ["1"]), ("zh/summarization", ["1"]), ("code", ["1", "of", "2"])):
+        assert any(line[: 1 + len(tasks)] == [category, *tasks] for line in lines), done.stdout
 
 
 def test_the_definition_of_code_similarity_is_named(tmp_path: Path, write_rows: Any, row: Any) -> None:
@@ -215,3 +276,39 @@ def test_the_real_command_exits_with_2_and_no_traceback(tmp_path: Path, content:
     assert "Traceback" not in done.stderr
     assert "qasper.jsonl, line 1" in done.stderr
     assert "Next:" in done.stderr
+
+
+def test_skipped_prompts_are_counted_in_every_table(make_run: Any) -> None:
+    tasks = [f"100-longbench/kv_retrieval@{length}" for length in ("base", "8k")]
+    directory = make_run({("full", task): [{}, {}] for task in tasks}, rows=dict.fromkeys(tasks, 9))
+    info = json.loads((directory.path / "run.json").read_text())
+    info["spec"]["over_length"] = "skip"
+    info["provenance"]["tasks"][tasks[1]]["skipped"] = 7
+    (directory.path / "run.json").write_text(json.dumps(info))
+    done = run(directory.path)
+    assert done.stdout.count("skipped") >= 2, done.stdout  # the tasks' table and LongScore's
+    stored = json.loads((directory.path / "scores.json").read_text())
+    assert stored["methods"]["full"]["tasks"][tasks[1]]["n_skipped"] == 7
+    for form in ([], ["--format", "md"], ["--format", "csv"], ["--format", "html"]):
+        arguments = ["report", str(directory.path), *form]
+        shown = CliRunner().invoke(app, arguments, env={"COLUMNS": "150", "TERM": "dumb"})
+        assert shown.exit_code == 0, shown.output
+        assert "skipped" in shown.stdout, form
+
+
+def test_a_run_of_which_all_was_skipped_says_how_many(make_run: Any) -> None:
+    directory = make_run({("full", "qasper"): []}, rows={"qasper": 3})
+    info = json.loads((directory.path / "run.json").read_text())
+    info["provenance"]["tasks"]["qasper"]["skipped"] = 3
+    (directory.path / "run.json").write_text(json.dumps(info))
+    assert "all 3 prompts were longer than the window and skipped (qasper: 3)" in refused(directory.path).message
+
+
+def test_a_task_of_which_all_was_skipped_is_named_with_its_count(make_run: Any) -> None:
+    directory = make_run({("full", "qasper"): [{}], ("full", "musique"): []}, rows={"qasper": 1, "musique": 4})
+    info = json.loads((directory.path / "run.json").read_text())
+    info["provenance"]["tasks"]["musique"]["skipped"] = 4
+    (directory.path / "run.json").write_text(json.dumps(info))
+    said = run(directory.path).stdout
+    assert "full: prompts longer than the window were skipped, none is left: musique (4)." in said
+    assert "no predictions for musique" not in said

@@ -206,3 +206,14 @@ def _survives(path: Path) -> None:
         said = error.message
     assert scores or path.name in said
     json.dumps(scores, allow_nan=False)
+
+
+def test_where_the_metric_counts_answers_may_be_numbers_as_the_official_one_takes_them(tmp_path: Path) -> None:
+    """count_score compares ``str(number) == str(ground_truth)``: 3 matches "3", 3.0 does not, true is refused."""
+    path = tmp_path / "passage_count.jsonl"
+    path.write_text('{"pred": "3", "answers": [3]}\n{"pred": "3", "answers": [3.0]}\n')
+    assert [sample.answers for sample in read_file(path).samples] == [("3",), ("3.0",)]
+    assert score_path(path).methods[tmp_path.name].tasks["passage_count"].score == 50.0
+    path.write_text('{"pred": "3", "answers": [3]}\n{"pred": "3", "answers": [true]}\n')
+    with pytest.raises(CorruptFile, match="line 2: 'answers' is not a list of texts"):
+        read_file(path)

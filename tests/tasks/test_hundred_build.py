@@ -136,7 +136,22 @@ def test_verify_builds_again_and_compares(cli: Cli, own_home: Path, pools: Path)
     assert "further lines" in cli("build", "100-longbench", "--verify", *arguments).out
     path.write_text(content.replace('"seed": 42', '"seed": 43', 1), "utf-8")
     assert "differs" in cli("build", "100-longbench", "--verify", *arguments).out
+    path.unlink()
+    done = cli("build", "100-longbench", "--verify", *arguments)
+    assert done.code == 2
+    assert "kv_retrieval@1k: not there" in done.out
+    assert "1 of 4 files" in done.err
     assert cli("build", "100-longbench", "--verify", "--name", "nothing", *WORDS).code == 2
+
+
+def test_fewer_contexts_than_rows_are_explained(cli: Cli, own_home: Path, pools: Path) -> None:
+    build = ("build", "100-longbench", "--lengths", "1k", "--rows", 100, "--tasks", "single_doc_sum")
+    done = cli(*build, "--pools", pools, *WORDS)
+    assert done.code == 0, done.err
+    said = " ".join(done.out.split())
+    assert "Fewer than the 100 contexts of --rows: single_doc_sum@base" in said
+    assert "hold no more documents below 8k" in said
+    assert "single_doc_sum@1k (" not in said
 
 
 def test_a_build_is_of_one_recipe(cli: Cli, own_home: Path, pools: Path, tmp_path: Path) -> None:

@@ -86,7 +86,12 @@ def test_documents_alone_make_the_tasks_that_need_no_questions(cli: Cli, own_hom
     assert done.code == 1
     made = {path.name for path in (own_home / "data/100-longbench/builds/custom").glob("*_400.jsonl")}
     assert made == {f"{task}_400.jsonl" for task in ("passage_count", "kv_retrieval", "counting_stars")}
-    assert "single_doc_qa@400 is not built: Nothing is asked about any document" in done.out
+    assert "single_doc_qa@400 is not built: questions.jsonl of your folder holds no question about a single" in done.out
+    assert "passage_retrieval@400 is not built: summaries.jsonl of your folder holds no summary of a single" in done.out
+    one = cli(*BUILD, "--custom", tmp_path / "plain", "--name", "one", "--tasks", "single_doc_sum")
+    assert one.code == 2
+    assert "summaries.jsonl of your folder holds no summary" in one.err
+    assert "download" not in one.err
 
 
 @pytest.mark.parametrize(

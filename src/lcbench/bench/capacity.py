@@ -70,7 +70,7 @@ def probe(loaded: LoadedModel, method: Method, work: Workload) -> ByteModel:
     """
     check(loaded, method)
     release(loaded.info.device)
-    with method.transform_model(loaded.model):
+    with method.transform_model(loaded.model, work.prompt_tokens + work.new_tokens):
         run_pass(loaded, method, replace(work, batch=1, new_tokens=2))  # takes the memory that stays: workspaces
         one, two, three = (run_pass(loaded, method, replace(work, batch=n), metered=True) for n in (1, 2, 3))
     decode = [done.phases["decode"].growth for done in (one, two, three)]
@@ -93,7 +93,7 @@ def try_largest(loaded: LoadedModel, method: Method, work: Workload, memory: int
     all R for ``work.new_tokens`` tokens. The search starts at ``guess`` and ends within 2 % of the true number.
     """
     device = torch.device(loaded.info.device)
-    with _limited(device, memory), method.transform_model(loaded.model):
+    with _limited(device, memory), method.transform_model(loaded.model, work.prompt_tokens + work.new_tokens):
 
         def fits(batch: int) -> bool:
             return _runs(loaded, method, work, batch)

@@ -166,7 +166,7 @@ def measure(loaded: LoadedModel, method: Method, work: Workload) -> Cell:
     device, cpu = loaded.info.device, kind_of(loaded.info.device) != "cuda"
     passes, phases = [], {}
     release(device)
-    with PeakMemory(device) as resident, method.transform_model(loaded.model):
+    with PeakMemory(device) as resident, method.transform_model(loaded.model, work.prompt_tokens + work.new_tokens):
         for attempt in range(work.repeats + 1):
             # On a GPU counting costs nothing, and a first pass takes memory (workspaces) that later ones do not.
             metered = attempt == (0 if cpu else 1)

@@ -79,7 +79,11 @@ class Bench:
                 f"The bench measures one GPU, and --device {AUTO_MAP} is all of them.", "Write --device cuda:0."
             )
         methods = [resolve(text) for text in spec.methods]
-        self.info: ModelInfo = describe_random(spec.model) if spec.random else describe(spec.model, home, say=say)[0]
+        if spec.random:
+            self.info: ModelInfo = describe_random(spec.model)
+        else:
+            turned_by = [method.id for method in methods if method.turns]
+            self.info = describe(spec.model, home, say=say, turned_by=turned_by)[0]
         self.methods: list[Method] = [one.bind(self.info, home) for one in methods]
         self.machine = machine(self.info.device)
         self.memory = spec.memory or total_bytes(self.info.device)

@@ -94,7 +94,8 @@ def build(
     ),
     quiet: bool = typer.Option(False, "--quiet", "-q", help="No progress."),
 ) -> None:
-    """Build the contexts of 100-LongBench at any length, from the downloaded pools or your own documents.
+    """Build the contexts of 100-LongBench at any length, from the downloaded pools or your own documents. Exit code 1:
+    some of the files could not be built; they are named, the others are there.
 
     Example: lcbench build 100-longbench --lengths 8k,16k --rows 100
     """  # fmt: skip
@@ -189,6 +190,7 @@ def _order(
 
 def _build(order: Order, source: _Source, overwrite: bool, console: Console, quiet: bool, *, explicit: bool) -> None:
     from lcbench.tasks.hundred.build import Workshop
+    from lcbench.tasks.hundred.custom import what_lacks
     from lcbench.tasks.hundred.names import length_text
     from lcbench.tasks.hundred.recipe import build_folder
 
@@ -203,18 +205,50 @@ def _build(order: Order, source: _Source, overwrite: bool, console: Console, qui
             try:
                 made.append(workshop.make(task, length, bars.progress))
             except DataMissing as error:
+                problem = _in_the_users_words(error, what_lacks(task, material) if order.custom else "")
                 if explicit and len(order.tasks) == 1:
-                    raise
-                failed.append(DataMissing(f"{task}@{length_text(length)} is not built: {error.message}"))
+                    raise problem from None
+                failed.append(DataMissing(f"{task}@{length_text(length)} is not built: {problem.message}"))
     _show(made)
+    for line in _fewer(made, order):
+        typer.echo(line)
     typer.echo(f"In {folder}")
     for problem in failed:
         typer.echo(problem.message)
     if not made:
-        raise DataMissing("Nothing could be built.", "Get more of the pools: lcbench download 100-longbench-pools")
+        more = (
+            "Add to the folder of --custom"
+            if order.custom
+            else "Get more of the pools: lcbench download 100-longbench-pools"
+        )
+        raise DataMissing("Nothing could be built.", f"{more}, or build longer contexts.")
     typer.echo(f"Next:  lcbench run --task {_SUITE}" + (f"@build={order.build}" if order.build != "default" else ""))
     if failed:
         raise typer.Exit(1)
+
+
+def _in_the_users_words(error: DataMissing, lacking: str) -> DataMissing:
+    """With --custom: what the folder lacks, where that is the reason; pools mean nothing to its owner."""
+    step = "Write it there (docs/100-longbench.md), or leave the task out with --tasks."
+    return DataMissing(lacking, step) if lacking else error
+
+
+def _fewer(made: Sequence[Built], order: Order) -> list[str]:
+    """Why files have fewer contexts than --rows; files of one reason share a line."""
+    from lcbench.tasks.hundred.build import takes_documents
+    from lcbench.tasks.hundred.names import base_lengths, length_text
+
+    found: dict[str, list[str]] = {}
+    for built in (one for one in made if len(one.lengths) < order.rows):
+        if takes_documents(built.recipe.task, order.mode):
+            why = f"the pools hold no more documents below {length_text(order.base_below)} for it"
+        else:
+            why = f"its {len(base_lengths(order.base_below))} lengths get equally many contexts each"
+        label = f"{built.recipe.task}@{length_text(built.recipe.length)} ({len(built.lengths)})"
+        found.setdefault(why, []).append(label)
+    return [
+        f"Fewer than the {order.rows} contexts of --rows: {', '.join(labels)}: {why}." for why, labels in found.items()
+    ]
 
 
 def _verify(
@@ -258,7 +292,10 @@ def _verify(
     for task in dict.fromkeys(recipe.task for recipe in recipes):
         for length in dict.fromkeys(recipe.length for recipe in recipes):
             if (task, length) not in there:
-                typer.echo(f"{task}@{length_text(length)}: not there; other tasks have this length")
+                label = f"{task}@{length_text(length)}"
+                typer.echo(f"{label}: not there; other tasks have this length")
+                changed.append(label)
+                broken += 1
     if changed:
         raise UsageError(
             f"{len(changed)} of {len(recipes) + broken} files are not what their recipe gives now.",

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lcbench.tasks.notes import said_once
+
 if TYPE_CHECKING:
     from lcbench.engine.session import Plan
 
@@ -38,9 +40,8 @@ def show_plan(plan: Plan, path: Path) -> None:
             str(len(good)),
         )
     console.print(table, soft_wrap=False)
-    for prompts in plan.sets:
-        for note in prompts.notes:
-            console.print(escape(f"{prompts.task.id}: {note}"))
+    for line in said_once((prompts.task.id, note) for prompts in plan.sets for note in prompts.notes):
+        console.print(escape(line))
     for prompts in {s.task.id: s for s in plan.sets}.values():
         begins, ends = (repr(end) for end in prompts.sample)
         console.print(escape(f"{prompts.task.id} prompt begins {begins}"))

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
+from lcbench.cli.score_place import is_ours, refuse_overwriting, write_default
 from lcbench.cli.score_view import tables_of
-from lcbench.errors import BadValue, CannotWrite, CorruptFile
+from lcbench.errors import BadValue, CannotWrite, CorruptFile, UsageError
 
 if TYPE_CHECKING:
     from lcbench.scoring.table import ScoreTable, TaskScore
@@ -34,7 +35,13 @@ def score(
         None, "--benchmark", "-b", help="longbench | longbench-e, for prediction files. Default: guessed."
     ),
     as_json: bool = typer.Option(False, "--json", help="The official result.json on stdout, ours under 'lcbench'."),
-    out: Path | None = typer.Option(None, "--out", "-o", help="Also write our scores to this JSON file."),
+    out: Path | None = typer.Option(
+        None,
+        "--out",
+        "-o",
+        help="Write our scores here. Default: scores.json in a run or folder, NAME.scores.json beside a file.",
+        show_default=False,
+    ),
     code_sim: str = typer.Option("difflib", "--code-sim", help="difflib (official requirements) | levenshtein."),
     strict_recursion: bool = typer.Option(
         False, "--strict-recursion", help="rouge is 0 where the official script overflows its stack."
@@ -98,6 +105,8 @@ def score(
     options = ScoreOptions(code_sim, strict_recursion, rouge_score, jobs, seed, longscore=lengths)  # type: ignore[arg-type]
     target = path if path is not None else latest_run()
     if target.suffix == ".json" and target.is_file():
+        if is_ours(target):
+            raise UsageError(f"{target} holds scores, not predictions.", "Give the predictions or the run they are of.")
         _results_file(target, as_json)
         return
     grader = None
@@ -109,7 +118,7 @@ def score(
     elif judge_url is not None:
         raise BadValue("--judge-url without a judge.", "Name the model: --judge openai:MODEL")
     if out is not None:
-        _refuse_overwriting(out, target)
+        refuse_overwriting(out)
     table = score_path(target, options, benchmark, grader)
     if grader is not None:
         asker = grader.asker
@@ -119,7 +128,9 @@ def score(
     if as_json:
         typer.echo(json.dumps(official_shape(table), ensure_ascii=False, indent=4))
     else:
-        show(table, target, out)
+        show(table, target)
+    if table.source != "run":
+        typer.echo(f"Scores written to {out}" if out is not None else write_default(table, target), err=as_json)
     if table.source == "run":
         _keep(table, target, elsewhere=out)
     if table.n_error:
@@ -162,13 +173,6 @@ def _keep(table: ScoreTable, target: Path, *, elsewhere: Path | None) -> None:
             raise CannotWrite(error.message, "The scores are shown above; --out FILE keeps them elsewhere.") from None
 
 
-def _refuse_overwriting(out: Path, target: Path) -> None:
-    """Scores never replace predictions: neither the file that is scored nor anything that looks like one."""
-    names = (".jsonl", ".jsonl.gz")
-    if out.is_dir() or out.name.endswith(names) or (out.exists() and target.exists() and out.samefile(target)):
-        raise BadValue(f"--out {out} would overwrite predictions or a folder.", "Name a .json file of its own.")
-
-
 def official_shape(table: ScoreTable) -> dict[str, Any]:
     """result.json of the official script, or method to result.json where several methods were scored, with ours under
     `OURS` (there every method is under its name, be it one or many). An empty length bucket is NaN, as the official
@@ -185,12 +189,8 @@ def _official(task: TaskScore) -> Any:
     return float("nan") if task.score is None else task.score
 
 
-def show(table: ScoreTable, target: Path, out: Path | None = None) -> None:
-    """Print the table, what the reader must know about it, and the next command.
-
-    Args:
-        out: where the scores were written besides.
-    """
+def show(table: ScoreTable, target: Path) -> None:
+    """Print the table, what the reader must know about it, and, of a run, the next command."""
     console = Console(highlight=False)
     for name, method in table.methods.items():
         console.print(Text(name, style="bold"), soft_wrap=True)
@@ -205,8 +205,6 @@ def show(table: ScoreTable, target: Path, out: Path | None = None) -> None:
     if table.source == "run":
         shown = shlex.quote(str(target))
         console.print(escape(f"Next:    lcbench report {shown}"), soft_wrap=True)
-    elif out is None:
-        console.print("Shown only: --out FILE.json writes the scores.", soft_wrap=True)
 
 
 def _footnotes(table: ScoreTable, target: Path) -> list[str]:

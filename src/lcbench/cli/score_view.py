@@ -33,11 +33,13 @@ def _tasks(method: MethodScores) -> Table:
     grid = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     grid.add_column("task", overflow="fold", min_width=min(14, max(len(s.task) for s in scores)))
     grid.add_column("metric", overflow="fold")
-    fates = ("filtered", "no verdict") if judged else ()
+    skipped = any(s.n_skipped for s in scores)
+    fates = [*(["skipped"] if skipped else []), *(["filtered", "no verdict"] if judged else [])]
     for title in ("n", "errors", *fates, "score", "95 % interval", *(["partial"] if partial else [])):
         grid.add_column(title, justify="right", no_wrap=True)
     for one in scores:
-        more = [str(one.n_filtered), str(one.n_judge_failed)] if judged else []
+        more = [str(one.n_skipped)] if skipped else []
+        more += [str(one.n_filtered), str(one.n_judge_failed)] if judged else []
         grid.add_row(escape(one.task), escape(one.metric), *_cells(one, partial, more))
         lengths = [length for length, s in one.by_length.items() if s.n or s.n_error]
         for length in sorted(lengths, key=_place) if len(one.by_length) > 1 else ():
@@ -70,12 +72,12 @@ def _google_rouge(method: MethodScores) -> Table:
 
 
 def _worth_showing(method: MethodScores) -> dict[str, GroupScore]:
-    """Means of at least two tasks; parts of means that say the same as one above are left out."""
+    """Every category, and the overall means of at least two tasks that do not say the same as one above."""
     shown: dict[str, GroupScore] = {}
     seen: set[tuple[str, ...]] = set()
     for key, one in [*method.categories.items(), *method.overall.items()]:
         tasks = [t for m in one.members for t in (method.categories[m].members if m in method.categories else [m])]
-        if len(tasks) > 1 and (one.complete or tuple(tasks) not in seen):
+        if key in method.categories or (len(tasks) > 1 and (one.complete or tuple(tasks) not in seen)):
             shown[key] = one
         seen.add(tuple(tasks))
     return shown

@@ -37,7 +37,7 @@ def run_study(study: Study, out: Path | None, watcher: Watcher, *, workers: str,
     """
     from lcbench.engine.session import open_session
 
-    sessions = [open_session(spec, home(), say=watcher.say) for spec in study.runs]
+    sessions = [open_session(spec, home(), say=watcher.say, tell_notes=not dry_run) for spec in study.runs]
     paths = _paths(study, sessions, out)
     if dry_run:
         from lcbench.cli.plan_view import show_plan

@@ -102,12 +102,21 @@ def parse_item(text: str, kind: str) -> Item:
         key, eq, value = piece.partition("=") if piece.strip() not in PRESETS else (PRESET, "=", piece)
         if not eq or not key.strip() or not value.strip():
             raise UsageError(
-                f"Option '{piece}' of {kind} '{name}' is not key=value.", f"Write {name}@key=value,key=value."
+                f"Option '{piece}' of {kind} '{name}' is not key=value.", _how_to_write(name, options, piece)
             )
         if key.strip() in dict(options):
             raise UsageError(f"Option '{key.strip()}' of {kind} '{name}' is given twice.", "Give it once.")
         options.append((key.strip(), value.strip()))
     return Item(name, (((BARE, "/".join(lengths)),) if lengths else ()) + tuple(options))
+
+
+def _how_to_write(name: str, options: Sequence[tuple[str, str]], stray: str) -> str:
+    """The next step after an option without a key: most likely a further value of the one before it."""
+    step = f"Write {name}@key=value,key=value."
+    if not options or not stray.strip():
+        return step
+    key, value = options[-1]
+    return f"{step} Several values of one option are joined by /: {key}={value}/{stray.strip()}."
 
 
 def _cut_name(text: str) -> tuple[str, str, str]:
@@ -130,9 +139,8 @@ def build(cls: type[T], item: Item, kind: str) -> T:
     values: dict[str, Any] = {}
     for key, text in item.options:
         if key == BARE and bare is None:
-            raise UsageError(
-                f"Option '{text}' of {kind} '{item.name}' is not key=value.", f"Write {item.name}@key=value,key=value."
-            )
+            step = _how_to_write(item.name, item.options[1:], text)
+            raise UsageError(f"Option '{text}' of {kind} '{item.name}' is not key=value.", step)
         key = bare if key == BARE and bare is not None else key
         if key not in fields:
             raise UnknownName("parameter", key, fields, where=f" of {kind} '{item.name}'")
@@ -153,7 +161,12 @@ def _convert(text: str, hint: Any, where: str) -> Any:
         return _convert(text, next(a for a in arms if a is not type(None)), where)
     if typing.get_origin(hint) is tuple:
         element = typing.get_args(hint)[0]
-        return tuple(_convert(part, element, where) for part in text.replace(" ", "/").split("/") if part)
+        try:
+            return tuple(_convert(part, element, where) for part in text.replace(" ", "/").split("/") if part)
+        except BadValue as error:
+            example = {int: "384/1152", float: "0.1/0.5"}.get(element, "a/b")
+            step = f"{error.next_step} Several are joined by /, e.g. {where.rpartition('@')[2]}={example}."
+            raise BadValue(error.message, step) from None
     if typing.get_origin(hint) is typing.Literal:
         allowed = {str(c): c for c in typing.get_args(hint)}
         if text not in allowed:

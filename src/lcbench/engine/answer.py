@@ -279,8 +279,9 @@ class Answerer:
     def _batch(self, prompts: PromptSet, batch: _Batch, cuts: Mapping[int, tuple[int, ...]]) -> list[_Answer]:
         answers: list[_Answer] = []
         with ExitStack() as stack:
-            for m in range(len(prompts.methods)) if prompts.shared else batch.methods:
-                stack.enter_context(prompts.methods[m].transform_model(self.loaded.model))
+            reader = prompts.methods[0 if prompts.shared else batch.methods[0]]  # all that share a prefill read alike
+            longest = max(prompts.prompts[p].tokens for p in batch.prompts) + prompts.max_new_tokens
+            stack.enter_context(reader.transform_model(self.loaded.model, longest))
             learned = self._adapt(prompts, batch, stack)
             for p in batch.prompts:
                 if self._should_stop():
@@ -449,7 +450,7 @@ class Answerer:
                 kv_bytes=answer.held,
                 kv_bytes_full=self.loaded.shape().full_bytes(prompt.tokens),
                 resident_bytes=answer.resident,
-                reused_from=FULL if answer.plain and method.name != FULL else None,
+                reused_from=_reused(prompts, method) if answer.plain else None,
                 near_ties=generated.near_ties,
             )
         timing = dict(answer.seconds) if record.ok else None
@@ -476,6 +477,13 @@ class Answerer:
             decode="exact" if alone else "stacked",
             meta=dict(row.meta),
         )
+
+
+def _reused(prompts: PromptSet, method: Method) -> str | None:
+    """The method whose cache is the prompt as the set reads it, where that is another one."""
+    if prompts.reading:
+        return prompts.reading if method.id != prompts.reading else None
+    return FULL if method.name != FULL else None
 
 
 def _is_whole(cache: KVCache, record: PrefillRecord) -> bool:

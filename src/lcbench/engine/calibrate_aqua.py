@@ -27,7 +27,7 @@ from lcbench.kv.rotation import Rotation
 from lcbench.methods.calibration import save_tensors
 from lcbench.methods.quantize.aqua_kv import FIRST_BITS, calibration_name
 from lcbench.models.info import LoadedModel
-from lcbench.models.load import load
+from lcbench.models.load import describe, load
 from lcbench.store.provenance import software
 
 SEQUENCES, LENGTH = 16, 1024  # the authors: 256 of 8192
@@ -68,6 +68,7 @@ def calibrate_aqua(request: Request, *, say: Say, progress: Progress) -> list[Ma
         raise BadValue(f"{request.name} reads texts of one length.", "Give one, e.g. --lengths 1024.")
     bits = NAMES[request.name]
     name, text = sample_text(request.text)
+    describe(request.model, request.home, say=say, turned_by=[request.name])  # refused before the weights are read
     loaded = load(request.model, request.home, say=say)
     sequences = cut(
         loaded, text, count=request.samples or SEQUENCES, length=(request.lengths or (LENGTH,))[0], seed=request.seed

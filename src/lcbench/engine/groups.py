@@ -55,7 +55,7 @@ def make_groups(
     groups: list[Group] = []
     for number, prompts in enumerate(sets):
         sizes = _Sizes(prompts, shape, limits, chunk)
-        groups += _of_set(number, prompts, sizes, reuse and prompts.shared)
+        groups += _of_set(number, prompts, sizes, reuse and prompts.shared and not prompts.reading)
     groups.sort(key=lambda group: (-group.nbytes, group.set_index))  # stable: a set's own order stays for equal needs
     return [replace(group, index=i) for i, group in enumerate(groups)]
 

@@ -38,12 +38,13 @@ class PreparedPrompt:
 class PromptSet:
     """All prompts of a task as one group of methods reads them.
 
-    Methods that leave the prompt's forward pass alone form one group a task and share its prefill; a method with a
-    prefill of its own is a group of one.
+    Methods that leave the prompt's forward pass alone form one group a task and share its prefill, and so do those of
+    one context extension; a method with a prefill of its own is a group of one.
 
     Attributes:
         methods: of the group, in the order of the command line.
         shared: whether one prefill serves them all.
+        reading: id of the context extension that they share; "" for the plain model, and where nothing is shared.
         max_new_tokens: tokens an answer may take, the same for every row.
         sha256: over all prompts' token ids.
         sample: first and last 200 characters of one prompt, for people.
@@ -61,6 +62,7 @@ class PromptSet:
     notes: tuple[str, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
     question: Question = "visible"
+    reading: str = ""
 
     def read_first(self, prompt: PreparedPrompt) -> Sequence[int]:
         """The ids of a prompt that are read before the methods compress: all of it, or its context."""
@@ -72,7 +74,16 @@ class PromptSet:
 
 
 def group_methods(methods: Sequence[Method]) -> list[tuple[bool, tuple[Method, ...]]]:
-    """Split methods into the group that shares a prefill and groups of one. Order within groups is kept."""
-    shared = tuple(m for m in methods if m.traits.prefill == "shared")
-    own = [(False, (m,)) for m in methods if m.traits.prefill == "own"]
-    return ([(True, shared)] if shared else []) + own
+    """Split methods into groups that share a prefill (of the plain model first, then one an extension) and groups of
+    one. Order within groups is kept."""
+    readings: dict[str, list[Method]] = {"": []}
+    groups: list[tuple[bool, list[Method]]] = [(True, readings[""])]
+    for method in methods:
+        if method.reading is None:
+            groups.append((False, [method]))
+        elif method.reading in readings:
+            readings[method.reading].append(method)
+        else:
+            readings[method.reading] = [method]
+            groups.append((True, readings[method.reading]))
+    return [(shared, tuple(group)) for shared, group in groups if group]

@@ -49,9 +49,9 @@ def prepare(
     refuse_hidden_question(spec, methods)
     sets = []
     for task, loaded in tasks:
-        made: dict[tuple[str, str], PreparedPrompt | None] = {}
+        made: dict[tuple[str, str, int | None], PreparedPrompt | None] = {}
         for shared, group in group_methods(askers(task, methods)):
-            maker = _PromptMaker(spec, info, tokenizer, task, home, made)
+            maker = _PromptMaker(spec, info, tokenizer, task, home, made, group[0].window_of(info.window))
             prompts = []
             for i, row in enumerate(loaded.rows):
                 prompt = maker.make(row, group[0] if not shared else None)
@@ -60,6 +60,8 @@ def prepare(
                 if on_prompt is not None:
                     on_prompt(task.id, i + 1, len(loaded.rows))
             notes = [note for note in (loaded.note, *maker.notes(len(loaded.rows))) if note]
+            if maker.window != info.window:
+                notes.append(_other_window(group, maker.window, info))
             sets.append(
                 PromptSet(
                     task=task,
@@ -72,9 +74,16 @@ def prepare(
                     notes=tuple(notes),
                     counts=maker.counts,
                     question=spec.question,
+                    reading=(group[0].reading or "") if shared else "",
                 )
             )
     return sets
+
+
+def _other_window(group: Sequence[Method], window: int | None, info: ModelInfo) -> str:
+    names = ", ".join(method.id for method in group)
+    size = "no window" if window is None else f"a window of {window:,}"
+    return f"{names}: {size} where the model has {info.window:,}"
 
 
 def askers(task: Task, methods: Sequence[Method]) -> Sequence[Method]:
@@ -94,7 +103,7 @@ def refuse_hidden_question(spec: RunSpec, methods: Sequence[Method]) -> None:
             "Use --question visible with --context none.",
         )
     for method in methods:
-        if method.traits.prefill == "own":
+        if method.reading is None:
             raise BadValue(
                 f"{method.id} reads the prompt in its own way, context and question together, so --question hidden "
                 "is not defined for it.",
@@ -123,9 +132,11 @@ class _PromptMaker:
         tokenizer: Any,
         task: Task,
         home: Path,
-        made: dict[tuple[str, str], PreparedPrompt | None],
+        made: dict[tuple[str, str, int | None], PreparedPrompt | None],
+        window: int | None,
     ) -> None:
         self.spec, self.info, self.tokenizer, self.task, self.home, self._made = spec, info, tokenizer, task, home, made
+        self.window = window
         self.answer_tokens = task.answer_tokens(home)
         self._special = not (spec.model.chat == "official" and cut_without_special_tokens(info.name))
         self.sample = ("", "")
@@ -144,7 +155,7 @@ class _PromptMaker:
         text, question = prompt.text, prompt.question_start
         if method is not None:
             text = method.transform_prompt(text, question)
-        key = (row.id, text)
+        key = (row.id, text, self.window)
         if key not in self._made:
             self._made[key] = self._prepared(row, text, self._question_of(question, method))
         made = self._made[key]
@@ -206,7 +217,7 @@ class _PromptMaker:
         if self.spec.truncation == "exact-ids":
             return fit_exact(
                 text,
-                window=self.info.window,
+                window=self.window,
                 answer_tokens=self.answer_tokens,
                 encode=self._encode,
                 finish=self._finish,
@@ -214,7 +225,7 @@ class _PromptMaker:
             )
         return fit(
             text,
-            window=self.info.window,
+            window=self.window,
             answer_tokens=self.answer_tokens,
             encode=self._encode,
             decode=self._decode,
@@ -228,7 +239,7 @@ class _PromptMaker:
         ids = self._finish(text)
         require_fit(
             len(ids),
-            window=self.info.window,
+            window=self.window,
             answer_tokens=self.answer_tokens,
             max_input_tokens=self.spec.max_input_tokens,
         )

@@ -76,17 +76,22 @@ def resolve_methods(spec: RunSpec) -> list[Method]:
     return methods
 
 
-def open_session(spec: RunSpec, home: Path, *, say: Say) -> Session:
-    """Resolve everything but the weights. Raises LcbenchError of many kinds, each with its next step."""
+def open_session(spec: RunSpec, home: Path, *, say: Say, tell_notes: bool = True) -> Session:
+    """Resolve everything but the weights. Raises LcbenchError of many kinds, each with its next step.
+
+    Args:
+        tell_notes: say notes about rows and prompts as they turn up; False where the plan shows them.
+    """
     methods = resolve_methods(spec)
     refuse_hidden_question(spec, methods)
     tasks: list[Task] = []
     for text in spec.tasks:
         tasks += [task for task in resolve_tasks(text, home) if task.id not in {t.id for t in tasks}]
     loaded = [(task, task.load(home, spec.limit)) for task in tasks]
-    for line in said_once((task.id, rows.note) for task, rows in loaded):
+    for line in said_once((task.id, rows.note) for task, rows in loaded) if tell_notes else ():
         say(line)
-    info, tokenizer = describe(spec.model, home, say=say)
+    turned_by = [method.id for method in methods if method.turns]
+    info, tokenizer = describe(spec.model, home, say=say, turned_by=turned_by)
     if spec.prefill_chunk is not None and info.rope_follows_length:
         raise ModelError(
             f"{info.name} chooses its rotary frequencies by the length of the text, so a prompt read in chunks is not "
@@ -99,7 +104,7 @@ def open_session(spec: RunSpec, home: Path, *, say: Say) -> Session:
     resolved = replace(
         spec, methods=tuple(m.id for m in methods), tasks=tuple(t.id for t in tasks), settings={}, budgets=()
     )
-    return Session(resolved, home, methods, loaded, info, tokenizer, say)
+    return Session(resolved, home, methods, loaded, info, tokenizer, say, tell_notes)
 
 
 @dataclass
@@ -117,12 +122,13 @@ class Session:
     info: ModelInfo
     tokenizer: Any
     say: Say
+    tell_notes: bool = True
 
     @cached_property
     def sets(self) -> list[PromptSet]:
         """Every prompt as token ids."""
         sets = prepare(self.spec, self.info, self.tokenizer, self.methods, self.tasks, self.home)
-        for prompts in sets:
+        for prompts in sets if self.tell_notes else ():
             for note in prompts.notes:
                 if note != {t.id: rows.note for t, rows in self.tasks}[prompts.task.id]:
                     self.say(f"{prompts.task.id}: {note}")
@@ -174,7 +180,7 @@ class Session:
                 "rows": len(rows.rows),
                 "note": rows.note,
                 "data_sha256": rows.sha256,
-                "prompts_sha256": {("shared" if s.shared else s.methods[0].id): s.sha256 for s in own},
+                "prompts_sha256": {(s.reading or "shared" if s.shared else s.methods[0].id): s.sha256 for s in own},
                 "max_new_tokens": own[0].max_new_tokens,
                 "prompt_begins": own[0].sample[0],
                 "prompt_ends": own[0].sample[1],

@@ -3,7 +3,8 @@
 The engine calls the same hooks for every method, in this order; each has a do-nothing default:
 
     bind(info, home)           the method with what was calibrated for this model (see `methods.calibration`)
-    transform_model(model)     context in which the model runs (RoPE edits, load-time changes)
+    window_of(trained)         how many positions it serves on a model trained for so many
+    transform_model(model, n)  context in which the model runs on a text of n tokens (RoPE edits)
     transform_prompt(prompt)   the prompt as text, before it is tokenized (prompt compression)
     adapt(model, lesson, seed) context in which one prompt is read and answered (training at test time)
     prefill_cache(shape, L)    the cache that the prompt is read into (methods that change prefill attention)
@@ -74,19 +75,29 @@ class Traits:
 class Method:
     """Base of all methods. Subclasses are frozen dataclasses whose fields, made with `param`, are the user's
     parameters; `lcbench.methods.registry.method` gives them a name, a paper and traits. ``proof`` says in a sentence
-    or two what the method's own tests compare it with; the class docstring and it make its section of the manual."""
+    or two what the method's own tests compare it with; the class docstring and it make its section of the manual.
+    ``turns`` says that the method turns queries or keys to other positions and so needs the model's rotary embedding as
+    numbers (`models.rope.observed_rope`): a model whose embedding is not understood is then refused before any work.
+    ``learns`` says that `adapt` wants the text of each prompt; such a method is not stackable."""
 
     name: ClassVar[str]
     paper: ClassVar[str]
     traits: ClassVar[Traits]
     proof: ClassVar[str] = ""
-    learns: ClassVar[bool] = False  # whether `adapt` wants the text of each prompt; not stackable then
+    turns: ClassVar[bool] = False
+    learns: ClassVar[bool] = False
 
     @property
     def leaves_subset(self) -> bool:
         """Whether `compress` leaves chosen prompt tokens as they were, head by head, to which nothing happens while
         decoding: what a quantizer can take over (`methods.compose`)."""
         return False
+
+    @property
+    def reading(self) -> str | None:
+        """Methods of equal reading can share a prefill: "" is the unmodified dense pass over the prompt, the id of a
+        context extension is the dense pass of the extended model, and None shares with nobody."""
+        return "" if self.traits.prefill == "shared" else None
 
     @property
     def id(self) -> str:
@@ -120,8 +131,18 @@ class Method:
     def check(self, shape: CacheShape) -> None:
         """Refuse a model this method cannot serve. Raises ModelError saying why; called before any work."""
 
-    def transform_model(self, model: Any) -> AbstractContextManager[Any]:
-        """Context in which the model runs with this method. Must restore the model on exit."""
+    def window_of(self, trained: int) -> int | None:
+        """Positions that prompt and answer may take together on a model trained for ``trained``; None for any number.
+        Only methods that extend a model's window change it."""
+        return trained
+
+    def transform_model(self, model: Any, length: int) -> AbstractContextManager[Any]:
+        """Context in which the model runs with this method. Must restore the model on exit.
+
+        Args:
+            length: tokens of the longest text read in it, answer included. A method whose model depends on it must
+                not be ``stackable``: then it is that of the one text.
+        """
         return nullcontext()
 
     def transform_prompt(self, text: str, question_start: int | None) -> str:
@@ -239,7 +260,7 @@ class ModelTransform(Method, ABC):
     """Changes the model or its RoPE while it runs; its prefill cannot be shared."""
 
     @abstractmethod
-    def transform_model(self, model: Any) -> AbstractContextManager[Any]: ...
+    def transform_model(self, model: Any, length: int) -> AbstractContextManager[Any]: ...
 
 
 def top_positions(scores: Tensor, keep: int) -> Tensor:

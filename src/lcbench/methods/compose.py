@@ -1,11 +1,13 @@
-"""Two methods together: one drops tokens of the prompt, another stores what is left with fewer bits."""
+"""Methods together: one drops tokens of the prompt and another stores what is left with fewer bits; and a context
+extension, on whose model either or both of them work."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -17,6 +19,7 @@ from lcbench.kv.observe import Observation
 from lcbench.kv.ragged import RaggedLayer
 from lcbench.kv.record import LayerRecord, PrefillRecord
 from lcbench.methods.base import CacheTransform, Method
+from lcbench.methods.extension import Extension
 
 if TYPE_CHECKING:
     from lcbench.models.info import ModelInfo
@@ -43,9 +46,11 @@ class Composed(Method):
             calibrate=", ".join(filter(None, (first.traits.calibrate, second.traits.calibrate))),
             training=", ".join(filter(None, (first.traits.training, second.traits.training))),
         )
+        turns = first.turns or second.turns
         papers = ", ".join(dict.fromkeys(paper for paper in (first.paper, second.paper) if paper))
         # A registered method has these on its class; here every pair has its own.
-        for name, value in (("name", f"{first.name}+{second.name}"), ("paper", papers), ("traits", traits)):
+        given = {"name": f"{first.name}+{second.name}", "paper": papers, "traits": traits, "turns": turns}
+        for name, value in given.items():
             object.__setattr__(self, name, value)
 
     @property
@@ -99,13 +104,81 @@ def _part(whole: LayerRecord, key: Tensor, value: Tensor, kept: Tensor | None) -
     return replace(whole, key=key, value=value, observed={}, kept=kept, seen=whole.length)
 
 
+@dataclass(frozen=True)
+class Extended(Method):
+    """`inner` on the model as `extension` makes it: its window, its angles, and then the other method's cache."""
+
+    extension: Extension
+    inner: Method
+
+    def __post_init__(self) -> None:
+        first, second = self.extension, self.inner
+        traits = replace(
+            second.traits,
+            prefill="own",
+            stackable=first.traits.stackable and second.traits.stackable,
+            calibrate=", ".join(filter(None, (first.traits.calibrate, second.traits.calibrate))),
+            training=", ".join(filter(None, (first.traits.training, second.traits.training))),
+        )
+        papers = ", ".join(dict.fromkeys(paper for paper in (first.paper, second.paper) if paper))
+        for name, value in (("name", f"{first.name}+{second.name}"), ("paper", papers), ("traits", traits)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def id(self) -> str:
+        return f"{self.extension.id}+{self.inner.id}"
+
+    @property
+    def reading(self) -> str | None:
+        return self.extension.reading if self.inner.reading == "" else None
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        mine = {f"{self.extension.name}.{key}": value for key, value in self.extension.parameters.items()}
+        single = not isinstance(self.inner, Composed)
+        return mine | {f"{self.inner.name}.{k}" if single else k: v for k, v in self.inner.parameters.items()}
+
+    @property
+    def calibration(self) -> str:
+        return "+".join(part for part in (self.extension.calibration, self.inner.calibration) if part)
+
+    def bind(self, info: ModelInfo, home: Path) -> Method:
+        return compose([self.extension.bind(info, home), self.inner.bind(info, home)])
+
+    def check(self, shape: CacheShape) -> None:
+        self.extension.check(shape)
+        self.inner.check(shape)
+
+    def window_of(self, trained: int) -> int | None:
+        return self.extension.window_of(trained)
+
+    def transform_model(self, model: Any, length: int) -> AbstractContextManager[Any]:
+        return self.extension.transform_model(model, length)
+
+    def logical_nbytes(self, shape: CacheShape, prompt_tokens: int) -> int:
+        return self.inner.logical_nbytes(shape, prompt_tokens)
+
+    def prefill_cache(self, shape: CacheShape, prompt_tokens: int) -> KVCache:
+        return self.inner.prefill_cache(shape, prompt_tokens)
+
+    def observes(self) -> frozenset[Observation]:
+        return self.inner.observes()
+
+    def compress(self, record: PrefillRecord) -> KVCache:
+        return self.inner.compress(record)
+
+
 def compose(parts: Sequence[Method]) -> Method:
-    """The composition of a method that drops tokens and one that quantizes what is left, in this order.
+    """The composition of a method that drops tokens and one that quantizes what is left, in this order; before them,
+    or before a single method, a context extension may stand.
 
     Raises:
-        BadValue: they are not two, or do not go together; says why.
+        BadValue: they do not go together; says why.
     """
     text = "+".join(part.id for part in parts)
+    places = [i for i, part in enumerate(parts) if isinstance(part, Extension)]
+    if places:
+        return _extended(parts, places, text)
     example = "Write e.g. snapkv@budget=0.25+kivi@bits=2."
     if len(parts) != 2:
         raise BadValue(
@@ -120,6 +193,26 @@ def compose(parts: Sequence[Method]) -> Method:
     if not isinstance(second, CacheTransform) or not second.takes_subset:
         raise BadValue(f"{second.name} cannot come second in '{text}': {_why_not_on_subset(second)}.", example)
     return Composed(first, second)
+
+
+def _extended(parts: Sequence[Method], places: Sequence[int], text: str) -> Method:
+    example = "Write e.g. yarn@factor=4+snapkv@budget=0.25."
+    if len(places) > 1:
+        raise BadValue(f"'{text}' extends the model twice.", "Keep one of the two.")
+    if places != [0]:
+        order = "+".join(part.id for part in (parts[places[0]], *(p for p in parts if not isinstance(p, Extension))))
+        raise BadValue(f"{parts[places[0]].name} changes the model and comes first.", f"Write {order}.")
+    first, rest = parts[0], parts[1:]
+    assert isinstance(first, Extension)
+    inner = rest[0] if len(rest) == 1 else compose(rest)
+    if inner.traits.family == "baseline":
+        raise BadValue(f"{inner.name} adds nothing to {first.name}.", f"Write {first.id}.")
+    if inner.traits.family in ("prompt", "architecture", "extend"):
+        raise BadValue(f"{inner.name} cannot work on a model that {first.name} extends.", example)
+    reason = first.refuse_method(inner)
+    if reason:
+        raise BadValue(f"{inner.name} cannot work on a model that {first.name} extends: {reason}.", example)
+    return Extended(first, inner)
 
 
 def _why_no_subset(method: Method) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from lcbench.config.budget import Budget
 from lcbench.config.options import format_value
 from lcbench.methods.base import CacheTransform, Method, Traits
+from lcbench.methods.extension import Extension
 from lcbench.methods.registry import all_methods
 from lcbench.methods.taxonomy import CATEGORIES, by_category
 
@@ -45,7 +46,8 @@ _COLUMNS = """\
   means that they only count as dropped.
 * **needs**: what must be there before: a calibration of the model, which the command shown makes, or weights that
   somebody trained. Empty: nothing.
-* **together**: first or second in a composition `first+second`.
+* **together**: first or second in a composition `first+second`, or before either or both of them: a context extension
+  ([extension.md](extension.md)).
 
 Methods of the category *retrieval* keep every token: their bytes are those of a full cache and more. What a decoding
 step reads of them is `resident_bytes` in each record, and a note below each table.
@@ -64,7 +66,14 @@ settings that change nothing equal transformers' eager attention, what drops tok
 all methods in one batch. A hundred random combinations of methods, parameters, families, prompt lengths and batches
 (`tests/methods/test_fuzz.py`; more with `LCBENCH_FUZZ=2000`) end without a crash or not-a-number, and a sample's
 logits are those it has alone. Families that lcbench does not serve (ALiBi, layers without a cache, keys and values of
-different width, …) are refused in a sentence before weights are read.
+different width, …) are refused in a sentence before weights are read; so are, for methods that turn queries or keys to
+other positions (aqua-kv, expected-attention, infllm, longcache, shadowkv, streamingllm-longctx), models whose rotary
+embedding is not understood (`tests/methods/test_turns.py`).
+
+**Ties.** Selections compare fp32 numbers, and equal ones keep the lower position (the older page, block or key; of
+heads or layers that share a budget, the lower one): the sort is stable, on every device. Only equal numbers tie.
+Tokens that are repeated in a text have the same key before it is turned in the first layer, but turning rounds, so
+methods that look at keys alone (knorm, keydiff) choose among them by the last bit, which may differ between devices.
 """
 
 
@@ -95,6 +104,8 @@ def table(methods: dict[str, type[Method]]) -> str:
 
 def _together(cls: type[Method]) -> str:
     """Which place a method has in a composition."""
+    if issubclass(cls, Extension):
+        return "before others"
     if cls().leaves_subset:
         return "first"
     for field in dataclasses.fields(cls):

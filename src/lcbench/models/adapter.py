@@ -21,6 +21,7 @@ from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 
 from lcbench.errors import ModelError
+from lcbench.models.rope_length import forget_longer_texts, rows_of_one_length
 from lcbench.models.rule import AttentionRule
 
 ATTENTION_NAME = "lcb_attention"
@@ -276,23 +277,6 @@ def _falcon_attention(
     return self.dense(out.flatten(2)), None
 
 
-def _of_one_length(model: Any, positions: Tensor) -> list[list[int]]:
-    """Rows ``positions [R, q]`` that may go through the model together: longrope has two sets of frequencies, short
-    and long, and "dynamic" one for every length; both take the set of the whole batch's greatest position."""
-    everything = list(range(len(positions)))
-    rope = getattr(model.config.get_text_config(decoder=True), "rope_parameters", None) or {}
-    kind = rope.get("rope_type")
-    if len(everything) == 1 or kind not in ("longrope", "dynamic"):
-        return [everything]
-    reached = (positions.amax(dim=1) + 1).tolist()
-    if kind == "longrope":
-        reached = [length > rope["original_max_position_embeddings"] for length in reached]
-    groups: dict[Any, list[int]] = {}
-    for row in everything:
-        groups.setdefault(reached[row], []).append(row)
-    return list(groups.values())
-
-
 @torch.inference_mode()
 def forward(
     model: Any,
@@ -305,7 +289,8 @@ def forward(
 ) -> Tensor:
     """One forward pass over new tokens of one or more sequences, through their own caches.
 
-    Where a model's angles follow the longest position of a batch, rows that would change each other's go apart.
+    Where a model's angles follow the longest position of a batch, rows that would change each other's go apart, and no
+    pass is changed by a longer text that came before it (`models.rope_length`).
 
     Args:
         model: prepared by `install`.
@@ -318,7 +303,7 @@ def forward(
     Returns:
         Logits ``[R, q or 1, vocab]`` in the model's dtype.
     """
-    groups = _of_one_length(model, positions)
+    groups = rows_of_one_length(model.config.get_text_config(decoder=True), positions)
     if len(groups) > 1:
         logits: Tensor | None = None
         for group in groups:
@@ -328,6 +313,7 @@ def forward(
             logits[group] = out
         assert logits is not None
         return logits
+    forget_longer_texts(model)
     session = _Session(rows, observers, model=model)
     token = _session.set(session)
     try:

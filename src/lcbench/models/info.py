@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import torch
 
+from lcbench.models.rope_facts import RopeFacts, rope_facts
+from lcbench.models.rope_length import rope_follows_length
 from lcbench.models.shape import CacheShape
 
 Source = Literal["hub", "folder", "gguf", "demo", "memory", "random"]
@@ -40,6 +42,7 @@ class ModelInfo:
         answer_rule: family whose answers LongBench cleans its own way ("xgen", "internlm"), with ``--chat official``.
         rope_follows_length: the rotary frequencies depend on how long the text is (dynamic, longrope), so that a prompt
             read in pieces is not the prompt read at once.
+        rope: how positions become angles.
     """
 
     name: str
@@ -66,6 +69,7 @@ class ModelInfo:
     versions: Mapping[str, str]
     answer_rule: str | None = None
     rope_follows_length: bool = False
+    rope: RopeFacts = RopeFacts()
 
     @property
     def identity(self) -> str:
@@ -131,6 +135,7 @@ def model_facts(model: Any, tokenizer: Any) -> dict[str, Any]:
         "eos_ids": eos_ids(model, tokenizer),
         "bos_id": None if (bos := getattr(tokenizer, "bos_token_id", None)) is None else int(bos),
         "rope_follows_length": rope_follows_length(config),
+        "rope": rope_facts(model),
     }
 
 
@@ -156,13 +161,6 @@ def trained_window(config: Any) -> int:
     if kind == "yarn":
         return max(window, int((rope.get("original_max_position_embeddings") or window) * factor))
     return window
-
-
-def rope_follows_length(config: Any) -> bool:
-    """Whether a transformers text config asks for frequencies that are chosen by the length of the text."""
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    layers = [rope, *(kind for kind in rope.values() if isinstance(kind, Mapping))]  # one dict a layer type, in some
-    return any((one.get("rope_type") or one.get("type")) in ("dynamic", "longrope") for one in layers)
 
 
 def eos_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lcbench.config.spec import ModelSpec
 from lcbench.errors import ModelError
-from lcbench.models import adapter, chat, flash, gguf, hub, identity
+from lcbench.models import adapter, chat, flash, gguf, hub, identity, rope
 from lcbench.models.converted import folder_for, is_converted
 from lcbench.models.identity import Say
 from lcbench.models.info import LoadedModel, ModelInfo, library_versions, model_facts, weight_bytes
@@ -57,20 +58,27 @@ def load(spec: ModelSpec, home: Path, say: Say = _silent, *, with_tokenizer: boo
     return LoadedModel(model, prepared.tokenizer, info)
 
 
-def describe(spec: ModelSpec, home: Path, say: Say = _silent, *, with_tokenizer: bool = True) -> tuple[ModelInfo, Any]:
+def describe(
+    spec: ModelSpec, home: Path, say: Say = _silent, *, with_tokenizer: bool = True, turned_by: Sequence[str] = ()
+) -> tuple[ModelInfo, Any]:
     """Facts and tokenizer (None without ``with_tokenizer``) of a model without reading its weights; the facts equal
     those of `load`.
 
     Only with ``load_in`` they differ: ``weight_bytes`` is then that of the unquantized weights.
 
+    Args:
+        turned_by: methods that need the model's rotary embedding as numbers (`Method.turns`).
+
     Raises:
-        As `load`.
+        As `load`, and ModelError when ``turned_by`` names a method and the embedding is not understood.
     """
-    prepared = _prepare(spec, home, say, convert=False, with_tokenizer=with_tokenizer)
+    prepared = _prepare(spec, home, say, convert=False, with_tokenizer=with_tokenizer, turned_by=turned_by)
     return prepared.info, prepared.tokenizer
 
 
-def _prepare(spec: ModelSpec, home: Path, say: Say, *, convert: bool, with_tokenizer: bool) -> _Prepared:
+def _prepare(
+    spec: ModelSpec, home: Path, say: Say, *, convert: bool, with_tokenizer: bool, turned_by: Sequence[str] = ()
+) -> _Prepared:
     placement = place(spec)
     found = find(spec.name)
     if spec.revision is not None and found.source != "hub":
@@ -117,4 +125,6 @@ def _prepare(spec: ModelSpec, home: Path, say: Say, *, convert: bool, with_token
         answer_rule=answer_rule(spec.name) if spec.chat == "official" else None,
         **model_facts(skeleton, tokenizer),
     )
+    if turned_by:
+        rope.check_readable(skeleton, turned_by)
     return _Prepared(reader, config, tokenizer, placement, info)

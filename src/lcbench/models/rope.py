@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,17 +103,74 @@ class _Found:
 _found: weakref.WeakKeyDictionary[Any, _Found] = weakref.WeakKeyDictionary()
 
 
-def _find(model: Any, attention: Any) -> _Found:
+def check_readable(skeleton: Any, turned_by: Sequence[str]) -> None:
+    """Refuse, before any weight is read, a model whose embedding `observed_rope` would not understand.
+
+    One attention module of each kind is filled with random numbers in fp32 and probed: that takes a fraction of a
+    second and the memory of one layer's projections. An embedding that cannot be made without the weights is left to
+    the prefill.
+
+    Args:
+        skeleton: the model on the meta device; not to be used for anything else afterwards.
+        turned_by: the methods that need it, for the message.
+
+    Raises:
+        ModelError: the model rotates in a way that is not understood, or has no rotary embedding.
+    """
+    try:
+        _probe(skeleton)
+    except ModelError as error:
+        raise ModelError(f"{', '.join(turned_by)} cannot run: {error.message}", error.next_step) from None
+
+
+def _probe(skeleton: Any) -> None:
+    place = _embedding(skeleton)
+    try:
+        rotary = type(place[2])(place[2].config)
+    except Exception:  # code of the model's own may take anything
+        return
+    adapter.install(skeleton)
+    probed: set[str | None] = set()
+    for attention in skeleton.modules():
+        if not hasattr(attention, "layer_idx") or not type(attention).__name__.endswith("Attention"):
+            continue
+        kind = _kind(skeleton, attention, rotary)
+        if kind in probed:
+            continue
+        if _convention(skeleton, _filled(attention), rotary, kind) is not None:  # else a layer without: look further
+            probed.add(kind)
+
+
+def _filled(attention: Any) -> Any:
+    """A copy of a module from the meta device with random numbers in its place."""
+    copied = copy.deepcopy(attention).float().to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    for tensor in (*copied.parameters(), *copied.buffers()):
+        if tensor.is_floating_point():
+            tensor.data.uniform_(-0.5, 0.5, generator=generator)
+    return copied
+
+
+def _embedding(model: Any) -> tuple[Any, str, Any]:
+    """The module that holds the rotary embedding, as what, and the embedding."""
     places = ((owner, name, child) for owner in model.modules() for name, child in owner.named_children())
     place = next((p for p in places if type(p[2]).__name__.endswith("RotaryEmbedding")), None)
     if place is None:
         raise _unknown(model)
-    owner, name, rotary = place
-    config = model.config.get_text_config(decoder=True)
-    kinds = getattr(config, "layer_types", None)
+    return place
+
+
+def _kind(model: Any, attention: Any, rotary: Any) -> str | None:
+    """Prefix of the frequencies of a layer, where an embedding has one set a layer type."""
+    kinds = getattr(model.config.get_text_config(decoder=True), "layer_types", None)
     kind = kinds[attention.layer_idx] if kinds else None
-    kind = kind if kind is not None and hasattr(rotary, f"{kind}_inv_freq") else None
-    interleaved = _convention(model, attention, rotary, kind, config.hidden_size)
+    return kind if kind is not None and hasattr(rotary, f"{kind}_inv_freq") else None
+
+
+def _find(model: Any, attention: Any) -> _Found:
+    owner, name, rotary = _embedding(model)
+    kind = _kind(model, attention, rotary)
+    interleaved = _convention(model, attention, rotary, kind)
     return _Found(weakref.ref(owner), name, weakref.ref(rotary), kind, interleaved)
 
 
@@ -122,8 +180,9 @@ def _read(rotary: Any, kind: str | None, interleaved: bool) -> Rope:
     return Rope(getattr(rotary, f"{prefix}inv_freq").float().clone(), float(scaling), interleaved)
 
 
-def _convention(model: Any, attention: Any, rotary: Any, kind: str | None, width: int) -> bool | None:
+def _convention(model: Any, attention: Any, rotary: Any, kind: str | None) -> bool | None:
     """How the module pairs channels: True for interleaved, False for halves, None when it does not rotate."""
+    width = model.config.get_text_config(decoder=True).hidden_size
     parameter = next(p for p in attention.parameters() if p.is_floating_point())
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(1, len(_PROBED), width, generator=generator).to(parameter.device, parameter.dtype)

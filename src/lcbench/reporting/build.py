@@ -164,6 +164,7 @@ def _cell(score: Mapping[str, Any], records: Sequence[PredictionRecord], path: s
         n=score["n"],
         errors=score["n_error"],
         filtered=score.get("n_filtered", 0),
+        skipped=score.get("n_skipped", 0),
         kv_bytes=statistics.fmean(r.kv_bytes for r in good) if good else None,
         kv_bytes_full=statistics.fmean(r.kv_bytes_full for r in good) if good else None,
         memory="simulated" if any(r.memory == "simulated" for r in records) else "real",

@@ -61,6 +61,7 @@ def _cells(report: Report, category: Line, made: Line) -> dict[tuple[Line, Colum
             n=sum(one.n for one in own),
             errors=sum(one.errors for one in own),
             filtered=sum(one.filtered for one in own),
+            skipped=sum(one.skipped for one in own),
             kv_bytes=statistics.fmean(kept) if kept else None,
             kv_bytes_full=statistics.fmean(full) if full else None,
             memory="simulated" if any(one.memory == "simulated" for one in own) else "real",

@@ -56,6 +56,7 @@ def _score(cell: Cell | None) -> str:
     text = " ".join(piece for piece in (score_text(cell.score), interval_text(cell.low, cell.high)) if piece)
     unscored = [_count(cell.errors, "error")] if cell.errors else []
     unscored += [f"{cell.filtered} filtered"] if cell.filtered else []
+    unscored += [f"{cell.skipped} skipped"] if cell.skipped else []
     return f"{text} ({', '.join(unscored)})" if unscored else text
 
 

@@ -7,7 +7,7 @@ import json
 from lcbench.reporting.rows import COLUMNS, flat_rows
 from lcbench.reporting.table import Report
 
-_WHOLE = ("n", "errors", "filtered")
+_WHOLE = ("n", "errors", "filtered", "skipped")
 _REAL = ("score", "low", "high", "kv_bytes", "kv_bytes_full", "ratio")
 
 

@@ -21,6 +21,7 @@ COLUMNS = (
     "n",
     "errors",
     "filtered",
+    "skipped",
     "kv_bytes",
     "kv_bytes_full",
     "ratio",
@@ -28,7 +29,7 @@ COLUMNS = (
     "run",
 )
 
-_EMPTY = {**dict.fromkeys(COLUMNS, ""), **dict.fromkeys(COLUMNS[6:15])}
+_EMPTY = {**dict.fromkeys(COLUMNS, ""), **dict.fromkeys(COLUMNS[6:16])}
 """A row without anything in it: no text, no numbers."""
 
 
@@ -55,6 +56,7 @@ def flat_rows(report: Report) -> Iterator[dict[str, Any]]:
                     "n": cell.n,
                     "errors": cell.errors,
                     "filtered": cell.filtered,
+                    "skipped": cell.skipped,
                     "kv_bytes": cell.kv_bytes,
                     "kv_bytes_full": cell.kv_bytes_full,
                     "ratio": cell.ratio,

@@ -55,7 +55,7 @@ class Cell:
         score: 0 to 100 over the samples without an error; None when there is none.
         low, high: 95 % interval of it, None where it is not known.
         n: samples in the score. errors: samples that failed, not in the score. filtered: samples that the QA
-            filter left out, in neither.
+            filter left out, in neither. skipped: prompts longer than the window that were never asked, in neither.
         kv_bytes, kv_bytes_full: mean bytes a sample of the cache as kept, and uncompressed; None without samples, and
             for everything but whole tasks.
         memory: "real" when the dropped bytes were freed, "simulated" when they only count as dropped.
@@ -68,6 +68,7 @@ class Cell:
     n: int = 0
     errors: int = 0
     filtered: int = 0
+    skipped: int = 0
     kv_bytes: float | None = None
     kv_bytes_full: float | None = None
     memory: Literal["real", "simulated"] = "real"

@@ -163,6 +163,8 @@ def _methods_down(report: Report, without: Sequence[str]) -> Table:
         wanted.append("failed")
     if any(cell.filtered for cell in report.cells.values()):
         wanted.append("filtered")
+    if any(cell.skipped for cell in report.cells.values()):
+        wanted.append("skipped")
     headings = [heading for heading in wanted if heading not in without]
     for heading in headings:
         table.add_column(heading, no_wrap=True, justify="right")
@@ -187,6 +189,7 @@ def _fields(line: Line, cell: Cell) -> dict[str, Text]:
         "n": Text(str(cell.n) if line.kind != "mean" else "", "dim"),
         "failed": Text(str(cell.errors) if cell.errors else "", "bold red"),
         "filtered": Text(str(cell.filtered) if cell.filtered else "", "dim"),
+        "skipped": Text(str(cell.skipped) if cell.skipped else "", "dim"),
     }
 
 
@@ -214,6 +217,8 @@ def _unusual(report: Report, line: Line, cell: Cell) -> list[Text]:
         found.append(Text(f"{cell.errors} failed", "bold red"))
     if cell.filtered:
         found.append(Text(f"{cell.filtered} filtered", "dim"))
+    if cell.skipped:
+        found.append(Text(f"{cell.skipped} skipped", "dim"))
     return found
 
 

@@ -175,5 +175,6 @@ def _make(task: TaskSamples, *, score: float | None, n: int, **rest: Any) -> Tas
         n=n,
         n_error=len(task.samples) - n,
         task_versions=task.versions,
+        n_skipped=task.skipped,
         **rest,
     )

@@ -86,7 +86,8 @@ def read_file(path: Path) -> TaskSamples:
     for number, row in rows:
         known = isinstance(row.get("_id"), str) and "status" in row
         latest[f"id {row['_id']}" if known else f"line {number}"] = (number, row)
-    samples = tuple(_sample(path, number, row) for number, row in latest.values())
+    counts = facts.metric == "count"
+    samples = tuple(_sample(path, number, row, counts) for number, row in latest.values())
     versions = {row["task_version"] for _, row in latest.values() if isinstance(row.get("task_version"), int)}
     return TaskSamples(
         dataset_of(path), facts, facts.benchmark or LONGBENCH, samples, str(path), tuple(sorted(versions))
@@ -149,13 +150,15 @@ def _parse_lines(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
     return rows
 
 
-def _sample(path: Path, number: int, row: Mapping[str, Any]) -> Sample:
+def _sample(path: Path, number: int, row: Mapping[str, Any], counts: bool) -> Sample:
+    """One row as a sample. Where the metric ``counts``, answers may be numbers: the official one takes their str()."""
     for name in ("pred", "answers"):
         if name not in row:
             raise _corrupt(path, number, f"'{name}' is missing")
     if not isinstance(row["pred"], str):
         raise _corrupt(path, number, "'pred' is not text")
-    if not _is_texts(row["answers"]):
+    answers = _as_texts(row["answers"]) if counts else row["answers"]
+    if not _is_texts(answers):
         raise _corrupt(path, number, "'answers' is not a list of texts")
     classes = row.get("all_classes")
     if classes is not None and not _is_texts(classes):
@@ -171,7 +174,7 @@ def _sample(path: Path, number: int, row: Mapping[str, Any]) -> Sample:
     meta = meta if isinstance(meta, dict) else {}
     return Sample(
         prediction=row["pred"],
-        answers=tuple(row["answers"]),
+        answers=tuple(answers),
         all_classes=None if classes is None else tuple(classes),
         length=length,
         ok=status == STATUS_OK,
@@ -185,6 +188,13 @@ def _sample(path: Path, number: int, row: Mapping[str, Any]) -> Sample:
 
 def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _as_texts(value: Any) -> Any:
+    """A list with its numbers as ``str`` writes them (3 is "3", 3.0 is "3.0"); anything else as it is."""
+    if not isinstance(value, list):
+        return value
+    return [str(v) if isinstance(v, int | float) and not isinstance(v, bool) else v for v in value]
 
 
 def _is_length(value: Any) -> bool:

@@ -21,10 +21,11 @@ from lcbench.scoring.longscore.ladder import Scored, is_no_context
 from lcbench.scoring.longscore.result import LongScoreOptions, long_scores
 from lcbench.scoring.metrics import CODE_SIM, METRICS, CodeSim
 from lcbench.scoring.parallel import Item, Refused, Rule, Values, score_items
-from lcbench.scoring.remarks import of_predictions, of_run
+from lcbench.scoring.remarks import of_predictions, of_run, skipped_prompts
 from lcbench.scoring.rows import scored_text, task_facts
 from lcbench.scoring.samples import LONGBENCH, LONGBENCH_E, TaskSamples, from_record, task_versions
 from lcbench.scoring.table import MethodScores, ScoreTable, TaskScore
+from lcbench.store.bench_folder import is_bench_only
 from lcbench.store.rundir import RUN_FILE, RunDirectory
 
 
@@ -130,9 +131,14 @@ def _nothing_there(run: RunDirectory) -> NotARun:
     tasks = run.provenance.get("tasks") or {}
     left_out = sum(int(facts.get("skipped") or 0) for facts in tasks.values())
     if left_out and not any(int(facts.get("rows") or 0) > int(facts.get("skipped") or 0) for facts in tasks.values()):
+        each = ", ".join(f"{task}: {count}" for task, count in skipped_prompts(run).items())
         return NotARun(
-            f"{run.path} has no predictions: all {left_out} prompts were longer than the window and skipped.",
+            f"{run.path} has no predictions: all {left_out} prompts were longer than the window and skipped ({each}).",
             "Run it with --over-length truncate, with shorter texts, or with a model of a longer window.",
+        )
+    if is_bench_only(run.info):
+        return NotARun(
+            f"{run.path} holds measurements of lcbench bench, no predictions.", f"Show them: lcbench report {run.path}"
         )
     return NotARun(f"{run.path} has no predictions yet.", "Start or continue the run first: lcbench run")
 
@@ -168,7 +174,9 @@ def _of_run(run: RunDirectory, method: str, task: str) -> TaskSamples:
     versions = task_versions([record for _, record in numbered])
     extended = facts.benchmark == LONGBENCH and task.partition("@")[0].endswith("_e")
     benchmark = LONGBENCH_E if extended else facts.benchmark
-    return with_lengths(TaskSamples(task, facts, benchmark, samples, source, versions))
+    return with_lengths(
+        TaskSamples(task, facts, benchmark, samples, source, versions, skipped_prompts(run).get(task, 0))
+    )
 
 
 def _kind(path: Path) -> Literal["file", "folder"]:

@@ -54,6 +54,7 @@ class TaskSamples:
         samples: in file order.
         source: file name, for messages.
         versions: versions of the task definition found in the records, ascending.
+        skipped: prompts of the task that were longer than the window and never asked.
     """
 
     task: str
@@ -62,6 +63,7 @@ class TaskSamples:
     samples: tuple[Sample, ...]
     source: str
     versions: tuple[int, ...] = ()
+    skipped: int = 0
 
     @property
     def all_classes(self) -> tuple[str, ...] | None:

@@ -43,6 +43,7 @@ class TaskScore:
         interval: 95 % bootstrap interval of ``score``.
         n_judge_failed: rows among ``n_error`` that the judge gave no usable verdict on.
         n_filtered: rows left out by the QA filter, in none of the other counts.
+        n_skipped: prompts longer than the window, left out by --over-length skip, in none of the other counts.
         clusters: groups of rows that share a context, which the bootstrap draws as a whole (n when none do).
         task_versions: versions of the task definition in the records; empty for official files.
         code_sim: the definition used, for code tasks.
@@ -70,6 +71,7 @@ class TaskScore:
     passkey: Mapping[str, Any] | None = None
     n_judge_failed: int = 0
     n_filtered: int = 0
+    n_skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,16 @@ class ScoreTable:
         }
 
 
-_OPTIONAL_TASK_KEYS = ("code_sim", "by_length", "partial", "columns", "passkey", "n_judge_failed", "n_filtered")
+_OPTIONAL_TASK_KEYS = (
+    "code_sim",
+    "by_length",
+    "partial",
+    "columns",
+    "passkey",
+    "n_judge_failed",
+    "n_filtered",
+    "n_skipped",
+)
 
 
 def _task(score: TaskScore) -> dict[str, Any]:

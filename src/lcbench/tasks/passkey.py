@@ -51,7 +51,9 @@ class Passkey(Task):
     ``--limit N`` keeps the first N: one length after another, not a sample of all."""
 
     lengths: tuple[int, ...] = param(
-        tuple(int(n) for n in evenly(512, 20480, 10)), "words of background, e.g. 512/1024/2048", minimum=1
+        tuple(int(n) for n in evenly(512, 20480, 10)),
+        "words of background, several joined by /: 512/1024/2048",
+        minimum=1,
     )
     depths: str = param("10", "where the key is hidden: a count from begin to end, or places, e.g. 0.0/0.5/1.0")
     repeats: int = param(3, "keys a length and depth", minimum=1)
@@ -72,7 +74,9 @@ class Passkey(Task):
 
     def __post_init__(self) -> None:
         if not self.lengths:
-            raise BadValue("passkey@lengths has no length.", "Write lengths=512/1024.")
+            raise BadValue(
+                "passkey@lengths has no length.", "Write lengths=512, or several joined by /: lengths=512/1024."
+            )
         if len(set(self.lengths)) < len(self.lengths):
             raise BadValue(f"passkey@lengths={format_value(self.lengths)} has a length twice.", "Give each once.")
         object.__setattr__(self, "depths", _canonical_depths(self.depths))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,13 +69,14 @@ def inspect(request: Request, home: Path, say: Say) -> Inspection:
         )
     ids = None if source.token_ids is None else read_id_list(source.token_ids, "--token-ids")
     row = None if source.task is None else row_of(source, home)
-    info, tokenizer = describe(spec.model, home, say=say, with_tokenizer=ids is None)
+    turned_by = [method.id] if method.turns else []
+    info, tokenizer = describe(spec.model, home, say=say, with_tokenizer=ids is None, turned_by=turned_by)
     if request.force is not None and forced is not None:
         check_ids(forced, info.vocab, "--force", request.force)
     method = method.bind(info, home)
     method.check(info.shape())
     read = read_prompt(source, ids, row, spec, method, info, tokenizer, home)
-    check_length(len(read.ids), steps, info)
+    check_length(len(read.ids), steps, info, method)
     loaded = load(spec.model, home, say=say, with_tokenizer=ids is None)
     fed = None if forced is None else forced[:steps]
     return examine(loaded, method, read, steps=steps, forced=fed, logits=request.logits, chunk=spec.prefill_chunk)
@@ -106,7 +108,9 @@ def examine(
     """
     shape, witness = loaded.shape(), Witness()
     own = method.traits.prefill == "own"
-    with method.transform_model(loaded.model), method.adapt(loaded.model, read.ids, read.seed):
+    with ExitStack() as stack:
+        stack.enter_context(method.transform_model(loaded.model, len(read.ids) + steps))
+        stack.enter_context(method.adapt(loaded.model, read.ids, read.seed))
         empty = method.prefill_cache(shape, len(read.ids)) if own else None
         record = prefill(loaded, read.ids, observe=method.observes(), cache=empty, chunk=chunk)
         torch.manual_seed(read.seed)

@@ -157,12 +157,14 @@ def _of_row(task: Task, row: Row, spec: RunSpec, method: Method, info: ModelInfo
     return Read(prompt.ids, pieces, sample_seed(spec.seed, task.id, row.id))
 
 
-def check_length(count: int, steps: int, info: ModelInfo) -> None:
-    """Raises BadValue for more tokens than the model was made for."""
-    if count + steps > info.window:
+def check_length(count: int, steps: int, info: ModelInfo, method: Method) -> None:
+    """Raises BadValue for more tokens than the model was made for, or the method makes it serve."""
+    window = method.window_of(info.window)
+    if window is not None and count + steps > window:
         more = f" and {steps} steps" if steps else ""
+        made = "was made for" if window == info.window else f"with {method.id} serves"
         raise BadValue(
-            f"The prompt has {count:,} tokens{more}, and {info.name} was made for {info.window:,}.",
+            f"The prompt has {count:,} tokens{more}, and {info.name} {made} {window:,}.",
             "Shorten the prompt, or take fewer steps.",
         )
 

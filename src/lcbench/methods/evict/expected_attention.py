@@ -34,6 +34,7 @@ class ExpectedAttention(Scorer):
     One layer holds ``2 Hk d e B`` bytes, and ``2 Hk d e`` more a new token.
     """
 
+    turns: ClassVar[bool] = True
     proof: ClassVar[str] = (
         "Scores against a second computation in fp64 from queries hooked before RoPE, with explicit rotation matrices; "
         "without covariance and for one future position they are the attention of the mean query there; embeddings "

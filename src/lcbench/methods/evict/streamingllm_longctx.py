@@ -53,6 +53,7 @@ class StreamingLLMLongctx(AttentionMethod):
     One layer holds ``2 Hk d e (n_init + n_local)`` bytes.
     """
 
+    turns: ClassVar[bool] = True
     proof: ClassVar[str] = (
         "Teacher-forced logits of tiny Llama, Mistral (sliding window) and Qwen2 models over 64 tokens, prompt "
         "included, against attention written with explicit masks and angles in fp64, for both variants; told apart "

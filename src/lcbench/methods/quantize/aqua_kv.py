@@ -63,6 +63,7 @@ class AquaKV(Method):
     rotated channels. The bytes in a record include both; they weigh on short prompts.
     """
 
+    turns: ClassVar[bool] = True
     proof: ClassVar[str] = (
         "Teacher-forced logits of tiny Llama, Mistral (sliding window) and Qwen2 models over 64 tokens, across "
         "flushes, against a second computation with numpy: Hadamard matrix, brute-force rounding, predictors and "

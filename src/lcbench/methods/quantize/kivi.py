@@ -39,8 +39,12 @@ class Kivi(CacheTransform):
 
     With e bytes an uncompressed element, n quantized and r exact tokens (of keys or of values), one layer holds
     ``Hk d (n bits/8 + 4 n/G + e r)`` bytes of keys and as many of values. Scales are fp16 whatever the model's dtype.
-    Codes are computed against the stored fp16 numbers in fp32, so that the error of an element is at most half a step
-    and one fp16 ulp; where the authors' fp16 arithmetic ties, a code may differ by one.
+    The minimum is rounded to fp16 first, and the scale is computed against the stored one: ``(maximum - stored minimum)
+    / (2^bits - 1)``, rounded to fp16 and raised by an ulp where the highest code would otherwise fall more than half a
+    step short of the maximum. Codes are computed against both stored numbers in fp32, so that the error of an element
+    is at most half a step and one fp16 ulp. In an fp16 model the stored minimum is the minimum itself; there a code may
+    differ by one where the authors' fp16 arithmetic ties. In an fp32 model, of which the paper says nothing, a scale
+    from the unrounded minimum gives slightly other codes.
     """
 
     proof: ClassVar[str] = (

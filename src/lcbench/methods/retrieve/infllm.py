@@ -57,6 +57,7 @@ class InfLLM(AttentionMethod):
     remainder; a step reads ``2 Hk d e (n_init + block_size topk + window and remainder)`` and the blocks' vectors.
     """
 
+    turns: ClassVar[bool] = True
     proof: ClassVar[str] = (
         "Teacher-forced logits of tiny Llama, Mistral (sliding window) and Qwen2 models over 64 tokens, prompt "
         "included, against attention written query by query with explicit regions and angles in fp64, for masked and "

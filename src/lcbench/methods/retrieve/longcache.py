@@ -51,6 +51,7 @@ class LongCache(AttentionMethod):
     ``2 Hk d e`` bytes for each token seen, and reads the middle's keys to choose them.
     """
 
+    turns: ClassVar[bool] = True
     proof: ClassVar[str] = (
         "Teacher-forced logits of tiny Llama, Mistral (sliding window) and Qwen2 models over 64 tokens, prompt "
         "included, against attention written query by query with explicit sets and positions in fp64, for new and "

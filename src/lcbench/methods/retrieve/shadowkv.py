@@ -51,6 +51,7 @@ class ShadowKV(Method):
     chosen chunks, ``2 e Hk d budget``.
     """
 
+    turns: ClassVar[bool] = True
     proof: ClassVar[str] = (
         "Teacher-forced logits of tiny Llama, Mistral (sliding window) and Qwen2 models over 64 tokens against the "
         "plain model with its attention written out in fp64, chunks chosen and keys rebuilt by a second computation "

@@ -55,4 +55,9 @@ def _row(one: Entry, curve: Curve, kind: str, value: float | None, interval: Int
 def _counted(rung: Rung) -> dict[str, int]:
     """What became of the samples of one length."""
     counts = rung.counts
-    return {"n": counts.kept, "errors": counts.failed + counts.judge_failed, "filtered": counts.filtered}
+    return {
+        "n": counts.kept,
+        "errors": counts.failed + counts.judge_failed,
+        "filtered": counts.filtered,
+        "skipped": counts.skipped,
+    }

@@ -120,7 +120,20 @@ def _standing(line: Standing) -> tuple[str, ...]:
 
 def summary(view: LongView) -> Grid:
     """A line for every task and entry, its samples counted."""
-    header = ("task", "", "base", "average", "LongScore", INTERVAL, "breaks", "kept", "failed", "filtered", "cut")
+    header = (
+        "task",
+        "",
+        "base",
+        "average",
+        "LongScore",
+        INTERVAL,
+        "breaks",
+        "kept",
+        "failed",
+        "filtered",
+        "cut",
+        "skipped",
+    )
     rows = []
     for name in view.names:
         for index, (one, curve) in enumerate(_having(view, name)):
@@ -206,11 +219,11 @@ def _below(number: str, interval: Interval | None) -> str:
 
 
 def _counts(counts: Counts) -> tuple[str, ...]:
-    """Kept, failed, filtered and cut samples; blanks where only scores are known."""
+    """Kept, failed, filtered, cut and skipped samples; blanks where only scores are known."""
     if counts == Counts():
-        return "", "", "", ""
+        return "", "", "", "", ""
     failed = counts.failed + counts.judge_failed
-    return str(counts.kept), _nonzero(failed), _nonzero(counts.filtered), _nonzero(counts.cut)
+    return str(counts.kept), _nonzero(failed), *map(_nonzero, (counts.filtered, counts.cut, counts.skipped))
 
 
 def _nonzero(number: int) -> str:

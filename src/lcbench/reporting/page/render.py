@@ -139,6 +139,7 @@ def _cell(
         "n": cell.n or "",
         "errors": cell.errors,
         "filtered": cell.filtered,
+        "skipped": cell.skipped,
         "bytes": bytes_text(cell.kv_bytes) if line.kind == "task" else "",
         "cells": ",".join(behind),
         "length": line.length,

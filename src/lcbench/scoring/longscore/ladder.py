@@ -41,6 +41,7 @@ class Counts:
     Attributes:
         kept: scored. failed: no answer from the model. judge_failed: no usable verdict from the judge. filtered: left
             out by the QA filter, answered without the context. cut: among the kept, prompts that had been shortened.
+        skipped: longer than the window and never asked (--over-length skip), in no other count.
     """
 
     kept: int = 0
@@ -48,6 +49,7 @@ class Counts:
     judge_failed: int = 0
     filtered: int = 0
     cut: int = 0
+    skipped: int = 0
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -254,7 +256,8 @@ def _ascending(points: Iterable[Point]) -> tuple[Point, ...]:
 
 
 def _point(one: Scored, label: str) -> Point:
-    return _gather(one, label, 0.0 if label == BASE else parse_length(label), list(one.rows()))
+    point = _gather(one, label, 0.0 if label == BASE else parse_length(label), list(one.rows()))
+    return replace(point, counts=point.counts + Counts(skipped=one.task.skipped))
 
 
 def _gather(one: Scored, label: str, size: float, rows: Sequence[_Row]) -> Point:

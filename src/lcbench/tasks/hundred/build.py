@@ -59,6 +59,11 @@ _NATURAL_BASE = ("single_doc_qa", "multi_doc_qa", "single_doc_sum", "multi_doc_s
 _CORRECTIONS = 4
 
 
+def takes_documents(task: str, mode: Mode) -> bool:
+    """Whether the task's base set is documents as they are, of which there may be too few; else contexts are made."""
+    return task in _NATURAL_BASE and mode != "paper"
+
+
 @dataclass(frozen=True)
 class Order:
     """What to build.
@@ -185,7 +190,7 @@ class Workshop:
         task, length, rows = recipe.task, recipe.length, recipe.rows
         if isinstance(length, int):
             return [self._job(task, length, None, row) for row in range(rows)]
-        if task in _NATURAL_BASE and not self._kit.paper:
+        if takes_documents(task, recipe.mode):
             draws = Draws(recipe.seed, task, BASE)
             documents = comprehension.base_documents(self._kit, task, recipe.base_below, rows, draws)
             return [self._natural(task, document) for document in documents]

@@ -26,6 +26,14 @@ from lcbench.tasks.hundred.pools import Material, SourceFile, count_documents
 QUESTIONS = "questions.jsonl"
 SUMMARIES = "summaries.jsonl"
 _ENDINGS = (".txt", ".md")
+_NEEDS = {
+    "single_doc_qa": ("QA-1", QUESTIONS, "question about a single document"),
+    "multi_doc_qa": ("MULTI", QUESTIONS, "question about a list of documents"),
+    "single_doc_sum": ("SUM-1", SUMMARIES, "summary of a single document"),
+    "multi_doc_sum": ("MSUM", SUMMARIES, "summary of a list of documents"),
+    "passage_retrieval": ("SUM-1", SUMMARIES, "summary of a single document"),
+}
+"""Task to the pool it asks about, the file that fills it, and what has to be in there."""
 _MEND = "See docs/100-longbench.md for the form of --custom folders."
 
 
@@ -63,6 +71,14 @@ def gather_custom(folder: Path, counter: TokenCounter) -> Material:
     material.files_of = {pool: tuple(file.name for file in files) for pool in material.pools}
     count_documents(material, counter)
     return material
+
+
+def what_lacks(task: str, material: Material) -> str:
+    """Why a task cannot be made from the user's folder, in the user's words; "" when its file does ask something."""
+    pool, file, thing = _NEEDS.get(task, ("", "", ""))
+    if not pool or any(document.questions for document in material.pools.get(pool, ())):
+        return ""
+    return f"{file} of your folder holds no {thing}."
 
 
 def _text(path: Path, name: str, files: list[SourceFile]) -> str:

@@ -1,0 +1,117 @@
+"""What methods that extend a model's window have in common: the window they serve, the models they refuse, and that
+other methods can work on the extended model (`methods.compose`).
+
+`RopeChange` is the kind that replaces the rotary frequencies: a subclass says which. Nothing else of the model changes,
+and the frequencies are put back when the method has run.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor
+
+from lcbench.config.options import param
+from lcbench.errors import ModelError
+from lcbench.methods.base import Method, ModelTransform
+from lcbench.models.info import trained_window
+from lcbench.models.rope_facts import RopeFacts, frequencies, inverse_frequencies, rope_facts
+
+if TYPE_CHECKING:
+    from lcbench.models.info import ModelInfo
+
+_PLAIN = "Choose a model with plain rotary embedding (Llama-2 and 3, Mistral, Qwen2, SmolLM2, …), or selfextend."
+
+
+@dataclass(frozen=True)
+class Extension(ModelTransform):
+    """A method that makes a model serve longer texts. ``window_of`` says how long; ``reach`` overrides it."""
+
+    reach: int | None = param(
+        None, "tokens that prompt and answer may take together; none: what the method gives the model", minimum=1
+    )
+
+    @property
+    def reading(self) -> str | None:
+        return self.id
+
+    def window_of(self, trained: int) -> int | None:
+        return self.extended(trained) if self.reach is None else self.reach
+
+    @abstractmethod
+    def extended(self, trained: int) -> int | None:
+        """Positions served of a model trained for ``trained``; None for any number."""
+
+    def refuse_model(self, info: ModelInfo) -> None:
+        """Refuse a model that cannot be extended in this way. Raises ModelError; called before any work."""
+
+    def refuse_method(self, method: Method) -> str:
+        """Why a method cannot work on the extended model, as the end of a sentence; "" where it can."""
+        return ""
+
+    def bind(self, info: ModelInfo, home: Path) -> Method:
+        self.refuse_model(info)
+        return self
+
+
+class Angles(NamedTuple):
+    """Frequencies in radians a position, fp32 ``[d / 2]``, and the factor on cosines and sines."""
+
+    frequencies: Tensor
+    scaling: float = 1.0
+
+
+class Trained(NamedTuple):
+    """What a model was trained with: base of the frequencies, rotated channels d, window L in tokens."""
+
+    theta: float
+    dims: int
+    window: int
+
+    def angles(self, ratio: float = 1.0) -> Tensor:
+        """Its frequencies with the base multiplied by ``ratio``; fp32 ``[d / 2]``."""
+        return inverse_frequencies(self.theta * ratio, self.dims)
+
+    @property
+    def exponent(self) -> float:
+        """d / (d - 2): a base times s to this power divides the slowest frequency by s."""
+        return self.dims / (self.dims - 2)
+
+
+@dataclass(frozen=True)
+class RopeChange(Extension):
+    """An extension that replaces the rotary frequencies of a model that has plain ones."""
+
+    @abstractmethod
+    def angles(self, model: Trained, length: int) -> Angles:
+        """The frequencies for a text of ``length`` tokens, answer included."""
+
+    def transform_model(self, model: Any, length: int) -> AbstractContextManager[Any]:
+        facts = rope_facts(model)
+        refuse_stretched(self.name, type(model).__name__, facts)
+        window = trained_window(model.config.get_text_config(decoder=True))
+        return frequencies(model, *self.angles(Trained(facts.theta, facts.dims, window), length))
+
+    def refuse_model(self, info: ModelInfo) -> None:
+        refuse_stretched(self.name, info.name, info.rope)
+
+
+def refuse_stretched(method: str, model: str, facts: RopeFacts) -> None:
+    """Raises ModelError for a model whose rotary frequencies are not the plain ``theta^(-2i/d)``."""
+    if facts.kind == "none":
+        raise ModelError(f"{model} has no rotary position embedding for {method} to change.", _PLAIN)
+    if facts.kind == "by layer":
+        raise ModelError(
+            f"{model} has rotary frequencies of its own for each kind of layer, which {method} does not serve.", _PLAIN
+        )
+    if facts.kind != "default":
+        raise ModelError(
+            f"The rotary frequencies of {model} are stretched already ({facts.kind}), and {method} would replace that.",
+            _PLAIN,
+        )
+    if facts.dims < 4 or facts.theta <= 1:
+        raise ModelError(f"The rotary frequencies of {model} cannot be read off its config.", _PLAIN)
