@@ -102,6 +102,27 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         "Lfm2Moe",
         {**_ATTENTION, **_EXPERTS, "num_dense_layers": 1, "layer_types": ["conv", "full_attention", "conv"]},
     ),
+    "lfm3": (
+        "Lfm3",
+        {
+            **_ATTENTION,
+            "head_dim": 16,
+            "sliding_window": 24,
+            "layer_types": ["conv", "full_attention", "sliding_attention", "conv"],
+            "num_hidden_layers": 4,
+        },
+    ),
+    "zaya": (
+        "Zaya",
+        {
+            **_ATTENTION,
+            "head_dim": 16,
+            "num_experts": 4,
+            "moe_intermediate_size": 32,
+            "router_hidden_size": 16,
+            "layer_types": ["hybrid", "hybrid", "hybrid"],
+        },
+    ),
     "qwen3_next": (
         "Qwen3Next",
         {

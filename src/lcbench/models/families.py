@@ -58,6 +58,8 @@ FAMILIES: Mapping[str, Family] = {
     "nemotron_h": Family("Nemotron-H", f"{_MAMBA_2}, attention, MLP"),
     "lfm2": Family("LFM2", "short convolution, attention"),
     "lfm2_moe": Family("LFM2-MoE", "short convolution, attention, experts"),
+    "lfm3": Family("LFM3", "short convolution, attention, sliding attention"),
+    "zaya": Family("Zaya", "attention with short convolutions, experts"),
     "qwen3_next": Family("Qwen3-Next", f"{_DELTA}, attention, experts"),
     "qwen3_5_text": Family("Qwen3.5", f"{_DELTA}, attention"),
     "qwen3_5_moe_text": Family("Qwen3.5-MoE", f"{_DELTA}, attention, experts"),
