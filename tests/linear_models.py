@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from lcbench.models.info import LoadedModel
+from lcbench.models.rwkv5 import modeling as rwkv5_modeling
 from tiny import VOCAB, byte_tokenizer, loaded
 
 _ATTENTION = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096}
@@ -31,6 +32,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon_mamba": ("FalconMamba", {"state_size": 8}),
     "mamba2": ("Mamba2", {"num_heads": 8, "head_dim": 16, "n_groups": 2, "state_size": 8, "chunk_size": 16}),
     "rwkv": ("Rwkv", {"context_length": 4096, "rescale_every": 2}),
+    "rwkv5": ("Rwkv5", {"head_size": 8, "context_length": 4096}),
     "xlstm": (
         "xLSTM",
         {"hidden_size": 128, "num_heads": 2, "chunk_size": 16, "autocast_kernel_dtype": "float32"},
@@ -227,16 +229,19 @@ def linear_model(
         **facts,
         **config,
     }
+    library = rwkv5_modeling if name == "rwkv5" else transformers
     config_class = next(
-        found for text in (f"{stem}TextConfig", f"{stem}Config") if (found := getattr(transformers, text, None))
+        found for text in (f"{stem}TextConfig", f"{stem}Config") if (found := getattr(library, text, None))
     )
     made = config_class(**settings)
-    model = getattr(transformers, f"{stem}ForCausalLM")._from_config(made)
+    model = getattr(library, f"{stem}ForCausalLM")._from_config(made)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator) * std
-            parameter.copy_(1 + noise if "norm" in parameter_name or ".ln" in parameter_name else noise)
+            parameter.copy_(
+                1 + noise if "norm" in parameter_name or "ln" in parameter_name.split(".")[-2][:2] else noise
+            )
     return model.to(dtype).eval()
 
 

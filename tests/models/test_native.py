@@ -156,6 +156,7 @@ def test_bytes_are_those_of_the_cache_and_of_the_formula(name: str, dtype: torch
         ("mamba", 3 * (96 * 4 + 96 * 8), 0),  # d_inner = 96 of the config
         ("mamba2", 3 * ((128 + 2 * 2 * 8) * 4 + 8 * 16 * 8), 0),  # d_inner + 2 groups n; heads P n
         ("rwkv", 3 * 5 * 64, 0),  # two shifts; numerator, denominator, maximum
+        ("rwkv5", 3 * (2 * 64 + 8 * 8 * 8), 0),  # two shifts; a matrix a head
         ("jamba", 2 * (128 * 4 + 128 * 8), 2 * 2 * 2 * 16),
         ("bamba", 2 * ((128 + 2 * 2 * 8) * 4 + 8 * 16 * 8), 2 * 1 * 2 * 16),
         ("falcon_h1", 3 * ((128 + 2 * 2 * 8) * 4 + 8 * 16 * 8), 2 * 3 * 2 * 16),
@@ -193,7 +194,7 @@ def test_the_state_is_what_answers_stand_on(name: str) -> None:
 def test_facts_name_attention_only_where_there_is_some(name: str) -> None:
     model = linear_model(name)
     facts = model_facts(model, None)
-    pure = name in ("mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm")
+    pure = name in ("mamba", "mamba2", "falcon_mamba", "rwkv", "rwkv5", "xlstm")
     assert (facts["heads"] == 0) == pure
     assert (facts["state"].attention_layers == 0) == pure
     assert (native.attention_of(model) == "none") == pure

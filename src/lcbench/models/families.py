@@ -42,6 +42,7 @@ FAMILIES: Mapping[str, Family] = {
     "falcon_mamba": Family("FalconMamba", _MAMBA_1, continues=False, scans=True),
     "mamba2": Family("Mamba-2", _MAMBA_2),
     "rwkv": Family("RWKV-4", "RWKV-4 time mixing"),
+    "rwkv5": Family("RWKV-5", "RWKV-5 time mixing (lcbench's own code)"),
     "xlstm": Family("xLSTM", "mLSTM"),
     "recurrent_gemma": Family(
         "RecurrentGemma",

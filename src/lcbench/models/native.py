@@ -163,8 +163,8 @@ def _parts(cache: Any, layers: int) -> Iterator[tuple[int, Any]]:
     """A cache in pieces, each with the layer it belongs to."""
     if cache is None:
         return
-    if isinstance(cache, Sequence):
-        yield from ((0, part) for part in cache)
+    if isinstance(cache, Sequence):  # one part a layer, or tensors of all layers
+        yield from ((i if isinstance(part, Mapping) else 0, part) for i, part in enumerate(cache))
         return
     for name, value in vars(cache).items():
         if isinstance(value, Mapping) or (isinstance(value, list) and len(value) <= layers):
