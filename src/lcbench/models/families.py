@@ -66,6 +66,7 @@ FAMILIES: Mapping[str, Family] = {
     "qwen3_5_moe_text": Family("Qwen3.5-MoE", f"{_DELTA}, attention, experts"),
     "olmo_hybrid": Family("OLMo-Hybrid", f"{_DELTA}, attention"),
     "minimax": Family("MiniMax", "lightning attention, attention, experts", continues=False),
+    "mha2mla": Family("MHA2MLA", "latent attention, partial RoPE (lcbench's own code)"),
     "kimi_linear": Family("Kimi-Linear", "Kimi delta attention, latent attention, experts"),
     "bailing_hybrid": Family("Bailing-Hybrid", "Kimi delta attention, latent attention, experts"),
 }

@@ -44,7 +44,9 @@ def attention_of(model: Any) -> str:
 
 
 def _attends(config: Any) -> bool:
-    kinds = set(getattr(config, "layer_types", None) or ())
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        return getattr(config, "num_attention_heads", None) is not None
     return any(("attention" in kind and kind != "linear_attention") or kind.startswith("hybrid") for kind in kinds)
 
 

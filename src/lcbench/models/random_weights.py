@@ -15,7 +15,7 @@ import torch
 
 from lcbench.config.spec import ModelSpec
 from lcbench.errors import ModelError, UnknownName
-from lcbench.models import adapter, flash, rwkv5, support
+from lcbench.models import adapter, flash, own, support
 from lcbench.models.architectures import architecture_file, architectures
 from lcbench.models.hub import plain
 from lcbench.models.info import LoadedModel, ModelInfo, library_versions, model_facts
@@ -67,7 +67,7 @@ def _placement(spec: ModelSpec) -> Placement:
 def _config(name: str) -> Any:
     from transformers import AutoConfig
 
-    rwkv5.register()
+    own.register()
     file = architecture_file(name)
     if name not in architectures():
         file = Path(name).expanduser()
