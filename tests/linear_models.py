@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from lcbench.models.info import LoadedModel
+from lcbench.models.mha2mla import modeling as mha2mla_modeling
 from lcbench.models.rwkv5 import modeling as rwkv5_modeling
 from tiny import VOCAB, byte_tokenizer, loaded
 
@@ -175,6 +176,10 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_types": ["linear_attention", "full_attention", "linear_attention"],
         },
     ),
+    "mha2mla": (
+        "Mha2Mla",
+        {**_ATTENTION, "head_dim": 16, "rope_dims": 4, "rank": 12, "rope_pairs": [[[0, 1], [2, 5]]] * 3},
+    ),
     "kimi_linear": (
         "KimiLinear",
         {
@@ -208,6 +213,9 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+_OWN: dict[str, Any] = {"rwkv5": rwkv5_modeling, "mha2mla": mha2mla_modeling}
+
+
 def linear_model(
     name: str, *, seed: int = 0, std: float = 0.15, dtype: torch.dtype = torch.float32, **config: Any
 ) -> Any:
@@ -229,7 +237,7 @@ def linear_model(
         **facts,
         **config,
     }
-    library = rwkv5_modeling if name == "rwkv5" else transformers
+    library = _OWN.get(name, transformers)
     config_class = next(
         found for text in (f"{stem}TextConfig", f"{stem}Config") if (found := getattr(library, text, None))
     )
