@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lcbench.engine.generate import prefill
+from lcbench.engine.generate import empty_cache, prefill
 from lcbench.engine.stacked import Rules, decode_rows
 from lcbench.errors import ModelError
 from lcbench.kv.cache import KVCache, storage_nbytes
@@ -25,7 +25,7 @@ from lcbench.measure.allocator import AllocatorPeak
 from lcbench.measure.clock import Stopwatch
 from lcbench.measure.device import kind_of
 from lcbench.measure.memory import PeakMemory
-from lcbench.methods.base import Method
+from lcbench.methods.base import Method, require
 from lcbench.models.info import LoadedModel
 
 
@@ -187,7 +187,7 @@ def measure(loaded: LoadedModel, method: Method, work: Workload) -> Cell:
 
 def check(loaded: LoadedModel, method: Method) -> None:
     """Refuse what cannot be measured here. Raises ModelError."""
-    method.check(loaded.shape())
+    require(method, loaded.shape(), loaded.info.name)
     if method.learns:
         raise ModelError(
             f"{method.id} learns from each prompt before it reads it, which the bench does not do.",
@@ -273,7 +273,7 @@ def _read(
 ) -> tuple[KVCache, Tensor, dict[str, int]]:
     """One prompt to its compressed cache, the logits ``[vocab]`` at its last token, and bytes of caches by part."""
     with _part(meter, "read"):
-        empty = method.prefill_cache(loaded.shape(), len(ids))
+        empty = empty_cache(loaded, method, len(ids))
         record = prefill(loaded, ids, observe=method.observes(), cache=empty, chunk=work.prefill_chunk)
     with _part(meter, "compress"):
         cache = method.compress(record)

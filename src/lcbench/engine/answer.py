@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lcbench.engine.ahead import Ahead
 from lcbench.engine.answer_text import scorer_stop, text_of
-from lcbench.engine.generate import prefill, read_on
+from lcbench.engine.generate import empty_cache, prefill, read_on
 from lcbench.engine.groups import Group
 from lcbench.engine.memory import is_out_of_memory, release
 from lcbench.engine.options import Options
@@ -223,12 +223,16 @@ class Answerer:
         """What is decoded together, as far as anything of it is wanted."""
         found = []
         for wave in group.waves:
-            alone = [m for m in wave if self.options.exact or not prompts.methods[m].traits.stackable]
+            alone = [m for m in wave if self._alone(prompts.methods[m])]
             together = tuple(m for m in wave if m not in alone)
             if together and any((p, m) in wanted for p in group.prompts for m in together):
                 found.append(_Batch(group.prompts, together))
             found += [_Batch((p,), (m,)) for p in group.prompts for m in alone if (p, m) in wanted]
         return found
+
+    def _alone(self, method: Method) -> bool:
+        """Whether a method's answers are decoded one by one."""
+        return self.options.exact or not method.traits.stackable or self.loaded.shape().state is not None
 
     def _answers(self, prompts: PromptSet, group: Group, todo: deque[_Batch]) -> Iterator[_Answer]:
         """Batch after batch; one that fails as a whole is halved and tried again."""
@@ -336,7 +340,7 @@ class Answerer:
         ids = self._ahead.take((self._set, p), prompts.read_first(prompt))
         methods = prompts.methods if prompts.shared else (prompts.methods[batch.methods[0]],)
         self._say("prefill", prompts, p, "" if prompts.shared else methods[0].id)
-        cache = None if prompts.shared else methods[0].prefill_cache(self.loaded.shape(), ids.shape[-1])
+        cache = None if prompts.shared else empty_cache(self.loaded, methods[0], ids.shape[-1])
         with Stopwatch(self.loaded.info.device) as reading:
             record = prefill(
                 self.loaded,
@@ -461,7 +465,6 @@ class Answerer:
 
     def _blank(self, prompts: PromptSet, prompt: PreparedPrompt, method: Method) -> PredictionRecord:
         row = prompt.row
-        alone = self.options.exact or not method.traits.stackable
         return PredictionRecord(
             pred="",
             answers=list(row.answers),
@@ -474,7 +477,7 @@ class Answerer:
             truncated_from=prompt.truncated_from,
             task_version=prompts.task.version,
             question=prompts.question,
-            decode="exact" if alone else "stacked",
+            decode="exact" if self._alone(method) else "stacked",
             meta=dict(row.meta),
         )
 

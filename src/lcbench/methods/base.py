@@ -31,6 +31,7 @@ from torch import Tensor
 
 from lcbench.config.budget import Budget
 from lcbench.config.options import identifier, options_of, param
+from lcbench.errors import ModelError
 from lcbench.kv.cache import CacheShape, KVCache
 from lcbench.kv.layer import DenseLayer, LayerKV
 from lcbench.kv.observe import Observation
@@ -129,7 +130,14 @@ class Method:
         return shape.full_bytes(prompt_tokens)
 
     def check(self, shape: CacheShape) -> None:
-        """Refuse a model this method cannot serve. Raises ModelError saying why; called before any work."""
+        """Refuse a model this method cannot serve. Raises ModelError saying why; called before any work, by
+        `require`."""
+
+    @property
+    def leaves_model_alone(self) -> bool:
+        """Whether the method has no part in how the model runs and what its cache holds: it serves every model."""
+        hooks = ("transform_model", "prefill_cache", "observes", "compress")
+        return all(getattr(type(self), hook) is getattr(Method, hook) for hook in hooks)
 
     def window_of(self, trained: int) -> int | None:
         """Positions that prompt and answer may take together on a model trained for ``trained``; None for any number.
@@ -171,6 +179,24 @@ class Method:
     def compress(self, record: PrefillRecord) -> KVCache:
         """The cache decoding goes on with. Never modifies the record."""
         return record.cache.fork()
+
+
+def require(method: Method, shape: CacheShape, model: str) -> None:
+    """Refuse, before any work, a model that a method cannot serve.
+
+    Args:
+        model: its name, for people.
+
+    Raises:
+        ModelError: saying why.
+    """
+    if shape.state is not None and not method.leaves_model_alone:
+        raise ModelError(
+            f"{model} runs on the cache it brings along, with a state beside keys and values or instead of them; "
+            f"{method.id} works on keys and values alone.",
+            "Use --method full, or a model whose layers are all attention.",
+        )
+    method.check(shape)
 
 
 class CacheTransform(Method, ABC):

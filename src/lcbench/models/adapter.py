@@ -21,6 +21,7 @@ from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 
 from lcbench.errors import ModelError
+from lcbench.models import native
 from lcbench.models.rope_length import forget_longer_texts, rows_of_one_length
 from lcbench.models.rule import AttentionRule
 
@@ -238,13 +239,21 @@ def check_supported(model: Any) -> None:
     kinds = set(getattr(config, "layer_types", None) or ())
     if kinds - {"full_attention", "sliding_attention"}:
         raise ModelError(
-            f"{name} has layers without a KV cache ({', '.join(sorted(kinds))}); cache methods cannot run on it.",
-            "Choose a model whose layers are all attention.",
+            f"{name} has layers without a KV cache ({', '.join(sorted(kinds))}) that lcbench does not know to feed.",
+            "Choose a model whose layers are all attention, or one that `lcbench list models` names as running on its "
+            "own cache.",
         )
 
 
 def install(model: Any) -> None:
-    """Route the attention of ``model`` through ours, for good. Raises ModelError as `check_supported`."""
+    """Route the attention of ``model`` through ours, for good; a model that runs on its own cache keeps its own.
+
+    Raises:
+        ModelError: as `check_supported`.
+    """
+    if native.family_of(model) is not None:
+        native.install(model)
+        return
     check_supported(model)
     if model.config.model_type == "falcon":
         model.config._attn_implementation = ATTENTION_NAME  # no mask is built for it
@@ -313,6 +322,8 @@ def forward(
             logits[group] = out
         assert logits is not None
         return logits
+    if native.family_of(model) is not None:
+        return _forward_native(model, input_ids, positions, rows, observers, all_logits)
     forget_longer_texts(model)
     session = _Session(rows, observers, model=model)
     token = _session.set(session)
@@ -356,6 +367,27 @@ def loss(model: Any, ids: Tensor, cache: CacheStore) -> Tensor:
     finally:
         _session.reset(token)
     return torch.nn.functional.cross_entropy(output.logits[0, :-1].float(), ids[1:])
+
+
+def _forward_native(
+    model: Any,
+    input_ids: Tensor,
+    positions: Tensor,
+    rows: Sequence[Any],
+    observers: Sequence[Sequence[Observer]],
+    all_logits: bool,
+) -> Tensor:
+    """`forward` of a model that brings its own cache: one row after another, each through its `NativeState`."""
+    if any(watching for watching in observers) or not all(hasattr(row, "native") for row in rows):
+        raise ModelError(
+            f"{type(model).__name__} runs on its own cache, which nothing can watch or replace.",
+            "Use --method full, or a model whose layers are all attention.",
+        )
+    logits = [
+        row.native.forward(model, input_ids[i : i + 1], positions[i : i + 1], all_logits=all_logits)
+        for i, row in enumerate(rows)
+    ]
+    return torch.cat(logits)
 
 
 def quantized_layer(

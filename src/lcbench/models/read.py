@@ -16,7 +16,7 @@ import torch
 
 from lcbench.config.spec import ModelSpec
 from lcbench.errors import LcbenchError, ModelError
-from lcbench.models import hub, support
+from lcbench.models import hub, own, support
 from lcbench.models.hub import plain
 from lcbench.models.identity import weight_files
 from lcbench.models.place import Placement, quantization
@@ -47,6 +47,7 @@ class Reader:
         """The transformers config. Raises ModelError: not JSON, an unknown family, code that is not trusted."""
         from transformers import AutoConfig
 
+        own.register()
         with self._explained("config"):
             return AutoConfig.from_pretrained(self.where, **self._options)
 
