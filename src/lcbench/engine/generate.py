@@ -16,10 +16,11 @@ from lcbench.kv.cache import KVCache
 from lcbench.kv.layer import DenseLayer
 from lcbench.kv.observe import Observation, PrefillObserver, union
 from lcbench.kv.record import PrefillRecord
+from lcbench.methods.base import Method
 from lcbench.models import adapter
 from lcbench.models.info import LoadedModel
 
-__all__ = ["Generated", "decode", "prefill", "read_on"]
+__all__ = ["Generated", "chosen_tokens", "decode", "prefill", "read_on"]
 
 _QUESTION = 256  # tokens of a question that are read at once: attention over a compressed cache makes a q x n table
 
@@ -85,6 +86,18 @@ def prefill(
         observed={wish: observer.results for wish, observer in observers.items()},
         question_tokens=question_tokens,
     )
+
+
+def chosen_tokens(loaded: LoadedModel, method: Method, ids: Sequence[int] | Tensor) -> tuple[Tensor, Tensor | None]:
+    """The tokens of a prompt that a method with a prefill of its own wants to read.
+
+    Returns:
+        Their ids ``[1, k]`` on the model's device, and their positions ``[k]`` in the prompt; None for all of them.
+    """
+    tokens = ids if isinstance(ids, Tensor) else torch.tensor([list(ids)], dtype=torch.int64)
+    tokens = tokens.view(1, -1).to(loaded.shape().device, non_blocking=True)
+    kept = method.filter_prompt(loaded.model, tokens[0])
+    return (tokens, None) if kept is None else (tokens[:, kept], kept)
 
 
 def _from_beginning(state: Beginning, length: int) -> tuple[KVCache, dict[Observation, PrefillObserver]]:
