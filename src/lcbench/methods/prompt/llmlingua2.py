@@ -43,7 +43,11 @@ class Word:
         return sum(self.values) / len(self.values)
 
 
-@method("llmlingua2", paper="arXiv:2403.12968", traits=Traits(family="prompt", prefill="own"))
+@method(
+    "llmlingua2",
+    paper="arXiv:2403.12968",
+    traits=Traits(family="prompt", prefill="own", training="token classifier (published)"),
+)
 @dataclass(frozen=True)
 class LLMLingua2(PromptTransform):
     """LLMLingua-2 (arXiv:2403.12968; rules as in microsoft/LLMLingua `prompt_compressor.py`, with the settings of
