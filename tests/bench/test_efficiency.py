@@ -101,7 +101,7 @@ def test_medians_are_over_the_passes_that_count(tiny: LoadedModel, monkeypatch: 
 
 def test_a_method_that_rewrites_text_is_refused(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     method = resolve("full")
-    monkeypatch.setattr(type(method), "transform_prompt", lambda self, text, start: text[:5], raising=False)
+    monkeypatch.setattr(type(method), "rewriter", method)
     with pytest.raises(ModelError, match="rewrites the text"):
         measure(tiny, method, Workload(8))
 

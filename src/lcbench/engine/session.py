@@ -130,7 +130,7 @@ class Session:
     @cached_property
     def sets(self) -> list[PromptSet]:
         """Every prompt as token ids."""
-        sets = prepare(self.spec, self.info, self.tokenizer, self.methods, self.tasks, self.home)
+        sets = prepare(self.spec, self.info, self.tokenizer, self.methods, self.tasks, self.home, say=self.say)
         for prompts in sets if self.tell_notes else ():
             for note in prompts.notes:
                 if note != {t.id: rows.note for t, rows in self.tasks}[prompts.task.id]:

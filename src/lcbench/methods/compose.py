@@ -20,6 +20,7 @@ from lcbench.kv.ragged import RaggedLayer
 from lcbench.kv.record import LayerRecord, PrefillRecord
 from lcbench.methods.base import CacheTransform, Method
 from lcbench.methods.extension import Extension
+from lcbench.methods.prompted import Prompted
 
 if TYPE_CHECKING:
     from lcbench.models.info import ModelInfo
@@ -176,6 +177,14 @@ def compose(parts: Sequence[Method]) -> Method:
         BadValue: they do not go together; says why.
     """
     text = "+".join(part.id for part in parts)
+    if parts[0].traits.family == "prompt" and len(parts) > 1:
+        return Prompted(parts[0], compose(parts[1:]) if len(parts) > 2 else parts[1])
+    late = next((part for part in parts[1:] if part.traits.family == "prompt"), None)
+    if late is not None:
+        raise BadValue(
+            f"{late.name} shortens the prompt, so nothing can come before it in '{text}'.",
+            f"Write {late.id}+{parts[0].id}.",
+        )
     places = [i for i, part in enumerate(parts) if isinstance(part, Extension)]
     if places:
         return _extended(parts, places, text)

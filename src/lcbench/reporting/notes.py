@@ -24,6 +24,7 @@ def notes_of(run: RunDirectory, records: Records) -> list[str]:
         *asked(run.spec),
         *_data(run),
         *_looked_up(records),
+        *_shortened(run, records),
         *unfinished(run, counts),
     ]
 
@@ -57,6 +58,29 @@ def _looked_up(records: Records) -> list[str]:
         for method, found in own.items()
         if found
     ]
+
+
+def _shortened(run: RunDirectory, records: Records) -> list[str]:
+    """Methods that shorten the prompt: to how much, in how long. Seconds are those of when a text was shortened."""
+    tokens: dict[str, list[tuple[int, int]]] = {}
+    seconds: dict[str, list[float]] = {}
+    for (method, task), found in records.items():
+        for r in found:
+            if r.ok and r.tokens_before:
+                tokens.setdefault(method, []).append((r.tokens_before, r.prompt_tokens))
+        if method in tokens:
+            seconds.setdefault(method, []).extend(
+                t["rewrite"] for t in run.timings(method, task).values() if "rewrite" in t
+            )
+    notes = []
+    for method, pairs in tokens.items():
+        before, after = fmean(pair[0] for pair in pairs), fmean(pair[1] for pair in pairs)
+        took = f", in {fmean(seconds[method]):.2g} s a prompt" if seconds[method] else ""
+        notes.append(
+            f"{method}: prompts shortened from {before:,.0f} to {after:,.0f} tokens in the mean "
+            f"({after / before:.0%}){took}; bytes are compared with the cache of the whole prompt"
+        )
+    return notes
 
 
 def _model(model: Any) -> list[str]:
