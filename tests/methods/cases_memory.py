@@ -1,4 +1,4 @@
-"""Harness cases of minference."""
+"""Harness cases of minference and lift."""
 
 from __future__ import annotations
 
@@ -66,4 +66,20 @@ def _alike(kind: str) -> Case:
     )
 
 
-CASES: dict[str, list[Case]] = {"minference": [_minference("", PATTERNS), *map(_alike, KINDS)]}
+# --- lift: a full cache; what it learns is tried in test_lift --------------------------------------------------------
+
+
+def _dense(pair: Models, method: Any, ids: Tensor, prompt: int, seen: list[tuple[Tensor, Tensor]]) -> Tensor:
+    return explicit_model.logits(pair.plain, ids, explicit_model.dense(pair))[prompt:]
+
+
+_LIFT = Case(
+    spec="lift",
+    noop=("lift",),
+    nbytes=lambda shape, prompt, new: shape.full_bytes(prompt + new),
+    reference=_dense,
+    untouched=lambda length: True,
+    keeps_all=True,
+)
+
+CASES: dict[str, list[Case]] = {"lift": [_LIFT], "minference": [_minference("", PATTERNS), *map(_alike, KINDS)]}

@@ -188,6 +188,12 @@ def measure(loaded: LoadedModel, method: Method, work: Workload) -> Cell:
 def check(loaded: LoadedModel, method: Method) -> None:
     """Refuse what cannot be measured here. Raises ModelError."""
     require(method, loaded.shape(), loaded.info.name)
+    method.check(loaded.shape())
+    if method.learns:
+        raise ModelError(
+            f"{method.id} learns from each prompt before it reads it, which the bench does not do.",
+            "Leave it out; a run's timings have its seconds (adapt), and its decoding is that of `full`.",
+        )
     if type(method).transform_prompt is not Method.transform_prompt:
         raise ModelError(
             f"{method.id} rewrites the text of a prompt, and the bench feeds random token ids.",

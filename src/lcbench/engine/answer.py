@@ -286,6 +286,7 @@ class Answerer:
             reader = prompts.methods[0 if prompts.shared else batch.methods[0]]  # all that share a prefill read alike
             longest = max(prompts.prompts[p].tokens for p in batch.prompts) + prompts.max_new_tokens
             stack.enter_context(reader.transform_model(self.loaded.model, longest))
+            learned = self._adapt(prompts, batch, stack)
             for p in batch.prompts:
                 if self._should_stop():
                     raise Interrupted
@@ -293,8 +294,19 @@ class Answerer:
             self._decode(prompts, answers)
         for answer in answers:
             answer.cache = answer.logits = None
-            answer.seconds["halved"] = batch.halved
+            answer.seconds |= {"halved": batch.halved, **learned}
         return answers
+
+    def _adapt(self, prompts: PromptSet, batch: _Batch, stack: ExitStack) -> dict[str, float]:
+        """Let a method that learns from a prompt do so, until ``stack`` is left; the seconds it took."""
+        method, prompt = prompts.methods[batch.methods[0]], prompts.prompts[batch.prompts[0]]
+        if prompts.shared or not method.learns or prompt.error is not None:
+            return {}
+        assert batch.rows == 1, "what is learned is of one prompt"
+        seed = sample_seed(self.options.seed, prompts.task.id, prompt.row.id)
+        with Stopwatch(self.loaded.info.device) as learning:
+            stack.enter_context(method.adapt(self.loaded.model, prompt.lesson, seed))
+        return {"adapt": learning.seconds}
 
     # -- reading -----------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ class PreparedPrompt:
         error: why this prompt cannot be run, else None.
         question_tokens: how many of the last ids are the question (what the chat format puts after it included); 0
             when that is not known or not asked.
+        lesson: ids of the text that a method learns before it reads the prompt, uncut; empty for all others.
     """
 
     row: Row
@@ -30,6 +31,7 @@ class PreparedPrompt:
     truncated_from: int | None = None
     error: str | None = None
     question_tokens: int = 0
+    lesson: Sequence[int] = ()
 
 
 @dataclass(frozen=True)

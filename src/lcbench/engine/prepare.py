@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,8 @@ def _digest(prompts: Sequence[PreparedPrompt]) -> str:
     for prompt in prompts:
         digest.update(prompt.row.id.encode() + b"\0")
         digest.update(array("q", prompt.ids).tobytes() + b"\1")
+        if prompt.lesson:
+            digest.update(array("q", prompt.lesson).tobytes() + b"\2")
     return digest.hexdigest()
 
 
@@ -159,6 +162,8 @@ class _PromptMaker:
         self.skipped += made is None
         self.too_long += made is not None and made.error is not None
         self.cut += made is not None and made.truncated_from is not None
+        if made is not None and method is not None and method.learns:
+            return replace(made, lesson=array("q", self._encode(text if question is None else text[:question])))
         return made
 
     def _question_of(self, start: int | None, method: Method | None) -> int | None:

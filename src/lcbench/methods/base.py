@@ -6,7 +6,9 @@ The engine calls the same hooks for every method, in this order; each has a do-n
     window_of(trained)         how many positions it serves on a model trained for so many
     transform_model(model, n)  context in which the model runs on a text of n tokens (RoPE edits)
     transform_prompt(prompt)   the prompt as text, before it is tokenized (prompt compression)
+    adapt(model, lesson, seed) context in which one prompt is read and answered (training at test time)
     prefill_cache(shape, L)    the cache that the prompt is read into (methods that change prefill attention)
+    native_state(model)        the same for a model that brings its own cache along
     observes()                 what must be recorded while the shared prefill runs
     compress(record)           the cache that decoding goes on with
 
@@ -18,6 +20,7 @@ The classes below name the usual kinds and leave one hook to write: `Scorer` (im
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +37,7 @@ from lcbench.kv.cache import CacheShape, KVCache
 from lcbench.kv.layer import DenseLayer, LayerKV
 from lcbench.kv.observe import Observation
 from lcbench.kv.record import LayerRecord, PrefillRecord, take
+from lcbench.models.native import NativeState
 
 if TYPE_CHECKING:
     from lcbench.models.info import ModelInfo
@@ -83,6 +87,7 @@ class Method:
     traits: ClassVar[Traits]
     proof: ClassVar[str] = ""
     turns: ClassVar[bool] = False
+    learns: ClassVar[bool] = False  # whether `adapt` wants the text of each prompt; not stackable then
 
     @property
     def leaves_subset(self) -> bool:
@@ -126,13 +131,12 @@ class Method:
         return shape.full_bytes(prompt_tokens)
 
     def check(self, shape: CacheShape) -> None:
-        """Refuse a model this method cannot serve. Raises ModelError saying why; called before any work, by
-        `require`."""
+        """Refuse a model this method cannot serve. Raises ModelError saying why; called before any work."""
 
     @property
     def leaves_model_alone(self) -> bool:
         """Whether the method has no part in how the model runs and what its cache holds: it serves every model."""
-        hooks = ("transform_model", "prefill_cache", "observes", "compress")
+        hooks = ("transform_model", "adapt", "prefill_cache", "observes", "compress")
         return all(getattr(type(self), hook) is getattr(Method, hook) for hook in hooks)
 
     def window_of(self, trained: int) -> int | None:
@@ -153,9 +157,25 @@ class Method:
         """The prompt's text as this method wants it read."""
         return text
 
+    def adapt(self, model: Any, lesson: Sequence[int], seed: int) -> AbstractContextManager[Any]:
+        """Context in which the model reads and answers one prompt; entered for methods that `learns` alone.
+
+        Must restore the model on exit, to the bit.
+
+        Args:
+            lesson: token ids of the prompt's context (of its whole text where the question is not known apart), never
+                cut. seed: of whatever is drawn, one for each sample.
+        """
+        return nullcontext()
+
     def prefill_cache(self, shape: CacheShape, prompt_tokens: int) -> KVCache:
         """The empty cache that the prompt of ``prompt_tokens`` tokens is read into."""
         return KVCache.dense(shape.layers, expected=prompt_tokens)
+
+    def native_state(self, model: Any) -> NativeState:
+        """The empty cache of a model that brings its own (`models.native`); such models are refused to a method that
+        overrides another hook and not this one."""
+        return NativeState.empty(model)
 
     def observes(self) -> frozenset[Observation]:
         """What must be recorded during the prefill."""
@@ -167,7 +187,7 @@ class Method:
 
 
 def require(method: Method, shape: CacheShape, model: str) -> None:
-    """Refuse, before any work, a model that a method cannot serve.
+    """Refuse, before anything is bound or loaded, a model whose kind of cache a method cannot serve.
 
     Args:
         model: its name, for people.
@@ -175,13 +195,13 @@ def require(method: Method, shape: CacheShape, model: str) -> None:
     Raises:
         ModelError: saying why.
     """
-    if shape.state is not None and not method.leaves_model_alone:
-        raise ModelError(
-            f"{model} runs on the cache it brings along, with a state beside keys and values or instead of them; "
-            f"{method.id} works on keys and values alone.",
-            "Use --method full, or a model whose layers are all attention.",
-        )
-    method.check(shape)
+    if shape.state is None or method.leaves_model_alone or type(method).native_state is not Method.native_state:
+        return
+    raise ModelError(
+        f"{model} runs on the cache it brings along, with a state beside keys and values or instead of them; "
+        f"{method.id} works on keys and values alone.",
+        "Use --method full, or a model whose layers are all attention.",
+    )
 
 
 class CacheTransform(Method, ABC):

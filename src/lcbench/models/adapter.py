@@ -367,6 +367,29 @@ def _forward_native(
     return torch.cat(logits)
 
 
+def loss(model: Any, ids: Tensor, cache: CacheStore) -> Tensor:
+    """Mean next-token cross-entropy of a text, with gradients where they are enabled.
+
+    Args:
+        model: prepared by `install`. ids: ``[n]`` int64, n >= 2. cache: empty, of dense stores.
+
+    Returns:
+        fp32 scalar.
+    """
+    session = _Session([cache], model=model)
+    token = _session.set(session)
+    try:
+        output = model(
+            input_ids=ids[None],
+            position_ids=torch.arange(len(ids), device=ids.device)[None],
+            past_key_values=_PassThrough(0),
+            use_cache=True,
+        )
+    finally:
+        _session.reset(token)
+    return torch.nn.functional.cross_entropy(output.logits[0, :-1].float(), ids[1:])
+
+
 def quantized_layer(
     backend: str, *, bits: int, axis_key: int, axis_value: int, group_size: int, residual_length: int
 ) -> Any:

@@ -35,8 +35,12 @@ class AttentionRule:
         return self if self.sinks is None else replace(self, sinks=self.sinks[heads])
 
     def capped(self, logits: Tensor) -> Tensor:
-        """Scaled products as they enter the softmax, before masking; changed in place."""
-        return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        """Scaled products as they enter the softmax, before masking; changed in place where no gradient is wanted."""
+        if self.softcap is None:
+            return logits
+        if logits.requires_grad:
+            return torch.tanh(logits / self.softcap) * self.softcap
+        return logits.div_(self.softcap).tanh_().mul_(self.softcap)
 
     def weights(self, logits: Tensor) -> Tensor:
         """Attention weights ``[H, q, n]``, fp32, of logits ``[H, q, n]`` that are capped and masked already."""

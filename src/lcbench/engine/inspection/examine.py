@@ -109,7 +109,8 @@ def examine(
     """
     shape, witness = loaded.shape(), Witness()
     own = method.traits.prefill == "own"
-    with method.transform_model(loaded.model, len(read.ids) + steps):
+    length = len(read.ids) + steps
+    with method.transform_model(loaded.model, length), method.adapt(loaded.model, read.ids, read.seed):
         empty = empty_cache(loaded, method, len(read.ids)) if own else None
         record = prefill(loaded, read.ids, observe=method.observes(), cache=empty, chunk=chunk)
         torch.manual_seed(read.seed)
