@@ -131,10 +131,11 @@ def test_what_a_method_needs() -> None:
         assert "lcbench calibrate" not in cls.traits.training, f"{name}: put the calibration into `calibrate`"
 
 
-def test_methods_without_calibration_bind_to_themselves(info: ModelInfo, tmp_path: Path) -> None:
+def test_methods_without_calibration_read_none(info: ModelInfo, tmp_path: Path) -> None:
     for name, cls in all_methods().items():
         if cls.traits.needs == "none":
             method = resolve(name)
-            assert method.bind(info, tmp_path) is method
-            assert method.calibration == ""
+            bound = method.bind(info, tmp_path)
+            assert (bound, bound.id) == (method, method.id)
+            assert bound.calibration == method.calibration == ""
     assert not (tmp_path / "calibration").exists()

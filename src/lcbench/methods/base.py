@@ -80,14 +80,15 @@ class Method:
     parameters; `lcbench.methods.registry.method` gives them a name, a paper and traits. ``proof`` says in a sentence
     or two what the method's own tests compare it with; the class docstring and it make its section of the manual.
     ``turns`` says that the method turns queries or keys to other positions and so needs the model's rotary embedding as
-    numbers (`models.rope.observed_rope`): a model whose embedding is not understood is then refused before any work."""
+    numbers (`models.rope.observed_rope`): a model whose embedding is not understood is then refused before any work.
+    ``learns`` says that `adapt` wants the text of each prompt; such a method is not stackable."""
 
     name: ClassVar[str]
     paper: ClassVar[str]
     traits: ClassVar[Traits]
     proof: ClassVar[str] = ""
     turns: ClassVar[bool] = False
-    learns: ClassVar[bool] = False  # whether `adapt` wants the text of each prompt; not stackable then
+    learns: ClassVar[bool] = False
 
     @property
     def leaves_subset(self) -> bool:

@@ -346,27 +346,6 @@ def forward(
     return output.logits  # type: ignore[no-any-return]
 
 
-def _forward_native(
-    model: Any,
-    input_ids: Tensor,
-    positions: Tensor,
-    rows: Sequence[Any],
-    observers: Sequence[Sequence[Observer]],
-    all_logits: bool,
-) -> Tensor:
-    """`forward` of a model that brings its own cache: one row after another, each through its `NativeState`."""
-    if any(watching for watching in observers) or not all(hasattr(row, "native") for row in rows):
-        raise ModelError(
-            f"{type(model).__name__} runs on its own cache, which nothing can watch or replace.",
-            "Use --method full, or a model whose layers are all attention.",
-        )
-    logits = [
-        row.native.forward(model, input_ids[i : i + 1], positions[i : i + 1], all_logits=all_logits)
-        for i, row in enumerate(rows)
-    ]
-    return torch.cat(logits)
-
-
 def loss(model: Any, ids: Tensor, cache: CacheStore) -> Tensor:
     """Mean next-token cross-entropy of a text, with gradients where they are enabled.
 
@@ -388,6 +367,27 @@ def loss(model: Any, ids: Tensor, cache: CacheStore) -> Tensor:
     finally:
         _session.reset(token)
     return torch.nn.functional.cross_entropy(output.logits[0, :-1].float(), ids[1:])
+
+
+def _forward_native(
+    model: Any,
+    input_ids: Tensor,
+    positions: Tensor,
+    rows: Sequence[Any],
+    observers: Sequence[Sequence[Observer]],
+    all_logits: bool,
+) -> Tensor:
+    """`forward` of a model that brings its own cache: one row after another, each through its `NativeState`."""
+    if any(watching for watching in observers) or not all(hasattr(row, "native") for row in rows):
+        raise ModelError(
+            f"{type(model).__name__} runs on its own cache, which nothing can watch or replace.",
+            "Use --method full, or a model whose layers are all attention.",
+        )
+    logits = [
+        row.native.forward(model, input_ids[i : i + 1], positions[i : i + 1], all_logits=all_logits)
+        for i, row in enumerate(rows)
+    ]
+    return torch.cat(logits)
 
 
 def quantized_layer(

@@ -178,7 +178,9 @@ def _lengths(task: str, score: Mapping[str, Any], path: str) -> dict[Line, Cell]
     if len(buckets) < 2:
         return {}
     lines = {}
-    for length, one in buckets.items():
+    ordered = sorted(buckets, key=int) if all(length.isdecimal() for length in buckets) else list(buckets)
+    for length in ordered:  # records come longest first
+        one = buckets[length]
         low, high = one["interval"] or (None, None)
         line = Line(task, score["metric"], "length", length)
         lines[line] = Cell(one["score"], low, high, one["n"], one["n_error"], run=path)

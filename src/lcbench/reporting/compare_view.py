@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lcbench.reporting.comparison import Change, Comparison, p_number, signed
-from lcbench.reporting.words import bytes_text, clean, short_names
+from lcbench.reporting.words import bytes_text, clean, explained, short_names
 from lcbench.scoring.paired import PairedResult
 
 _TEXT = 160  # characters of a prediction that are shown
@@ -88,8 +88,7 @@ def _remarks(found: Comparison) -> list[RenderableType]:
     if found.unmatched:
         lines.append(f"{found.unmatched} samples that only one side has are left out")
     lines += [f"not compared: {why}" for why in found.refused.values()]
-    names = short_names(task for task, _, _ in found.tasks)
-    lines += [f"{short}: {name}" for name, short in names.items() if short != name]
+    lines += explained(short_names(task for task, _, _ in found.tasks))
     lines += found.notes
     return [Padding(Text(clean(line, 1000), "dim"), (0, 0, 0, 1)) for line in lines]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,8 +110,9 @@ def examine(
     """
     shape, witness = loaded.shape(), Witness()
     own = method.traits.prefill == "own"
-    length = len(read.ids) + steps
-    with method.transform_model(loaded.model, length), method.adapt(loaded.model, read.ids, read.seed):
+    with ExitStack() as stack:
+        stack.enter_context(method.transform_model(loaded.model, len(read.ids) + steps))
+        stack.enter_context(method.adapt(loaded.model, read.ids, read.seed))
         empty = empty_cache(loaded, method, len(read.ids)) if own else None
         record = prefill(loaded, read.ids, observe=method.observes(), cache=empty, chunk=chunk)
         torch.manual_seed(read.seed)
