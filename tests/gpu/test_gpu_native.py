@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from linear_models import ARCHITECTURES, linear_model
 
 from lcbench.kv.native import NativeCache
 from lcbench.models import adapter, native
+from linear_models import ARCHITECTURES, linear_model
 
 pytestmark = [
     pytest.mark.gpu,
