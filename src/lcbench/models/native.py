@@ -99,14 +99,17 @@ class NativeState:
 
             self._cache = arguments[name] = DynamicCache(config=model.config)
         self._to_modules(model)
-        with quiet():  # it warns of every kernel that is not installed
-            output = model(**arguments)
+        output = self._run(model, arguments)
         self._from_modules(model)
         given = getattr(output, name, None)
         self._cache = self._cache if given is None else given
         self.seen += ids.shape[1]
         logits: Tensor = output.logits
         return logits if all_logits else logits[:, -1:]
+
+    def _run(self, model: Any, arguments: Mapping[str, Any]) -> Any:
+        with quiet():  # transformers warns of every kernel that is not installed
+            return model(**arguments)
 
     def _to_modules(self, model: Any) -> None:
         """Where state lies on the modules: put this sequence's there, or nothing before its first token."""
@@ -139,8 +142,7 @@ class NativeState:
 
     def fork(self) -> NativeState:
         """A copy that shares nothing, in tensors of exactly the size they need."""
-        other = NativeState(self._family, self.layers)
-        other.seen = self.seen
+        other = copy.copy(self)
         # deepcopy takes from its memo what is there under an object's id: copies that are no views of larger tensors
         memo = {
             id(tensor): tensor.clone(memory_format=torch.contiguous_format)

@@ -88,7 +88,15 @@ def _model(model: Any) -> list[str]:
     if not isinstance(model, Mapping) or not model.get("dtype"):
         return []
     name, dtype = model.get("name", "?"), model["dtype"]
-    return [f"model {name} in {dtype} on {model.get('device', '?')}; ratios are to its uncompressed {dtype} cache"]
+    notes = [f"model {name} in {dtype} on {model.get('device', '?')}; ratios are to its uncompressed {dtype} cache"]
+    state = model.get("state")
+    if isinstance(state, Mapping) and state.get("state_bytes"):
+        attending = state.get("attention_layers")
+        more = f" and the keys and values of its {attending} attention layers" if attending else ""
+        notes.append(
+            f"{name}: KV bytes are those of its state ({bytes_text(state['state_bytes'])}, whatever the length){more}"
+        )
+    return notes
 
 
 def asked(spec: Mapping[str, Any]) -> list[str]:
