@@ -29,6 +29,27 @@ def notes_of(run: RunDirectory, records: Records) -> list[str]:
     ]
 
 
+def merged_notes(notes: Sequence[tuple[RunDirectory, Sequence[str]]]) -> list[str]:
+    """The notes of all runs, each once: those that not all runs say with the runs that do.
+
+    What is said of a task is said once for all tasks it holds for, and needs no run where all runs with the task say
+    it.
+    """
+    said: dict[str, list[tuple[RunDirectory, str]]] = {}
+    for run, own in notes:
+        for note in dict.fromkeys(own):
+            task = next((task for task in run.tasks if note.startswith(f"{task}: ")), "")
+            said.setdefault(note.removeprefix(f"{task}: "), []).append((run, task))
+    found = []
+    for text, places in said.items():
+        tasks = [task for task in dict.fromkeys(task for _, task in places) if task]
+        holders = [run for run, _ in notes if not tasks or set(tasks) & set(run.tasks)]
+        whose = [] if len({run.path for run, _ in places}) == len(holders) else [str(run.path) for run, _ in places]
+        about = said_once((task, text) for task in tasks) if tasks else [text]
+        found += [f"{', '.join(dict.fromkeys(whose))}: {line}" if whose else line for line in about]
+    return found
+
+
 def overall_notes(lines: Sequence[Line], cells: Iterable[Cell], labels: Mapping[str, str]) -> list[str]:
     """Notes about the table: simulated memory, failures, and what its means are.
 
