@@ -29,7 +29,8 @@ def sharpen(model: Any) -> None:
 
 
 def _recomputed(head: torch.nn.Linear, arguments: tuple[Tensor, ...], logits: Tensor) -> Tensor:
-    """Logits ``[..., vocab]`` in fp32 (in the model's dtype while gradients are recorded), made of hidden states ``[..., hidden]``."""
+    """Logits ``[..., vocab]`` in fp32, made of hidden states ``[..., hidden]``; while gradients are recorded, as they
+    come."""
     if torch.is_grad_enabled():
         return logits  # a text is learned; nothing is chosen
     scores = logits.float()
