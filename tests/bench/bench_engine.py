@@ -364,6 +364,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one row, small grids: does the script work?")
     parser.add_argument("--part", default=",".join(PARTS), help="of " + ", ".join(PARTS))
+    parser.add_argument("--rows", type=int, help="rows of qasper (4)")
     parser.add_argument("--write", action="store_true", help="into docs/benchmarks/engine.md")
     options = parser.parse_args()
     parts = options.part.split(",")
@@ -374,7 +375,8 @@ def main() -> None:
     try:
         loaded = load(ModelSpec(name="demo"), home(), print)
         limits = replace(measure_limits(loaded.info), nbytes=2**33)
-        bench = Bench(loaded, limits, QUICK if options.quick else FULL_SIZE)
+        size = QUICK if options.quick else FULL_SIZE
+        bench = Bench(loaded, limits, replace(size, rows=options.rows or size.rows))
         bench.prompts(["full"], rows=1)
     except LcbenchError as error:
         sys.exit(f"{error.message} {error.next_step}")
