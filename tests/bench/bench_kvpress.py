@@ -8,8 +8,8 @@ same weights in float32, the same number of threads, keep a quarter of each prom
 an answer (end tokens do not stop), so that they do the same work. Loading is not counted on either side.
 
 kvpress is called as its documentation says, ``with press(model): model(ids, past_key_values=cache)``, and then decoded
-greedily. Two of the eleven methods differ in what they do after the prompt: StreamingLLM rolls on here and stops at the
-prompt there.
+greedily. Each side takes its own defaults but for the budget (windows, kernels, protected tokens differ), so that texts
+need not be equal; the work is. StreamingLLM rolls on while decoding here and cuts the prompt alone there.
 """
 
 from __future__ import annotations
@@ -62,6 +62,10 @@ def their_run(job: dict[str, Any]) -> None:
         job["model"], dtype=torch.float32, attn_implementation="sdpa"
     )
 
+    def best(logits: Any) -> int:
+        logits[0, -1, job["ends"]] = -torch.inf
+        return int(logits[0, -1].argmax())
+
     def answer(ids: list[int], press: Any) -> list[int]:
         from contextlib import nullcontext
 
@@ -69,11 +73,11 @@ def their_run(job: dict[str, Any]) -> None:
         with torch.inference_mode():
             with nullcontext() if press is None else press(model):
                 logits = model(tokens, past_key_values=cache, logits_to_keep=1).logits
-            made = [int(logits[0, -1].argmax())]
+            made = [best(logits)]
             while len(made) < job["new_tokens"]:
                 position = torch.tensor([[len(ids) + len(made) - 1]])
                 logits = model(torch.tensor([made[-1:]]), past_key_values=cache, position_ids=position).logits
-                made.append(int(logits[0, -1].argmax()))
+                made.append(best(logits))
         return made
 
     def press_of(names: list[str] | None) -> Any:
@@ -142,6 +146,7 @@ def compare(python: str, rows: int) -> str:
             "model": str(folder_for(str(loaded.info.weights_sha256), home())),
             "threads": torch.get_num_threads(),
             "new_tokens": NEW_TOKENS,
+            "ends": list(loaded.info.eos_ids),
             "methods": METHODS,
             "prompts": prompts,
         },
