@@ -254,12 +254,12 @@ def install(model: Any) -> None:
     Raises:
         ModelError: as `check_supported`.
     """
-    if native.family_of(model) is None:
-        check_supported(model)
-    head.sharpen(model)
     if native.family_of(model) is not None:
+        head.sharpen(model)
         native.install(model)
         return
+    check_supported(model)
+    head.sharpen(model)
     if model.config.model_type == "falcon":
         model.config._attn_implementation = ATTENTION_NAME  # no mask is built for it
         for module in model.modules():
