@@ -53,6 +53,7 @@ class Composed(Method):
         given = {"name": f"{first.name}+{second.name}", "paper": papers, "traits": traits, "turns": turns}
         for name, value in given.items():
             object.__setattr__(self, name, value)
+        object.__setattr__(self, "follows_distances", first.follows_distances and second.follows_distances)
 
     @property
     def id(self) -> str:
