@@ -12,7 +12,7 @@ from abc import abstractmethod
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -125,6 +125,8 @@ def refuse_stretched(method: str, model: str, facts: RopeFacts) -> None:
 class DistanceChange(Extension):
     """An extension that leaves model and keys as they are and lets queries see far keys at other distances: a rule
     inside lcbench's attention, while the prompt is read and while decoding."""
+
+    turns: ClassVar[bool] = True
 
     @abstractmethod
     def distances(self, rope: Rope | None, trained: int) -> Distances:
