@@ -512,7 +512,8 @@ def _reachable(roots: Sequence[Any]) -> set[int]:
     todo: list[Any] = list(roots)
     while todo:
         thing = todo.pop()
-        if id(thing) in known or isinstance(thing, type) or callable(thing):
+        # What the layer's rule brings (sinks, rotary frequencies) belongs to the model.
+        if id(thing) in known or isinstance(thing, type | AttentionRule) or callable(thing):
             continue
         known.add(id(thing))
         if isinstance(thing, Tensor) and hasattr(thing, "__tensor_flatten__"):  # a wrapper without memory of its own

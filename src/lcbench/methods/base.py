@@ -83,7 +83,8 @@ class Method:
     or two what the method's own tests compare it with; the class docstring and it make its section of the manual.
     ``turns`` says that the method turns queries or keys to other positions and so needs the model's rotary embedding as
     numbers (`models.rope.observed_rope`): a model whose embedding is not understood is then refused before any work.
-    ``learns`` says that `adapt` wants the text of each prompt; such a method is not stackable."""
+    ``learns`` says that `adapt` wants the text of each prompt; such a method is not stackable. ``follows_distances``
+    says that its scores and stores see far keys at the distances of the layer's rule (`kv.distances`)."""
 
     name: ClassVar[str]
     paper: ClassVar[str]
@@ -91,6 +92,7 @@ class Method:
     proof: ClassVar[str] = ""
     turns: ClassVar[bool] = False
     learns: ClassVar[bool] = False
+    follows_distances: ClassVar[bool] = False
 
     @property
     def leaves_subset(self) -> bool:

@@ -10,7 +10,8 @@ ragged lengths are the store's business.
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any, Protocol
@@ -84,6 +85,23 @@ class _Session:
 
 
 _session: contextvars.ContextVar[_Session | None] = contextvars.ContextVar("lcbench_session", default=None)
+_distances: contextvars.ContextVar[tuple[tuple[Any, Callable[[], Any]], ...]] = contextvars.ContextVar(
+    "lcbench_distances", default=()
+)
+
+
+@contextmanager
+def distances(model: Any, make: Callable[[], Any]) -> Iterator[None]:
+    """Context in which the layers of a model see far keys at other distances.
+
+    Args:
+        make: asked in every layer, while it attends, for what goes into `AttentionRule.distances`.
+    """
+    token = _distances.set(((model, make), *_distances.get()))
+    try:
+        yield
+    finally:
+        _distances.reset(token)
 
 
 class _PassThrough(Cache):
@@ -141,6 +159,7 @@ def _attention(
         int(sliding_window) if sliding_window else None,
         None if softcap is None else float(softcap),
         None if s_aux is None else s_aux.detach(),
+        next((make() for model, make in _distances.get() if model is session.model), None),
     )
     stores = [cache.layers[layer] for cache in session.rows]
     starts = [store.seen for store in stores]
