@@ -138,6 +138,10 @@ class Method:
     def check(self, shape: CacheShape) -> None:
         """Refuse a model this method cannot serve. Raises ModelError saying why; called before any work."""
 
+    def announcement(self) -> str:
+        """A sentence for the user about what the first use on this machine waits for; "" for nothing."""
+        return ""
+
     @property
     def leaves_model_alone(self) -> bool:
         """Whether the method has no part in how the model runs and what its cache holds: it serves every model."""

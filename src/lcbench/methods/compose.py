@@ -75,6 +75,9 @@ class Composed(Method):
         self.dropper.check(shape)
         self.quantizer.check(shape)
 
+    def announcement(self) -> str:
+        return self.dropper.announcement() or self.quantizer.announcement()
+
     def observes(self) -> frozenset[Observation]:
         return self.dropper.observes() | self.quantizer.observes()
 
@@ -151,6 +154,9 @@ class Extended(Method):
     def check(self, shape: CacheShape) -> None:
         self.extension.check(shape)
         self.inner.check(shape)
+
+    def announcement(self) -> str:
+        return self.inner.announcement()
 
     def window_of(self, trained: int) -> int | None:
         return self.extension.window_of(trained)

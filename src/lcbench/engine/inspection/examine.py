@@ -77,6 +77,8 @@ def inspect(request: Request, home: Path, say: Say) -> Inspection:
     require(method, info.shape(), info.name)
     method = method.bind(info, home)
     method.check(info.shape())
+    if method.announcement():
+        say(method.announcement())
     read = read_prompt(source, ids, row, spec, method, info, tokenizer, home)
     check_length(len(read.ids), steps, info, method)
     loaded = load(spec.model, home, say=say, with_tokenizer=ids is None)

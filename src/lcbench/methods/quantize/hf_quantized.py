@@ -19,7 +19,7 @@ from lcbench.kv.layer import LayerKV, outside_window, text_positions
 from lcbench.kv.record import LayerRecord
 from lcbench.methods.base import CacheTransform, Traits
 from lcbench.methods.registry import method
-from lcbench.models import adapter
+from lcbench.models import adapter, quanto_build
 from lcbench.models.rule import AttentionRule
 
 _BITS = {"quanto": (2, 4), "hqq": (1, 2, 3, 4, 8)}
@@ -93,6 +93,11 @@ class HfQuantized(CacheTransform):
 
     def check(self, shape: CacheShape) -> None:
         self.library_layer()
+        if self.backend == "quanto":
+            quanto_build.refuse_stale_lock()
+
+    def announcement(self) -> str:
+        return quanto_build.announcement() if self.backend == "quanto" else ""
 
     def library_layer(self) -> Any:
         """An empty layer of the library's. Raises ModelError where the backend is not installed."""
