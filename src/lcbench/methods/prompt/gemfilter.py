@@ -71,11 +71,6 @@ class GemFilter(Method):
         return min(layers - 1, round(0.4 * layers)) if self.layer is None else self.layer
 
     def check(self, shape: CacheShape) -> None:
-        if shape.state is not None:
-            raise ModelError(
-                "gemfilter ranks tokens by queries and keys, and this model has layers without them.",
-                "Choose a model whose layers are all attention.",
-            )
         if self.chooser(shape.layers) >= shape.layers:
             raise ModelError(
                 f"{self.id} names layer {self.layer}, and the model's layers are 0 to {shape.layers - 1}.",
