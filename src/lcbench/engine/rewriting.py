@@ -148,6 +148,12 @@ class Rewriters:
             else:
                 with _named(method, helper):
                     self._loaded[helper] = load(spec, self._home, say=self._say)
+                    if self._loaded[helper].info.state is not None:
+                        raise ModelError(
+                            f"{spec.name} runs on a state beside keys and values, and texts are read through keys and "
+                            "values here.",
+                            "Choose a model whose layers are all attention.",
+                        )
             method.check_helper(self._loaded[helper])
         return self._loaded[helper]
 

@@ -145,7 +145,7 @@ class Method:
     @property
     def leaves_model_alone(self) -> bool:
         """Whether the method has no part in how the model runs and what its cache holds: it serves every model."""
-        hooks = ("transform_model", "adapt", "prefill_cache", "observes", "compress")
+        hooks = ("transform_model", "adapt", "filter_prompt", "prefill_cache", "observes", "compress")
         return all(getattr(type(self), hook) is getattr(Method, hook) for hook in hooks)
 
     def window_of(self, trained: int) -> int | None:

@@ -44,11 +44,13 @@ class Read:
 
     Attributes:
         ids: at least one. pieces: what the method made of the text, where it rewrote it. seed: of everything drawn.
+        before: tokens of the prompt before a method shortened it; 0 where none did.
     """
 
     ids: Sequence[int]
     pieces: Sequence[Piece] = ()
     seed: int = 42
+    before: int = 0
 
 
 def read_id_list(path: Path, option: str) -> list[int]:
@@ -136,7 +138,10 @@ def read_prompt(
     encoded = encode_prompt(reader, text, chat=spec.model.chat != "none", chat_option=spec.model.chat)
     if not encoded.ids:
         raise BadValue(f"--prompt {source.prompt} has no tokens.", "Put some text into it.")
-    return Read(encoded.ids, pieces_of(before, text) if text != before else (), spec.seed)
+    if method.rewriter is None:
+        return Read(encoded.ids, seed=spec.seed)
+    whole = encode_prompt(reader, before, chat=spec.model.chat != "none", chat_option=spec.model.chat)
+    return Read(encoded.ids, pieces_of(before, text) if text != before else (), spec.seed, len(whole.ids))
 
 
 def _of_row(task: Task, row: Row, spec: RunSpec, method: Method, info: ModelInfo, tokenizer: Any, home: Path) -> Read:
@@ -154,7 +159,7 @@ def _of_row(task: Task, row: Row, spec: RunSpec, method: Method, info: ModelInfo
     asked = task.prompt(row, home)
     text = _rewritten(asked, spec, method, home)
     pieces = pieces_of(asked.text, text) if text != asked.text else ()
-    return Read(prompt.ids, pieces, sample_seed(spec.seed, task.id, row.id))
+    return Read(prompt.ids, pieces, sample_seed(spec.seed, task.id, row.id), prompt.tokens_before or 0)
 
 
 def _rewritten(prompt: Prompt, spec: RunSpec, method: Method, home: Path) -> str:
