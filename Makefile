@@ -66,6 +66,7 @@ docs: $(DOCS_STAMP)
 	$(BIN)/python -m lcbench.methods.documentation docs/methods.md
 	$(BIN)/python -m lcbench.tasks.documentation docs/tasks.md
 	$(BIN)/python -m lcbench.cli.documentation docs/cli.md
+	$(BIN)/python -m lcbench.models.families docs/architectures.md
 	$(BIN)/lcbench init --schema docs/lcbench.schema.json --force
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 	@echo "The docs are in site/. Look at them: $(BIN)/python -m http.server -d site"

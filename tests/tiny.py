@@ -171,7 +171,12 @@ def loaded_tiny(
     Args:
         overrides: as `tiny_model`.
     """
-    model, tokenizer = tiny_model(kind, **overrides), byte_tokenizer(chat, bos)
+    return loaded(tiny_model(kind, **overrides), chat=chat, bos=bos, name=name)
+
+
+def loaded(model: Any, *, chat: bool = True, bos: bool = True, name: str = "tiny") -> LoadedModel:
+    """A model in memory with the byte tokenizer, as `models.load` would return it."""
+    tokenizer = byte_tokenizer(chat, bos)
     template = tokenizer.chat_template
     info = ModelInfo(
         name=name,

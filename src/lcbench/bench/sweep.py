@@ -16,12 +16,13 @@ from lcbench import __version__
 from lcbench.bench.capacity import ByteModel, probe, try_largest
 from lcbench.bench.efficiency import Cell, Workload, measure
 from lcbench.config.spec import ModelSpec
+from lcbench.engine.generate import check_chunk
 from lcbench.errors import BadValue, LcbenchError, ModelError, StoreError
 from lcbench.measure.bandwidth import copy_bandwidth
 from lcbench.measure.device import kind_of
 from lcbench.measure.machine import machine, total_bytes
 from lcbench.measure.memory import available_bytes
-from lcbench.methods.base import Method
+from lcbench.methods.base import Method, require
 from lcbench.methods.registry import resolve
 from lcbench.models.info import LoadedModel, ModelInfo
 from lcbench.models.load import describe, load
@@ -84,6 +85,9 @@ class Bench:
         else:
             turned_by = [method.id for method in methods if method.turns]
             self.info = describe(spec.model, home, say=say, turned_by=turned_by)[0]
+        check_chunk(self.info, spec.prefill_chunk)
+        for one in methods:
+            require(one, self.info.shape(), self.info.name)
         self.methods: list[Method] = [one.bind(self.info, home) for one in methods]
         self.machine = machine(self.info.device)
         self.memory = spec.memory or total_bytes(self.info.device)

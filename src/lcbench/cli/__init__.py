@@ -18,6 +18,7 @@ from lcbench.cli import (
     build,
     calibrate,
     compare,
+    convert,
     doctor,
     download,
     init,
@@ -49,6 +50,7 @@ app.command("compare")(compare.compare)
 app.command("inspect")(inspect.inspect)
 app.command("bench")(bench.bench)
 app.command("calibrate")(calibrate.calibrate)
+app.command("convert")(convert.convert)
 app.command("list")(list_.list_)
 app.command("doctor")(doctor.doctor)
 

@@ -187,9 +187,14 @@ def _models_table(entries: list[dict[str, Any]]) -> list[Any]:
     for entry in entries:
         table.add_row(*(Text(entry[key]) for key in ("name", "source", "state")), "default" if entry["default"] else "")
     from lcbench.models.architectures import architectures
+    from lcbench.models.families import titles
 
     random = f"`lcbench bench --random-weights` makes, without a checkpoint: {', '.join(architectures())}."
-    return [table, _NAME_A_MODEL, random]
+    own = (
+        f"Run on the cache they bring along, with --method full: {', '.join(titles())}. All others must have "
+        "attention layers only."
+    )
+    return [table, _NAME_A_MODEL, own, random]
 
 
 def _converted(folder: Path) -> list[tuple[str, str, str]]:

@@ -19,10 +19,11 @@ def show_plan(plan: Plan, path: Path) -> None:
     """Jobs, prompt lengths, one prompt's ends, and what it will cost."""
     console = Console(highlight=False, soft_wrap=True)
     info, cost = plan.info, plan.estimate
+    window = "no stated window" if info.unbounded else f"window {info.window:,}"
     console.print(
         escape(
             f"Model    {info.name} ({info.architecture}, {info.parameters / 1e6:,.0f} M parameters, {info.dtype} on "
-            f"{info.device}, attention {info.attn}, window {info.window:,})"
+            f"{info.device}, attention {info.attn}, {window})"
         )
     )
     console.print(f"End tokens {list(info.eos_ids)}; chat template {(info.chat_template_sha256 or 'none')[:12]}")

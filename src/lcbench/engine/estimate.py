@@ -89,6 +89,8 @@ def estimate(
     shape = info.shape()
     width = shape.heads * shape.head_dim
     linear = 2.0 * max(info.parameters - info.vocab * width, 0)
+    attending = shape.layers if shape.state is None else shape.state.attention_layers
+    exact = exact or shape.state is not None
     seconds, prefills, answers, longest = 0.0, 0, 0, 0
     for group in groups:
         prompts = sets[group.set_index]
@@ -96,7 +98,7 @@ def estimate(
         shared = [cuts[-1] if cuts else 0 for cuts in group.cuts]
         read = [n - (cut if i else 0) for i, (n, cut) in enumerate(zip(lengths, shared, strict=False))]
         for length, new in zip(lengths, read, strict=True):
-            seconds += (linear * new + 2.0 * shape.layers * width * length * new) / rates.flops
+            seconds += (linear * new + 2.0 * attending * width * length * new) / rates.flops
         steps, rows = prompts.max_new_tokens, len(prompts.methods)
         caches = rows * sum(shape.full_bytes(n + steps // 2) for n in lengths)
         passes = rows * len(lengths) if exact else (len(group.waves) if lengths else 0)  # each reads all weights

@@ -12,14 +12,17 @@ from torch import Tensor
 
 from lcbench.engine.prefix import Beginning, Beginnings
 from lcbench.engine.stacked import Generated, Rules, decode_rows
+from lcbench.errors import ModelError
 from lcbench.kv.cache import KVCache
 from lcbench.kv.layer import DenseLayer
+from lcbench.kv.native import NativeCache
 from lcbench.kv.observe import Observation, PrefillObserver, union
 from lcbench.kv.record import PrefillRecord
+from lcbench.methods.base import Method
 from lcbench.models import adapter
-from lcbench.models.info import LoadedModel
+from lcbench.models.info import LoadedModel, ModelInfo
 
-__all__ = ["Generated", "decode", "prefill", "read_on"]
+__all__ = ["Generated", "check_chunk", "chosen_tokens", "decode", "empty_cache", "prefill", "read_on"]
 
 _QUESTION = 256  # tokens of a question that are read at once: attention over a compressed cache makes a q x n table
 
@@ -61,7 +64,7 @@ def prefill(
     if state is not None:
         cache, observers = _from_beginning(state, length)
     else:
-        cache = KVCache.dense(shape.layers, expected=length) if cache is None else cache
+        cache = _plain_cache(loaded, length) if cache is None else cache
         observers = {wish: wish.observer(shape.layers, length) for wish in wishes}
     positions = torch.arange(length, device=shape.device)[None]
     logits = None
@@ -85,6 +88,47 @@ def prefill(
         observed={wish: observer.results for wish, observer in observers.items()},
         question_tokens=question_tokens,
     )
+
+
+def empty_cache(loaded: LoadedModel, method: Method, length: int) -> KVCache:
+    """The cache that a prompt of ``length`` tokens is read into for a method with a prefill of its own."""
+    if loaded.info.state is not None:
+        return NativeCache(method.native_state(loaded.model))
+    return method.prefill_cache(loaded.shape(), length)
+
+
+def _plain_cache(loaded: LoadedModel, length: int) -> KVCache:
+    if loaded.info.state is not None:
+        return NativeCache.empty(loaded.model)
+    return KVCache.dense(loaded.info.layers, expected=length)
+
+
+def check_chunk(info: ModelInfo, chunk: int | None) -> None:
+    """Raises ModelError where a prompt read in chunks is not the prompt read at once."""
+    if chunk is None:
+        return
+    if info.rope_follows_length:
+        reason = "chooses its rotary frequencies by the length of the text"
+    elif info.state is not None and not info.state.continues:
+        reason = "reads several tokens at once only into an empty state"
+    else:
+        return
+    raise ModelError(
+        f"{info.name} {reason}, so a prompt read in chunks is not the prompt read at once.",
+        "Leave --prefill-chunk out.",
+    )
+
+
+def chosen_tokens(loaded: LoadedModel, method: Method, ids: Sequence[int] | Tensor) -> tuple[Tensor, Tensor | None]:
+    """The tokens of a prompt that a method with a prefill of its own wants to read.
+
+    Returns:
+        Their ids ``[1, k]`` on the model's device, and their positions ``[k]`` in the prompt; None for all of them.
+    """
+    tokens = ids if isinstance(ids, Tensor) else torch.tensor([list(ids)], dtype=torch.int64)
+    tokens = tokens.view(1, -1).to(loaded.shape().device, non_blocking=True)
+    kept = method.filter_prompt(loaded.model, tokens[0])
+    return (tokens, None) if kept is None else (tokens[:, kept], kept)
 
 
 def _from_beginning(state: Beginning, length: int) -> tuple[KVCache, dict[Observation, PrefillObserver]]:

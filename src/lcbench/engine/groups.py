@@ -50,12 +50,14 @@ def make_groups(
 
     Args:
         shape: of the model's cache. limits: what a group may hold.
-        chunk: tokens a forward pass reads at once. reuse: whether prompts may share their beginnings.
+        chunk: tokens a forward pass reads at once. reuse: whether prompts may share their beginnings; those of a
+            model with a state never do.
     """
     groups: list[Group] = []
     for number, prompts in enumerate(sets):
         sizes = _Sizes(prompts, shape, limits, chunk)
-        groups += _of_set(number, prompts, sizes, reuse and prompts.shared and not prompts.reading)
+        shares = reuse and prompts.shared and not prompts.reading and shape.state is None
+        groups += _of_set(number, prompts, sizes, shares)
     groups.sort(key=lambda group: (-group.nbytes, group.set_index))  # stable: a set's own order stays for equal needs
     return [replace(group, index=i) for i, group in enumerate(groups)]
 

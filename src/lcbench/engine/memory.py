@@ -74,14 +74,19 @@ def row_bytes(method: Method, shape: CacheShape, prompt_tokens: int, new_tokens:
     if isinstance(budget, Budget) and method.traits.family in ("evict", "merge"):
         # Retrieval methods keep everything and read a budget of it; these two keep a budget.
         kept = min(prompt_tokens, 2 * budget.resolve(prompt_tokens, at_least=128))
+    if shape.state is not None:
+        return shape.full_bytes(kept + new_tokens)
     copies = shape.groups if getattr(method, "granularity", "kv") == "query" else 1
     return copies * shape.full_bytes(kept + new_tokens)
 
 
 def prompt_bytes(shape: CacheShape, prompt_tokens: int, chunk: int | None = None) -> int:
     """Bytes of a prompt that is being read: its full cache, activations, and what watches them."""
-    width = shape.heads * shape.head_dim
     at_once = prompt_tokens if chunk is None else min(chunk, prompt_tokens)
+    if shape.state is not None:
+        needs = _ACTIVATIONS * shape.state.hidden * shape.dtype.itemsize + shape.state.scan_bytes
+        return shape.full_bytes(prompt_tokens) + needs * at_once
+    width = shape.heads * shape.head_dim
     activations = _ACTIVATIONS * width * shape.dtype.itemsize * at_once
     scores = 2 * 4 * shape.layers * shape.heads * prompt_tokens  # two kinds of them, kept for several budgets
     return shape.full_bytes(prompt_tokens) + activations + scores + _SCORES

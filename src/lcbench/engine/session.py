@@ -20,6 +20,7 @@ from lcbench.config.options import apply_settings, with_budgets
 from lcbench.config.spec import RunSpec
 from lcbench.config.yaml_file import to_yaml
 from lcbench.engine.estimate import Estimate, estimate, measure_rates
+from lcbench.engine.generate import check_chunk
 from lcbench.engine.groups import Group, make_groups
 from lcbench.engine.memory import Limits, measure_limits
 from lcbench.engine.options import Options
@@ -27,8 +28,8 @@ from lcbench.engine.plan import PromptSet
 from lcbench.engine.prepare import prepare, refuse_hidden_question
 from lcbench.engine.run import Listener, Outcome, Owing, cost_of, execute, owing
 from lcbench.engine.workers import Job, execute_with_workers, threads_each
-from lcbench.errors import ModelError, UsageError
-from lcbench.methods.base import Method
+from lcbench.errors import UsageError
+from lcbench.methods.base import Method, require
 from lcbench.methods.registry import all_methods, parse, resolve
 from lcbench.models.info import ModelInfo
 from lcbench.models.load import describe, load
@@ -92,15 +93,17 @@ def open_session(spec: RunSpec, home: Path, *, say: Say, tell_notes: bool = True
         say(line)
     turned_by = [method.id for method in methods if method.turns]
     info, tokenizer = describe(spec.model, home, say=say, turned_by=turned_by)
-    if spec.prefill_chunk is not None and info.rope_follows_length:
-        raise ModelError(
-            f"{info.name} chooses its rotary frequencies by the length of the text, so a prompt read in chunks is not "
-            "the prompt read at once.",
-            "Leave --prefill-chunk out.",
-        )
+    check_chunk(info, spec.prefill_chunk)
+    for method in methods:
+        require(method, info.shape(), info.name)
     methods = [method.bind(info, home) for method in methods]
     for method in methods:
         method.check(info.shape())
+    if info.unbounded and spec.max_input_tokens is None:
+        say(
+            f"{info.name} does not say how long its training texts were: no prompt is cut. "
+            "--max-input-tokens cuts them to a length of your choice."
+        )
     resolved = replace(
         spec, methods=tuple(m.id for m in methods), tasks=tuple(t.id for t in tasks), settings={}, budgets=()
     )
@@ -127,7 +130,7 @@ class Session:
     @cached_property
     def sets(self) -> list[PromptSet]:
         """Every prompt as token ids."""
-        sets = prepare(self.spec, self.info, self.tokenizer, self.methods, self.tasks, self.home)
+        sets = prepare(self.spec, self.info, self.tokenizer, self.methods, self.tasks, self.home, say=self.say)
         for prompts in sets if self.tell_notes else ():
             for note in prompts.notes:
                 if note != {t.id: rows.note for t, rows in self.tasks}[prompts.task.id]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.metadata
 from collections.abc import Iterable, Mapping
@@ -10,9 +11,13 @@ from typing import Any, Literal
 
 import torch
 
+from lcbench.models import native
 from lcbench.models.rope_facts import RopeFacts, rope_facts
 from lcbench.models.rope_length import rope_follows_length
-from lcbench.models.shape import CacheShape
+from lcbench.models.shape import CacheShape, StateShape
+
+UNBOUNDED = 2**24
+"""The window of a model whose config names none: text of any length goes through a state."""
 
 Source = Literal["hub", "folder", "gguf", "demo", "memory", "random"]
 
@@ -27,13 +32,15 @@ class ModelInfo:
         architecture: class name, e.g. "LlamaForCausalLM".
         revision: commit of a hub model. weights_sha256: hex digest of local weights. One of them is set, except
             for models in memory.
-        layers, heads, kv_heads, head_dim: N, H, Hk, d.
+        layers, heads, kv_heads, head_dim: N, H, Hk, d; H, Hk and d are 0 without attention layers.
         scaling: factor on the attention logits.
-        window: positions the model was trained for, RoPE scaling of its config included.
+        window: positions the model was trained for, RoPE scaling of its config included; `UNBOUNDED` where the config
+            of a model with a state does not say.
         vocab: width of the logits. parameters: their number, tied ones counted once.
         weight_bytes: bytes of the parameters as they lie in memory.
         dtype: of activations, keys and values. device: "cpu" or "cuda:N".
-        attn: what really computes the attention of prompts, "sdpa" or "flash_attention_2".
+        attn: what really computes the attention of prompts, "sdpa" or "flash_attention_2"; for models that run on
+            their own cache also "eager", and "none" without attention layers.
         load_in: "8bit", "4bit" or None.
         eos_ids: every token that ends an answer, of generation config, config and tokenizer; ascending.
         bos_id: the tokenizer's, or None.
@@ -43,6 +50,7 @@ class ModelInfo:
         rope_follows_length: the rotary frequencies depend on how long the text is (dynamic, longrope), so that a prompt
             read in pieces is not the prompt read at once.
         rope: how positions become angles.
+        state: of a model that runs on the cache it brings along, else None.
     """
 
     name: str
@@ -70,6 +78,12 @@ class ModelInfo:
     answer_rule: str | None = None
     rope_follows_length: bool = False
     rope: RopeFacts = RopeFacts()
+    state: StateShape | None = None
+
+    @property
+    def unbounded(self) -> bool:
+        """Whether nobody says how long a text the model was trained for."""
+        return self.window == UNBOUNDED
 
     @property
     def identity(self) -> str:
@@ -85,6 +99,7 @@ class ModelInfo:
             self.head_dim,
             getattr(torch, self.dtype),
             torch.device(self.device),
+            self.state,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,20 +129,10 @@ class LoadedModel:
 def model_facts(model: Any, tokenizer: Any) -> dict[str, Any]:
     """The fields of `ModelInfo` that can be read off a model, on the meta device too, and its tokenizer (or None)."""
     config = model.config.get_text_config(decoder=True)
-    attention = next((m for m in model.modules() if hasattr(m, "layer_idx") and hasattr(m, "head_dim")), None)
-    heads = int(config.num_attention_heads)
-    head_dim = int(
-        getattr(attention, "head_dim", None) or getattr(config, "head_dim", None) or config.hidden_size // heads
-    )
     return {
         "architecture": type(model).__name__,
         "layers": int(config.num_hidden_layers),
-        "heads": heads,
-        "kv_heads": int(
-            getattr(config, "num_key_value_heads", None) or getattr(attention, "num_kv_heads", None) or heads
-        ),
-        "head_dim": head_dim,
-        "scaling": float(getattr(attention, "scaling", None) or head_dim**-0.5),
+        **(_attention_facts(model) if native.family_of(model) is None else _native_facts(model)),
         "window": trained_window(config),
         "vocab": int(config.vocab_size),
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -135,8 +140,42 @@ def model_facts(model: Any, tokenizer: Any) -> dict[str, Any]:
         "eos_ids": eos_ids(model, tokenizer),
         "bos_id": None if (bos := getattr(tokenizer, "bos_token_id", None)) is None else int(bos),
         "rope_follows_length": rope_follows_length(config),
+    }
+
+
+def _attention_facts(model: Any) -> dict[str, Any]:
+    config = model.config.get_text_config(decoder=True)
+    attention = next((m for m in model.modules() if hasattr(m, "layer_idx") and hasattr(m, "head_dim")), None)
+    heads = int(config.num_attention_heads)
+    head_dim = int(
+        getattr(attention, "head_dim", None) or getattr(config, "head_dim", None) or config.hidden_size // heads
+    )
+    return {
+        "heads": heads,
+        "kv_heads": int(
+            getattr(config, "num_key_value_heads", None) or getattr(attention, "num_kv_heads", None) or heads
+        ),
+        "head_dim": head_dim,
+        "scaling": float(getattr(attention, "scaling", None) or head_dim**-0.5),
         "rope": rope_facts(model),
     }
+
+
+def _native_facts(model: Any) -> dict[str, Any]:
+    """The same of a model that runs on its own cache, read from its config: its modules name other things alike."""
+    config = model.config.get_text_config(decoder=True)
+    state = native.measure(model) if next(model.parameters()).is_meta else native.measure(_on_meta(model))
+    heads = int(getattr(config, "num_attention_heads", None) or 0) if state.attention_layers else 0
+    head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads) if heads else 0
+    kv_heads = int(getattr(config, "num_key_value_heads", None) or heads) if heads else 0
+    scaling = head_dim**-0.5 if heads else 0.0
+    return {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "scaling": scaling, "state": state}
+
+
+def _on_meta(model: Any) -> Any:
+    """The same architecture without weights."""
+    with torch.device("meta"):
+        return type(model)._from_config(copy.deepcopy(model.config), dtype=model.dtype)
 
 
 def weight_bytes(model: Any) -> int:
@@ -151,6 +190,8 @@ def trained_window(config: Any) -> int:
     the original window times the factor counts where it is larger; for linear and dynamic scaling it is the original
     window, as in LongChat and Vicuna checkpoints.
     """
+    if getattr(config, "max_position_embeddings", None) is None:
+        return UNBOUNDED
     window = int(config.max_position_embeddings)
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     if "rope_type" not in rope and "type" not in rope:  # one dict a layer type

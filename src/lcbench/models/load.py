@@ -15,7 +15,7 @@ from lcbench.models.converted import folder_for, is_converted
 from lcbench.models.identity import Say
 from lcbench.models.info import LoadedModel, ModelInfo, library_versions, model_facts, weight_bytes
 from lcbench.models.official_chat import answer_rule
-from lcbench.models.place import FLASH, Placement, place
+from lcbench.models.place import FLASH, Placement, attention_kernel, place
 from lcbench.models.read import Reader, checked_weights
 from lcbench.models.source import find
 
@@ -52,7 +52,7 @@ def load(spec: ModelSpec, home: Path, say: Say = _silent, *, with_tokenizer: boo
     prepared = _prepare(spec, home, say, convert=True, with_tokenizer=with_tokenizer)
     model = prepared.reader.weights(prepared.config, prepared.placement)
     adapter.install(model)
-    if prepared.placement.attn == FLASH:
+    if prepared.info.attn == FLASH:
         flash.use_in(model)
     info = dataclasses.replace(prepared.info, weight_bytes=weight_bytes(model))
     return LoadedModel(model, prepared.tokenizer, info)
@@ -118,13 +118,13 @@ def _prepare(
         weights_sha256=weights,
         dtype=str(placement.dtype).removeprefix("torch."),
         device=str(placement.device),
-        attn=placement.attn,
+        attn=attention_kernel(skeleton, spec, placement),
         load_in=placement.load_in,
         chat_template_sha256=chat.template_sha256(template),
         versions=library_versions(placement.libraries),
         answer_rule=answer_rule(spec.name) if spec.chat == "official" else None,
         **model_facts(skeleton, tokenizer),
     )
-    if turned_by:
+    if turned_by and info.state is None:
         rope.check_readable(skeleton, turned_by)
     return _Prepared(reader, config, tokenizer, placement, info)

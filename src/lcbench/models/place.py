@@ -11,6 +11,7 @@ import torch
 
 from lcbench.config.spec import ModelSpec
 from lcbench.errors import BadValue, ModelError
+from lcbench.models import native
 
 FLASH = "flash_attention_2"
 AUTO_MAP = "auto-map"
@@ -112,6 +113,22 @@ def _attn(wanted: str, gpu: bool, dtype: torch.dtype) -> str:
                 "Add --dtype bfloat16, or use --attn sdpa.",
             )
     return wanted
+
+
+def attention_kernel(model: Any, spec: ModelSpec, placement: Placement) -> str:
+    """What computes attention in a model (on the meta device, too): that of the placement, or the model's own.
+
+    Raises:
+        ModelError: flash-attention was asked for, and the model runs on its own cache.
+    """
+    if native.family_of(model) is None:
+        return placement.attn
+    if spec.attn == FLASH:
+        raise ModelError(
+            f"{type(model).__name__} runs on the cache it brings along, and lcbench does not run that with {FLASH}.",
+            "Leave --attn out.",
+        )
+    return native.attention_of(model)
 
 
 def _check_load_in(load_in: str, gpu: bool) -> None:

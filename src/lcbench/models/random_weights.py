@@ -15,11 +15,11 @@ import torch
 
 from lcbench.config.spec import ModelSpec
 from lcbench.errors import ModelError, UnknownName
-from lcbench.models import adapter, flash, support
+from lcbench.models import adapter, flash, own, support
 from lcbench.models.architectures import architecture_file, architectures
 from lcbench.models.hub import plain
 from lcbench.models.info import LoadedModel, ModelInfo, library_versions, model_facts
-from lcbench.models.place import FLASH, Placement, place
+from lcbench.models.place import FLASH, Placement, attention_kernel, place
 from lcbench.models.quiet import quiet
 
 
@@ -51,10 +51,11 @@ def load_random(spec: ModelSpec, *, seed: int = 0) -> LoadedModel:
         raise ModelError(
             f"{spec.name} does not fit into memory on {placement.device}.", "Use --dtype bfloat16 or a smaller one."
         ) from None
+    info = _info(spec, model, placement)
     adapter.install(model)
-    if placement.attn == FLASH:
+    if info.attn == FLASH:
         flash.use_in(model)
-    return LoadedModel(model, None, _info(spec, model, placement))
+    return LoadedModel(model, None, info)
 
 
 def _placement(spec: ModelSpec) -> Placement:
@@ -66,6 +67,7 @@ def _placement(spec: ModelSpec) -> Placement:
 def _config(name: str) -> Any:
     from transformers import AutoConfig
 
+    own.register()
     file = architecture_file(name)
     if name not in architectures():
         file = Path(name).expanduser()
@@ -102,7 +104,7 @@ def _info(spec: ModelSpec, model: Any, placement: Placement) -> ModelInfo:
         weights_sha256=None,
         dtype=str(placement.dtype).removeprefix("torch."),
         device=str(placement.device),
-        attn=placement.attn,
+        attn=attention_kernel(model, spec, placement),
         load_in=None,
         chat_template_sha256=None,
         versions=library_versions(placement.libraries),

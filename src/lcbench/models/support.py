@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from lcbench.errors import ModelError
-from lcbench.models import adapter
+from lcbench.models import adapter, native
 
 _CHOOSE = "Choose a Llama, Mistral, Qwen, Gemma, Phi-3, SmolLM, OLMo, GPT-OSS or Falcon model."
 _BESIDE_INTERFACE = {
@@ -26,6 +26,8 @@ def check(model: Any) -> None:
         ModelError: as `adapter.check_supported`, and for encoders, keys and values of different
             width, layers that differ, and the families above.
     """
+    if native.family_of(model) is not None:
+        return  # computes by itself
     adapter.check_supported(model)
     name, config = type(model).__name__, model.config.get_text_config(decoder=True)
     layered = [m for m in model.modules() if hasattr(m, "layer_idx")]

@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lcbench.reporting.comparison import Change, Comparison, p_number, signed
-from lcbench.reporting.words import bytes_text, clean, short_names
+from lcbench.reporting.page.visible import visible
+from lcbench.reporting.words import bytes_text, clean, explained, short_names
 from lcbench.scoring.paired import PairedResult
 
 _TEXT = 160  # characters of a prediction that are shown
@@ -88,8 +89,7 @@ def _remarks(found: Comparison) -> list[RenderableType]:
     if found.unmatched:
         lines.append(f"{found.unmatched} samples that only one side has are left out")
     lines += [f"not compared: {why}" for why in found.refused.values()]
-    names = short_names(task for task, _, _ in found.tasks)
-    lines += [f"{short}: {name}" for name, short in names.items() if short != name]
+    lines += explained(short_names(task for task, _, _ in found.tasks))
     lines += found.notes
     return [Padding(Text(clean(line, 1000), "dim"), (0, 0, 0, 1)) for line in lines]
 
@@ -102,13 +102,13 @@ def _tests(found: Comparison) -> str:
 
 def _change(change: Change) -> list[RenderableType]:
     head = f"{change.task.partition('@')[0]} {change.id}: {change.first:.0f} → {change.second:.0f}"
-    lines: list[RenderableType] = [Padding(Text(clean(head), "bold"), (0, 0, 0, 1))]
+    lines: list[RenderableType] = [Padding(Text(clean(visible(head)), "bold"), (0, 0, 0, 1))]
     for label, text in (
         ("A", change.first_text),
         ("B", change.second_text),
         ("answer", " | ".join(change.answers)),
     ):
-        shown = clean(text, _TEXT) or "(nothing)"
+        shown = clean(visible(text), _TEXT) or "(nothing)"
         lines.append(Padding(Text.assemble((f"{label}  ", "dim"), shown), (0, 0, 0, 3)))
     return lines
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from lcbench.reporting.best import Rank, ranks
 from lcbench.reporting.table import Cell, Column, Line, Report
-from lcbench.reporting.words import bytes_text, clean, ratio_text, score_text, short_names
+from lcbench.reporting.words import bytes_text, clean, explained, ratio_text, score_text, short_names
 
 EXTRAS = ("n", "interval")
 
@@ -79,7 +79,8 @@ def render(report: Report, extras: Sequence[str] = ()) -> str:
             if column.model == model:
                 body += _method(report, lines, column, places, "interval" in extras)
     body += [r"\bottomrule", r"\end{tabular}" + ("}" if wide else ""), r"\end{table}"]
-    body += [f"% {_comment(note)}" for note in report.notes]
+    names = short_names(line.name for line in lines if line.kind == "task")
+    body += [f"% {_comment(note)}" for note in (*explained(names), *report.notes)]
     return "\n".join(body) + "\n"
 
 

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from lcbench.reporting.efficiency import EfficiencyRow, efficiency_notes
 from lcbench.reporting.efficiency_table import cells_of, columns_of
 from lcbench.reporting.gfm import escape, table_lines
 from lcbench.reporting.longscore import markdown as longscore
 from lcbench.reporting.table import Cell, Report
-from lcbench.reporting.words import bytes_text, interval_text, ratio_text, score_text
+from lcbench.reporting.words import bytes_text, explained, interval_text, ratio_text, score_text, short_names
 
 
 def render(report: Report) -> str:
     """Two tables, a third where the efficiency bench was run, and the notes; ends in a newline."""
     tasks = [line for line in report.lines if line.kind == "task"]
     labels = [escape(report.label(column)) for column in report.columns]
+    names = short_names(line.name for line in tasks)
     scores = [["task", "metric", "n", "errors", *labels]]
     for line in report.lines:
         cells = [report.cells.get((line, column)) for column in report.columns]
         failed = str(report.failures(line)) if line.kind != "mean" else ""
-        name = escape(line.title) if line.kind != "mean" else f"**{escape(line.name)}**"
+        shown = replace(line, name=names.get(line.name, line.name))
+        name = escape(shown.title) if line.kind != "mean" else f"**{escape(line.name)}**"
         scores.append([name, escape(line.metric), report.samples(line), failed, *(_score(cell) for cell in cells)])
     kept = [["task", *labels]]
     for line in tasks:
-        kept.append([escape(line.name), *(_kept(report.cells.get((line, column))) for column in report.columns)])
+        kept.append([escape(names[line.name]), *(_kept(report.cells.get((line, column))) for column in report.columns)])
     parts = ["Score (0 to 100) and 95 % interval", "", *table_lines(scores, left=2)]
     parts += [
         "",
@@ -34,8 +37,9 @@ def render(report: Report) -> str:
     ]
     if not report.lines:
         parts = []
-    if report.notes:
-        parts += ["", *(f"- {escape(note)}" for note in report.notes)]
+    notes = [*explained(names), *report.notes]
+    if notes:
+        parts += ["", *(f"- {escape(note)}" for note in notes)]
     if report.longscore is not None:
         parts += longscore.lines(report.longscore)
     if report.efficiency:

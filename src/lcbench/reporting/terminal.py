@@ -16,7 +16,7 @@ from lcbench.reporting import efficiency_table
 from lcbench.reporting.folding import foldable, folded
 from lcbench.reporting.longscore import terminal as longscore
 from lcbench.reporting.table import Cell, Line, Report
-from lcbench.reporting.words import bytes_text, clean, interval_text, ratio_text, score_text, short_names
+from lcbench.reporting.words import bytes_text, clean, explained, interval_text, ratio_text, score_text, short_names
 
 _MANY_TASKS = 6  # more of them are folded into categories where a line each does not fit
 _METHOD_WIDTH = 24  # a method id is folded rather than given more, when other columns need the room
@@ -34,7 +34,7 @@ def render(report: Report, console: Console, *, fold: bool = False) -> Renderabl
     if fold and many and foldable(report) and not _fits(_one_line(report), console):
         report = folded(report)
     names = short_names(line.name for line in report.lines if line.kind == "task")
-    notes = [f"{short}: {name}" for name, short in names.items() if short != name] + list(report.notes)
+    notes = [*explained(names), *report.notes]
     parts: list[RenderableType] = [_best_table(_renamed(report, names), console)] if report.lines else []
     parts += [Padding(Text(clean(note, longest=1000), style="dim"), (0, 0, 0, 1)) for note in notes]
     if report.longscore is not None:

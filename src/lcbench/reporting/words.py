@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 # C0 and C1 controls (escape sequences among them), line separators, and marks that turn the direction of writing.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]+")
@@ -16,10 +16,34 @@ def clean(text: str, longest: int = 300) -> str:
 
 
 def short_names(tasks: Iterable[str]) -> dict[str, str]:
-    """Task id to its name without options, where no other of the ``tasks`` has that name."""
+    """Task id to a name for headings: without options, or with those that tell it from the others of its name.
+
+    ``passkey@lengths=256/512,depths=5`` is ``passkey`` alone, and ``passkey@depths=5`` beside a task that differs in
+    the depths only.
+    """
     tasks = list(dict.fromkeys(tasks))
-    bare = [task.partition("@")[0] for task in tasks]
-    return {task: name if bare.count(name) == 1 else task for task, name in zip(tasks, bare, strict=True)}
+    found: dict[str, str] = {}
+    for name in dict.fromkeys(task.partition("@")[0] for task in tasks):
+        variants = [task for task in tasks if task.partition("@")[0] == name]
+        options = [_options(task) for task in variants]
+        keys = [
+            key for key in dict.fromkeys(k for own in options for k in own) if len({o.get(key) for o in options}) > 1
+        ]
+        shown = [",".join(f"{key}={own[key]}" for key in keys if key in own) for own in options]
+        shown = [f"{name}@{text}" if text else name for text in shown]
+        alike = len(set(shown)) < len(shown)
+        found.update(zip(variants, variants if alike else shown, strict=True))
+    return {task: found[task] for task in tasks}
+
+
+def explained(names: Mapping[str, str]) -> list[str]:
+    """What each shortened name stands for."""
+    return [f"{short}: {name}" for name, short in names.items() if short != name]
+
+
+def _options(task: str) -> dict[str, str]:
+    pieces = (piece.partition("=") for piece in task.partition("@")[2].split(",") if piece)
+    return {key.strip(): value.strip() for key, _, value in pieces}
 
 
 def score_text(score: float | None) -> str:

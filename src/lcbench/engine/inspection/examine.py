@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lcbench.config.options import split_items
 from lcbench.config.spec import RunSpec
-from lcbench.engine.generate import prefill
+from lcbench.engine.generate import check_chunk, empty_cache, prefill
 from lcbench.engine.inspection.inputs import Read, Source, check_ids, check_length, read_id_list, read_prompt, row_of
 from lcbench.engine.inspection.text import token_texts
 from lcbench.errors import BadValue, UsageError
@@ -21,7 +21,7 @@ from lcbench.kv.cache import KVCache
 from lcbench.kv.layer import LayerKV
 from lcbench.kv.record import PrefillRecord
 from lcbench.kv.witness import Restores, Witness, watching
-from lcbench.methods.base import Method
+from lcbench.methods.base import Method, require
 from lcbench.methods.registry import resolve
 from lcbench.models import adapter
 from lcbench.models.identity import Say
@@ -73,6 +73,8 @@ def inspect(request: Request, home: Path, say: Say) -> Inspection:
     info, tokenizer = describe(spec.model, home, say=say, with_tokenizer=ids is None, turned_by=turned_by)
     if request.force is not None and forced is not None:
         check_ids(forced, info.vocab, "--force", request.force)
+    check_chunk(info, spec.prefill_chunk)
+    require(method, info.shape(), info.name)
     method = method.bind(info, home)
     method.check(info.shape())
     read = read_prompt(source, ids, row, spec, method, info, tokenizer, home)
@@ -111,7 +113,7 @@ def examine(
     with ExitStack() as stack:
         stack.enter_context(method.transform_model(loaded.model, len(read.ids) + steps))
         stack.enter_context(method.adapt(loaded.model, read.ids, read.seed))
-        empty = method.prefill_cache(shape, len(read.ids)) if own else None
+        empty = empty_cache(loaded, method, len(read.ids)) if own else None
         record = prefill(loaded, read.ids, observe=method.observes(), cache=empty, chunk=chunk)
         torch.manual_seed(read.seed)
         with watching(witness):

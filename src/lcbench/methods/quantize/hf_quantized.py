@@ -53,6 +53,7 @@ class HfQuantized(CacheTransform):
     fill its bytes is rounded up; 3-bit codes take 32 bits for ten).
     """
 
+    follows_distances: ClassVar[bool] = True
     proof: ClassVar[str] = (
         "With the backends installed: teacher-forced logits of tiny Llama, Mistral (sliding window) and Qwen2 models "
         "over 64 tokens against a reference whose keys and values the library's own quantizers restored, across "
@@ -192,7 +193,10 @@ class LibraryLayer(LayerKV):
             keys, values = self._update(key[:, new], value[:, new], flushes=flushes)
             reached = self._taken + self._dropped
             hidden = outside_window(partial(self._places, reached), reached, 1, rule.window)
-            out, _ = attention.over_parts(query[:, new], [keys], [values], rule, hidden=hidden)
+            places = partial(self._places, reached)
+            out, _ = attention.over_parts(
+                query[:, new], [keys], [values], rule, hidden=hidden, positions=places, seen=reached
+            )
             outputs.append(out)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 

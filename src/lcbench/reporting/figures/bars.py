@@ -6,7 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lcbench.reporting.figures.style import BETTER, INK, MINUS, MUTED, WORSE, grid_shape, new_figure, shorten, styled
+from lcbench.reporting.figures.style import (
+    BETTER,
+    INK,
+    MINUS,
+    MUTED,
+    WORSE,
+    fit,
+    grid_shape,
+    head,
+    new_figure,
+    shorten,
+    styled,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,11 +76,11 @@ def _draw(panels: Sequence[tuple[str, Sequence[tuple[str, Difference]]]], title:
             continue
         name, entries = panels[index]
         _panel(ax, dict(entries), bars)
-        ax.set_title(shorten(name), fontsize=8.5)
+        ax.set_title(fit(name, 1.9 if columns > 1 else 4.5, 8, bold=True), fontsize=8)
         ax.tick_params(labelbottom=index + columns >= len(panels))
     _scale(axes[0][0], [d for _, entries in panels for _, d in entries])
     figure.supxlabel("difference in points, paired by sample; whiskers: 95 % interval", fontsize=8)
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=10)
+    head(figure, title)
     return figure
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lcbench.reporting.figures.style import MUTED, PAPER, grid_shape, new_figure, shorten, styled
+from lcbench.reporting.figures.style import MUTED, PAPER, fit, grid_shape, head, new_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +42,7 @@ def draw(grids: Sequence[Grid], *, title: str, unit: str = "words") -> Figure:
     width = max(2.1, min(3.2, 0.34 * len(lengths) + 0.9)) if columns > 1 else 4.6
     height = max(1.9, min(3.0, 0.26 * len(depths) + 0.9))
     with styled():
-        figure = new_figure(width * columns + 0.5, height * rows + 1.0)
+        figure = new_figure(max(4.6, width * columns + 0.7), (height + 0.15) * rows + 1.0)
         axes: Any = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
         for index, ax in enumerate(axes.flat):
             if index >= len(shown):
@@ -57,7 +57,7 @@ def draw(grids: Sequence[Grid], *, title: str, unit: str = "words") -> Figure:
                 ax.set_ylabel("depth of the key")
         _bar(figure, axes)
         more = f"; {len(grids) - len(shown)} more methods not drawn" if len(grids) > len(shown) else ""
-        figure.suptitle(title + more, x=0.01, ha="left", fontweight="bold", fontsize=10)
+        head(figure, title + more)
         return figure
 
 
@@ -78,8 +78,17 @@ def _panel(ax: Any, grid: Grid, lengths: Sequence[float], depths: Sequence[float
     ax.set_xticks(range(len(lengths)), [_thousands(n) for n in lengths], fontsize=_fitting(len(lengths), inches[0]))
     ax.tick_params(axis="x", labelrotation=90 if len(lengths) > 6 else 0)
     ax.set_yticks(range(len(depths)), [f"{depth:.2f}" for depth in depths], fontsize=_fitting(len(depths), inches[1]))
-    ax.set_title(f"{shorten(grid.method)}   {100 * grid.mean:.0f} %", fontsize=8.5)
+    ax.set_title(_heading(grid, inches[0] - 0.4), fontsize=8)  # the depths of the first column take the rest
     _numbers(ax, values, inches)
+
+
+def _heading(grid: Grid, inches: float) -> str:
+    """Two lines: the method and its share; what does not fit beside the name stands before the share."""
+    share = f"{100 * grid.mean:.0f} %"
+    name, at, options = grid.method.partition("@")
+    if not at or fit(grid.method, inches, 8, bold=True) == grid.method:
+        return f"{fit(grid.method, inches, 8, bold=True)}\n{share}"
+    return f"{fit(name, inches, 8, bold=True)}\n{fit(at + options, inches - 0.55, 8, bold=True)}   {share}"
 
 
 def _numbers(ax: Any, values: Any, inches: tuple[float, float]) -> None:

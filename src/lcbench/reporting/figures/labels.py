@@ -21,11 +21,12 @@ def label_points(
     points: Sequence[tuple[float, float]],
     texts: Sequence[str],
     others: Sequence[tuple[float, float]] = (),
+    colours: Sequence[str] | None = None,
     **style: Any,
 ) -> None:
     """Write each text beside its point, where it covers neither a point nor another text; limits must be set before.
 
-    ``others`` are points without a text that must stay free too.
+    ``others`` are points without a text that must stay free too. ``colours``: of each text; None: those of ``style``.
 
     Every text tries eight directions at growing distances and takes the place that costs least. From the second
     distance on a thin line leads back to the point.
@@ -49,7 +50,8 @@ def label_points(
         )
         box, ring = best
         placed.append(box)
-        _write(ax, points[i], texts[i], box, at[i], ring, pixel, **style)
+        own = style if colours is None else {**style, "color": colours[i]}
+        _write(ax, points[i], texts[i], box, at[i], ring, pixel, **own)
 
 
 def _places(at: Sequence[float], width: float, height: float, pixel: float) -> list[tuple[Box, int]]:

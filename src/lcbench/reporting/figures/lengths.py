@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lcbench.reporting.figures.labels import halo, spread
-from lcbench.reporting.figures.style import INK, MUTED, grid_shape, looks, new_figure, shorten, styled
+from lcbench.reporting.figures.style import INK, MUTED, fit, grid_shape, head, looks, new_figure, shorten, styled, wrap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,6 +54,7 @@ def draw(
     names = list(dict.fromkeys(name for curve in curves for name in curve.lengths))
     if positions is not None:
         names.sort(key=positions.__getitem__)
+        curves = [_short_first(curve, positions) for curve in curves]  # records come longest first
     at = positions or {name: float(i) for i, name in enumerate(names)}
     with styled():
         style = looks([curve.label for curve in curves])
@@ -67,7 +68,7 @@ def draw(
             ax.set_xlabel(x_label)
             ax.set_ylabel(y_label)
             words = _explained(curves)
-            ax.set_title(title, pad=18 if words else None)
+            ax.set_title(wrap(title, 6.4), pad=18 if words else None)
             ax.annotate(  # a line of its own: titles of long task names fill theirs
                 words,
                 (0, 1),
@@ -80,6 +81,21 @@ def draw(
             )
             return figure
         return _panels(curves, names, at, style, title, x_label, y_label, reference)
+
+
+def _short_first(curve: LengthCurve, positions: Mapping[str, float]) -> LengthCurve:
+    order = sorted(range(len(curve.lengths)), key=lambda i: positions[curve.lengths[i]])
+
+    def moved(values: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(values[i] for i in order) if values else ()
+
+    return replace(
+        curve,
+        lengths=moved(curve.lengths),
+        scores=moved(curve.scores),
+        lows=moved(curve.lows),
+        highs=moved(curve.highs),
+    )
 
 
 def _panels(
@@ -106,13 +122,13 @@ def _panels(
         _curve(ax, shown[index], at, style[shown[index].label], band=True)
         _axes(ax, names, at, curves, small=True)
         ax.tick_params(labelbottom=index + columns >= len(shown))
-        ax.set_title(shorten(shown[index].label), fontsize=8.5)
+        ax.set_title(fit(shown[index].label, 1.95, 8, bold=True), fontsize=8)
     figure.supylabel(y_label, fontsize=9)
     hidden = len(curves) - (base is not None) - len(shown)
     extra = [_explained(curves)] if _explained(curves) else []
     extra += [f"grey: {base.label}"] if base else []
     extra += [f"{hidden} more methods not drawn"] if hidden else []
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=10)
+    head(figure, title)
     figure.supxlabel("; ".join([x_label, *extra]), fontsize=8)
     return figure
 
@@ -161,35 +177,33 @@ def _axes(
 def _end_labels(
     ax: Axes, curves: Sequence[LengthCurve], at: Mapping[str, float], style: Mapping[str, tuple[str, str]]
 ) -> None:
-    """The name of each curve at its right end, moved apart where ends are close."""
+    """The name of each curve beside its right end, moved up or down where ends are close.
+
+    A curve that ends before the others is named above its own end, so that no line leads through the plot.
+    """
+    right = max(at.values())
     ends = []
     for curve in curves:
         known = [(at[n], s) for n, s in zip(curve.lengths, curve.scores, strict=True) if s is not None]
         if known:
-            ends.append((curve, *known[-1]))
+            ends.append((curve, *max(known)))
     low, high = ax.get_ylim()
-    places = spread([y for _, _, y in ends], gap=(high - low) / 20)
-    right = max(at.values())
-    for (curve, x, y), place in zip(ends, places, strict=True):
-        note = ax.annotate(
-            shorten(curve.label),
-            (x, y),
-            xytext=(right + (right - min(at.values()) or 1.0) * 0.035, place),
-            textcoords="data",
-            va="center",
-            fontsize=8,
-            color=style[curve.label][0],
-            fontweight="bold",
-            annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": style[curve.label][0],
-                "linewidth": 0.6,
-                "shrinkA": 0,
-                "shrinkB": 3,
-            },
-        )
-        halo(note)
+    outside = [end for end in ends if end[1] == right]
+    places = spread([y for _, _, y in outside], gap=(high - low) / 20)
+    step = (right - min(at.values()) or 1.0) * 0.035
+    for (curve, x, y), place in zip(outside, places, strict=True):
+        colour = style[curve.label][0]
+        line = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
+        _label(ax, curve, (x, y), colour, xytext=(right + step, place), textcoords="data", va="center", arrowprops=line)
+    for curve, x, y in ends:
+        if x < right:
+            colour = style[curve.label][0]
+            _label(ax, curve, (x, y), colour, xytext=(0, 6), textcoords="offset points", ha="center", va="bottom")
+
+
+def _label(ax: Axes, curve: LengthCurve, end: tuple[float, float], colour: str, **where: Any) -> None:
+    name = shorten(curve.label)
+    halo(ax.annotate(name, end, fontsize=8, color=colour, fontweight="bold", annotation_clip=False, **where))
 
 
 def _explained(curves: Sequence[LengthCurve]) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from lcbench.errors import CannotWrite
 from lcbench.reporting.figures import bars, efficiency, heatmap, lengths, pareto, radar, style
+from lcbench.reporting.figures.part import REASONS, REFERENCE, ModelPart
 from lcbench.reporting.longscore.view import Entry
 from lcbench.reporting.samples import Samples, mean_interval
 from lcbench.reporting.table import Column, Line, Report
@@ -22,8 +23,6 @@ from lcbench.store.rundir import RunDirectory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-REFERENCE = "full"
 
 
 @dataclass(frozen=True)
@@ -41,26 +40,6 @@ class Drawn:
     figure: Figure
 
 
-@dataclass(frozen=True)
-class _Model:
-    """The part of a report that is about one model."""
-
-    report: Report
-    samples: Samples
-    columns: tuple[Column, ...]
-    title: str
-
-    def label(self, column: Column) -> str:
-        return f"{column.method} ({column.run})" if column.run else column.method
-
-    @property
-    def reference(self) -> Column | None:
-        return next((c for c in self.columns if c.method == REFERENCE), None)
-
-    def tasks(self) -> list[Line]:
-        return [line for line in self.report.lines if line.kind == "task"]
-
-
 def figures_of(report: Report, samples: Samples, runs: Sequence[RunDirectory]) -> tuple[list[Drawn], list[str]]:
     """The figures, and a sentence for every kind that the report has no data for.
 
@@ -71,17 +50,22 @@ def figures_of(report: Report, samples: Samples, runs: Sequence[RunDirectory]) -
     models = list(dict.fromkeys(column.model for column in report.columns))
     drawn: list[Drawn] = []
     missing: list[str] = []
-    for name, (make, needs) in _KINDS.items():
+    parts = {
+        model: ModelPart(
+            report, samples, tuple(c for c in report.columns if c.model == model), f" – {clean(model, 40)}"
+        )
+        for model in models
+    }
+    for name, make in _KINDS.items():
         found = False
-        for model in models:
-            columns = tuple(c for c in report.columns if c.model == model)
-            part = _Model(report, samples, columns, f" – {clean(model, 40)}")
+        for model, part in parts.items():
             suffix = f"-{_slug(model)}" if len(models) > 1 else ""
             for one in make(part, runs):
                 found = True
                 drawn.append(Drawn(f"{one.name}{suffix}", one.title + part.title, one.alt, one.figure))
         if not found:
-            missing.append(f"no {name} figure: {needs}")
+            reasons = dict.fromkeys(REASONS[name](part) for part in parts.values())
+            missing.append(f"no {name} figure: {'; '.join(reasons) or 'no predictions'}")
     return drawn, missing
 
 
@@ -105,17 +89,15 @@ def write_figures(figures: Sequence[Drawn], folder: Path) -> list[Path]:
 # -- accuracy against bytes ------------------------------------------------------------------------------------------
 
 
-def _pareto(part: _Model, runs: Sequence[RunDirectory]) -> Iterator[Drawn]:
-    tasks = [t for t in part.tasks() if all((t, c) in part.report.cells for c in part.columns)]
-    columns = list(part.columns)
-    if not tasks and part.tasks():  # no task that all have: those of the first, and the methods that have them
-        tasks = [t for t in part.tasks() if (t, columns[0]) in part.report.cells]
-        columns = [c for c in columns if all((t, c) in part.report.cells for t in tasks)]
+def _pareto(part: ModelPart, runs: Sequence[RunDirectory]) -> Iterator[Drawn]:
+    tasks, columns = part.sharing()
     points = [point for c in columns if (point := _point(part, tasks, c)) is not None]
     if len(points) < 2:
         return
-    names = short_names(t.name for t in tasks)
+    names = short_names(t.name for t in part.tasks())
     what = names[tasks[0].name] if len(tasks) == 1 else f"mean of {len(tasks)} tasks"
+    if len(points) < len(part.columns):
+        what += f"; {len(points)} of {len(part.columns)} methods have it"
     whole = [part.report.cells[t, columns[0]].kv_bytes_full for t in tasks]
     full = statistics.fmean(w for w in whole if w) if any(whole) else None
     title = "Accuracy against KV bytes"
@@ -124,7 +106,7 @@ def _pareto(part: _Model, runs: Sequence[RunDirectory]) -> Iterator[Drawn]:
     yield Drawn("pareto", title, f"{title}, {what}, {len(points)} methods. On the Pareto front: {front}.", figure)
 
 
-def _point(part: _Model, tasks: Sequence[Line], column: Column) -> pareto.MethodPoint | None:
+def _point(part: ModelPart, tasks: Sequence[Line], column: Column) -> pareto.MethodPoint | None:
     cells = [part.report.cells[t, column] for t in tasks]
     scores = [c.score for c in cells if c.score is not None]
     sizes = [c.kv_bytes for c in cells if c.kv_bytes]
@@ -143,7 +125,7 @@ def _point(part: _Model, tasks: Sequence[Line], column: Column) -> pareto.Method
 # -- categories ------------------------------------------------------------------------------------------------------
 
 
-def _radar(part: _Model, runs: Sequence[RunDirectory]) -> Iterator[Drawn]:
+def _radar(part: ModelPart, runs: Sequence[RunDirectory]) -> Iterator[Drawn]:
     for language, title in (("en", "Scores by category"), ("zh", "Scores by category, Chinese")):
         spokes = _categories(part, language)
         if len(spokes) < 3:
@@ -159,7 +141,7 @@ def _radar(part: _Model, runs: Sequence[RunDirectory]) -> Iterator[Drawn]:
         yield Drawn("radar" if language == "en" else "radar-zh", title, f"{title}. {alt}.", figure)
 
 
-def _categories(part: _Model, language: str) -> dict[str, dict[Column, float | None]]:
+def _categories(part: ModelPart, language: str) -> dict[str, dict[Column, float | None]]:
     """Category to the score of each column: the mean of its tasks that every column has."""
     from lcbench.scoring.rows import task_facts
 
@@ -184,7 +166,7 @@ def _mean(scores: Sequence[float | None]) -> float | None:
 # -- passkey ---------------------------------------------------------------------------------------------------------
 
 
-def _heatmap(part: _Model, runs: Sequence[RunDirectory]) -> Iterator[Drawn]:
+def _heatmap(part: ModelPart, runs: Sequence[RunDirectory]) -> Iterator[Drawn]:
     names = short_names(t.name for t in part.tasks())
     for number, task in enumerate(t for t in part.tasks() if t.metric == "passkey"):
         grids = []
@@ -217,7 +199,7 @@ def _is_number(value: object) -> bool:
 # -- length ----------------------------------------------------------------------------------------------------------
 
 
-def _lengths(part: _Model, runs: Sequence[RunDirectory]) -> Iterator[Drawn]:
+def _lengths(part: ModelPart, runs: Sequence[RunDirectory]) -> Iterator[Drawn]:
     names = short_names(t.name for t in part.tasks())
     view = part.report.longscore
     for task in part.tasks():
@@ -237,7 +219,7 @@ def _lengths(part: _Model, runs: Sequence[RunDirectory]) -> Iterator[Drawn]:
             yield _length_figure(part, names.get(name, name), long_curves, f"length in {unit}" if unit else "length")
 
 
-def _length_figure(part: _Model, name: str, curves: Sequence[lengths.LengthCurve], x_label: str) -> Drawn:
+def _length_figure(part: ModelPart, name: str, curves: Sequence[lengths.LengthCurve], x_label: str) -> Drawn:
     title = f"Score against length: {name}"
     labels = {length for curve in curves for length in curve.lengths}
     figure = lengths.draw(
@@ -256,7 +238,7 @@ def _length_figure(part: _Model, name: str, curves: Sequence[lengths.LengthCurve
     return Drawn(f"length-{_slug(name)}", title, f"{title}. {alt}.", figure)
 
 
-def _long_curve(part: _Model, entry: Entry, name: str) -> lengths.LengthCurve | None:
+def _long_curve(part: ModelPart, entry: Entry, name: str) -> lengths.LengthCurve | None:
     """The base and every length of a curve, with the length at which it breaks down."""
     curve = entry.curves.get(name)
     if curve is None or not (entry.published or entry.model in {"", *(c.model for c in part.columns)}):
@@ -273,7 +255,7 @@ def _long_curve(part: _Model, entry: Entry, name: str) -> lengths.LengthCurve | 
     )
 
 
-def _curve(part: _Model, rows: Sequence[Line], column: Column) -> lengths.LengthCurve | None:
+def _curve(part: ModelPart, rows: Sequence[Line], column: Column) -> lengths.LengthCurve | None:
     known = [(row.length, cell) for row in rows if (cell := part.report.cells.get((row, column))) is not None]
     if sum(cell.score is not None for _, cell in known) < 2:
         return None
@@ -289,7 +271,7 @@ def _curve(part: _Model, rows: Sequence[Line], column: Column) -> lengths.Length
 # -- against full ----------------------------------------------------------------------------------------------------
 
 
-def _bars(part: _Model, runs: Sequence[RunDirectory]) -> Iterator[Drawn]:
+def _bars(part: ModelPart, runs: Sequence[RunDirectory]) -> Iterator[Drawn]:
     reference = part.reference
     if reference is None:
         return
@@ -327,7 +309,7 @@ def _pairs(task: str, first: Sequence[ScoredSample], second: Sequence[ScoredSamp
 # -- speed -----------------------------------------------------------------------------------------------------------
 
 
-def _efficiency(part: _Model, runs: Sequence[RunDirectory]) -> Iterator[Drawn]:
+def _efficiency(part: ModelPart, runs: Sequence[RunDirectory]) -> Iterator[Drawn]:
     models = {column.model for column in part.columns}
     points: dict[tuple[str, int, int], efficiency.SpeedPoint] = {}
     bandwidths = []
@@ -378,12 +360,11 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "task"
 
 
-_Kind = tuple[Callable[[_Model, Sequence[RunDirectory]], Iterator[Drawn]], str]
-_KINDS: dict[str, _Kind] = {
-    "Pareto": (_pareto, "it needs two methods on the same tasks"),
-    "radar": (_radar, "it needs tasks of three categories"),
-    "passkey": (_heatmap, "no passkey task was run"),
-    "length": (_lengths, "no task has scores of several lengths"),
-    "against full": (_bars, "it needs the method full and another one"),
-    "efficiency": (_efficiency, "there is no efficiency.jsonl; `lcbench bench --out RUN` makes one"),
+_KINDS: dict[str, Callable[[ModelPart, Sequence[RunDirectory]], Iterator[Drawn]]] = {
+    "Pareto": _pareto,
+    "radar": _radar,
+    "passkey": _heatmap,
+    "length": _lengths,
+    "against full": _bars,
+    "efficiency": _efficiency,
 }

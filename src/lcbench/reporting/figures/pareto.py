@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lcbench.reporting.figures.labels import label_points
-from lcbench.reporting.figures.style import INK, MUTED, PAPER, looks, new_figure, shorten, styled
+from lcbench.reporting.figures.style import INK, MUTED, PAPER, looks, new_figure, shorten, styled, wrap
 from lcbench.reporting.words import bytes_text
 
 if TYPE_CHECKING:
@@ -52,16 +53,18 @@ def draw(points: Sequence[MethodPoint], *, title: str, full_bytes: float | None,
         style = looks([point.method for point in points])
         front = front_of(points)
         _front(ax, front)
-        for point in points:
-            _point(ax, point, style[point.method], on_front=point in front)
         _scales(ax, points, full_bytes, score_label)
-        ax.set_title(title, pad=26 if full_bytes else 8)
+        for index, point in enumerate(points):
+            below = sum(_near(ax, point, other) for other in points[:index])
+            _point(ax, point, style[point.method], on_front=point in front, below=below)
+        ax.set_title(wrap(title, 6.6), pad=36)
         numbered = len(points) > _NAMED
         names = [str(i + 1) if numbered else shorten(p.method, 30) for i, p in enumerate(points)]
         if numbered:
             _key(ax, points)
-        label_points(ax, [(p.kv_bytes, p.score) for p in points], names, fontsize=7.5, color=INK)
-        _explain(ax, points)
+        others = [*_along(front), *_bars(points)]
+        label_points(ax, [(p.kv_bytes, p.score) for p in points], names, others, fontsize=7.5, color=INK)
+        _explain(ax, points, front)
         return figure
 
 
@@ -78,16 +81,43 @@ def _front(ax: Axes, front: Sequence[MethodPoint]) -> None:
         )
 
 
-def _point(ax: Axes, point: MethodPoint, style: tuple[str, str], *, on_front: bool) -> None:
+def _along(front: Sequence[MethodPoint]) -> list[tuple[float, float]]:
+    """Places on the dashed line, which labels leave free."""
+    found = []
+    for a, b in itertools.pairwise(front):
+        found += [(a.kv_bytes * (b.kv_bytes / a.kv_bytes) ** (i / 20), a.score) for i in range(21)]
+        found += [(b.kv_bytes, a.score + (b.score - a.score) * i / 12) for i in range(13)]
+    return found
+
+
+def _bars(points: Sequence[MethodPoint]) -> list[tuple[float, float]]:
+    """Places on the intervals, which labels leave free."""
+    return [
+        (p.kv_bytes, p.low + (p.high - p.low) * i / 10)
+        for p in points
+        if p.low is not None and p.high is not None
+        for i in range(11)
+    ]
+
+
+def _near(ax: Axes, a: MethodPoint, b: MethodPoint) -> bool:
+    """Whether one marker would cover most of the other."""
+    (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
+    across = abs(math.log(a.kv_bytes / b.kv_bytes)) / math.log(right / left)
+    return across < 0.008 and abs(a.score - b.score) / (high - low) < 0.012
+
+
+def _point(ax: Axes, point: MethodPoint, style: tuple[str, str], *, on_front: bool, below: int) -> None:
+    """``below``: markers at the same place drawn before; this one is smaller, so that all of them can be seen."""
     colour, marker = style
     if point.low is not None and point.high is not None:
         ax.plot([point.kv_bytes] * 2, [point.low, point.high], color=colour, linewidth=1, alpha=0.45, zorder=2)
-    size = 11 if marker == "*" else 7
+    size = (11 if marker == "*" else 7) * max(0.4, (1.25 if on_front else 1) * 0.72**below)
     ax.plot(
         point.kv_bytes,
         point.score,
         marker=marker,
-        markersize=size + (1.5 if on_front else 0),
+        markersize=size,
         markerfacecolor=PAPER if point.simulated else colour,
         markeredgecolor=INK if on_front and not point.simulated else colour,
         markeredgewidth=1.2 if on_front or point.simulated else 0.6,
@@ -179,12 +209,13 @@ def _key(ax: Axes, points: Sequence[MethodPoint]) -> None:
     figure.legend(handles, rows, loc="outside right center", fontsize=size, handlelength=0, handletextpad=0)
 
 
-def _explain(ax: Axes, points: Sequence[MethodPoint]) -> None:
-    words = "dashed: Pareto front   bars: 95 % interval"
-    if any(p.simulated for p in points):
-        words += "   hollow: memory simulated"
+def _explain(ax: Axes, points: Sequence[MethodPoint], front: Sequence[MethodPoint]) -> None:
+    """The key, of what is drawn alone."""
+    words = ["dashed: Pareto front" if len(front) > 1 else "dark rim: Pareto front"]
+    words += ["bars: 95 % interval"] if any(p.low is not None and p.high is not None for p in points) else []
+    words += ["hollow: memory simulated"] if any(p.simulated for p in points) else []
     ax.annotate(
-        words,
+        "   ".join(words),
         (1, 1),
         (0, 22),
         xycoords="axes fraction",

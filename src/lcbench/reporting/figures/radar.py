@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import cmath
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lcbench.reporting.figures.style import GRID, INK, MUTED, grid_shape, looks, new_figure, shorten, styled
+from lcbench.reporting.figures.labels import label_points
+from lcbench.reporting.figures.style import GRID, INK, MUTED, fit, grid_shape, head, looks, new_figure, shorten, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,16 +33,45 @@ def draw(
     with styled():
         style = looks(methods)
         if len(methods) <= _TOGETHER:
-            figure = new_figure(6.2, 4.6)
-            figure.get_layout_engine().set(rect=(0.07, 0, 0.93, 1))  # type: ignore[union-attr,call-arg]
+            figure = new_figure(6.2, 5.0)
+            figure.get_layout_engine().set(rect=(0.07, 0, 0.86, 1))  # type: ignore[union-attr,call-arg]
             ax: Any = figure.add_subplot(projection="polar")
             _spokes(ax, categories, top, small=False)
             for index, method in enumerate(methods):
-                _shape(ax, scores[method], style[method][0], _STYLES[index], label=shorten(method))
-            figure.legend(loc="outside right center", fontsize=8)
-            figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=10)
+                _shape(ax, scores[method], style[method][0], _STYLES[index])
+            head(figure, title)
+            _direct_labels(ax, scores, {method: style[method][0] for method in methods})
             return figure
         return _panels(categories, scores, top, title, reference, style)
+
+
+def _direct_labels(ax: Any, scores: Mapping[str, Sequence[float | None]], colours: Mapping[str, str]) -> None:
+    """The name of each method beside the corner of its shape that is farthest from those of the others."""
+    shown = [method for method, row in scores.items() if any(s is not None for s in row)]
+    count = len(next(iter(scores.values())))
+    corners = {m: [(2 * math.pi * i / count, s, i) for i, s in enumerate(scores[m]) if s is not None] for m in shown}
+
+    def alone(method: str, corner: tuple[float, float, int]) -> float:
+        others = [scores[m][corner[2]] for m in shown if m != method]
+        return min((abs(corner[1] - o) for o in others if o is not None), default=0.0)
+
+    chosen = [max((alone(m, corner), corner[1], corner) for corner in corners[m])[2] for m in shown]
+    places = [(angle, score) for angle, score, _ in chosen]
+    others = [place for row in scores.values() for place in _edges(row)]
+    others += [(math.radians(ax.get_rlabel_position()), float(tick)) for tick in ax.get_yticks()]
+    names = [shorten(method) for method in shown]
+    label_points(ax, places, names, others, [colours[m] for m in shown], fontsize=8, fontweight="bold")
+
+
+def _edges(row: Sequence[float | None]) -> list[tuple[float, float]]:
+    """Places along a closed shape, which labels leave free, as (angle, radius)."""
+    count, found = len(row), []
+    for i, (a, b) in enumerate(zip(row, [*row[1:], row[0]], strict=True)):
+        if a is None or b is None:
+            continue
+        begin, end = (cmath.rect(r, 2 * math.pi * (i + k) / count) for k, r in enumerate((a, b)))
+        found += [(cmath.phase(p), abs(p)) for p in (begin + (end - begin) * k / 24 for k in range(25))]
+    return found
 
 
 def _panels(
@@ -60,10 +91,10 @@ def _panels(
         if reference is not None:
             _shape(ax, scores[reference], MUTED, "solid", width=1.0, fill=False)
         _shape(ax, scores[method], style[method][0], "solid")
-        ax.set_title(shorten(method), fontsize=8.5, loc="center", pad=12)
+        ax.set_title(fit(method, 2.2, 8, bold=True), fontsize=8, loc="center", pad=12)
     more = f"; {len(scores) - 1 - len(shown)} more methods not drawn" if len(scores) - 1 > len(shown) else ""
     grey = f" (grey: {reference}{more})" if reference else more
-    figure.suptitle(title + grey, x=0.01, ha="left", fontweight="bold", fontsize=10)
+    head(figure, title + grey)
     return figure
 
 
@@ -98,14 +129,13 @@ def _shape(
     colour: str,
     line: Any,
     *,
-    label: str | None = None,
     width: float = 1.8,
     fill: bool = True,
 ) -> None:
     """A closed line; a category without a score leaves a gap, never a 0."""
     angles = [2 * math.pi * i / len(scores) for i in range(len(scores))]
     values = [math.nan if s is None else s for s in scores]
-    ax.plot([*angles, angles[0]], [*values, values[0]], color=colour, linewidth=width, linestyle=line, label=label)
+    ax.plot([*angles, angles[0]], [*values, values[0]], color=colour, linewidth=width, linestyle=line)
     ax.plot(angles, values, marker="o", markersize=3, linestyle="none", color=colour)
     if fill and None not in scores:
         ax.fill(angles, values, color=colour, alpha=0.06 if colour == INK else 0.1)

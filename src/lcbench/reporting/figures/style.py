@@ -178,3 +178,45 @@ def shorten(text: str, longest: int = 26) -> str:
         return shown
     tail = (longest - 1) // 2
     return f"{shown[: longest - 1 - tail]}…{shown[-tail:]}"
+
+
+def fit(text: str, inches: float, size: float, *, bold: bool = False) -> str:
+    """``text`` shortened in its middle until it is no wider than ``inches`` at ``size`` points."""
+    from lcbench.reporting.words import clean
+
+    shown = clean(text)
+    if _inches(shown, size, bold) <= inches:
+        return shown
+    for longest in range(len(shown) - 1, 3, -1):
+        shorter = shorten(shown, longest)
+        if _inches(shorter, size, bold) <= inches:
+            return shorter
+    return shorten(shown, 4)
+
+
+def wrap(text: str, inches: float, size: float = 10, *, bold: bool = True) -> str:
+    """``text`` broken at blanks into lines of at most ``inches``: a title as wide as its figure."""
+    from lcbench.reporting.words import clean
+
+    lines = [""]
+    for word in clean(text).split(" "):
+        longer = f"{lines[-1]} {word}" if lines[-1] else word
+        if _inches(longer, size, bold) <= inches or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return "\n".join(fit(line, inches, size, bold=bold) for line in lines)
+
+
+def head(figure: Figure, title: str) -> None:
+    """The figure's title, bold at its left, on as many lines as its width asks for."""
+    text = wrap(title, figure.get_figwidth() - 0.25)
+    figure.suptitle(text, x=0.01, ha="left", fontweight="bold", fontsize=10)
+
+
+def _inches(text: str, size: float, bold: bool) -> float:
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    font = FontProperties(family="DejaVu Sans", size=size, weight="bold" if bold else "normal")
+    return float(text_to_path.get_text_width_height_descent(text, font, False)[0]) / 72

@@ -1,0 +1,98 @@
+"""Architectures that run on the cache they bring along (`models.native`), and what must be known to feed each.
+
+``python -m lcbench.models.families docs/architectures.md`` writes their table into that page.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+BEGIN, END = "<!-- table of families: made by `make docs` -->", "<!-- end of the table -->"
+
+
+@dataclass(frozen=True)
+class Family:
+    """What must be known of an architecture to feed it.
+
+    Attributes:
+        title: as people write it.
+        layers: what its layers are, for people.
+        continues: several tokens may be fed into a cache that is not empty. Where that is wrong (the state so far is
+            ignored), they go in one by one.
+        on_modules: attributes of its modules that hold state, for an architecture whose cache object does not.
+        scans: reading a prompt makes the states of all its tokens at once, layer by layer.
+    """
+
+    title: str
+    layers: str
+    continues: bool = True
+    on_modules: tuple[str, ...] = ()
+    scans: bool = False
+
+
+_MAMBA_1, _MAMBA_2 = "Mamba-1", "Mamba-2"
+_DELTA = "gated delta rule"
+
+#: By ``model_type`` of the config. What each entry says is held to by tests on random weights of every class.
+FAMILIES: Mapping[str, Family] = {
+    "mamba": Family("Mamba", _MAMBA_1, continues=False, scans=True),
+    "falcon_mamba": Family("FalconMamba", _MAMBA_1, continues=False, scans=True),
+    "mamba2": Family("Mamba-2", _MAMBA_2),
+    "rwkv": Family("RWKV-4", "RWKV-4 time mixing"),
+    "rwkv5": Family("RWKV-5", "RWKV-5 time mixing (lcbench's own code)"),
+    "xlstm": Family("xLSTM", "mLSTM"),
+    "recurrent_gemma": Family(
+        "RecurrentGemma",
+        "RG-LRU, sliding attention",
+        continues=False,
+        on_modules=("conv1d_state", "recurrent_states"),
+    ),
+    "jamba": Family("Jamba", f"{_MAMBA_1}, attention, experts", continues=False, scans=True),
+    "zamba": Family("Zamba", f"{_MAMBA_1}, one shared attention block", continues=False, scans=True),
+    "zamba2": Family("Zamba2", f"{_MAMBA_2}, shared attention blocks"),
+    "bamba": Family("Bamba", f"{_MAMBA_2}, attention"),
+    "granitemoehybrid": Family("GraniteMoeHybrid", f"{_MAMBA_2}, attention, experts"),
+    "falcon_h1": Family("Falcon-H1", f"{_MAMBA_2} and attention side by side"),
+    "nemotron_h": Family("Nemotron-H", f"{_MAMBA_2}, attention, MLP"),
+    "lfm2": Family("LFM2", "short convolution, attention"),
+    "lfm2_moe": Family("LFM2-MoE", "short convolution, attention, experts"),
+    "lfm3": Family("LFM3", "short convolution, attention, sliding attention"),
+    "zaya": Family("Zaya", "attention with short convolutions, experts"),
+    "qwen3_next": Family("Qwen3-Next", f"{_DELTA}, attention, experts"),
+    "qwen3_5_text": Family("Qwen3.5", f"{_DELTA}, attention"),
+    "qwen3_5_moe_text": Family("Qwen3.5-MoE", f"{_DELTA}, attention, experts"),
+    "olmo_hybrid": Family("OLMo-Hybrid", f"{_DELTA}, attention"),
+    "minimax": Family("MiniMax", "lightning attention, attention, experts", continues=False),
+    "mha2mla": Family("MHA2MLA", "latent attention, partial RoPE (lcbench's own code)"),
+    "kimi_linear": Family("Kimi-Linear", "Kimi delta attention, latent attention, experts"),
+    "bailing_hybrid": Family("Bailing-Hybrid", "Kimi delta attention, latent attention, experts"),
+}
+
+
+def titles() -> list[str]:
+    """Names of all families as people write them, in alphabetical order."""
+    return sorted((family.title for family in FAMILIES.values()), key=str.lower)
+
+
+def table() -> str:
+    """The families as a Markdown table."""
+    lines = ["| architecture | `model_type` | layers | read in chunks | state lies in |", "|---|---|---|---|---|"]
+    for model_type, family in FAMILIES.items():
+        place = "its modules" if family.on_modules else "its cache"
+        chunks = "yes" if family.continues else "no"
+        lines.append(f"| {family.title} | `{model_type}` | {family.layers} | {chunks} | {place} |")
+    return "\n".join(lines)
+
+
+def with_table(page: str) -> str:
+    """A page with the table between its two marks made anew."""
+    before, _, rest = page.partition(BEGIN)
+    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{rest.partition(END)[2]}"
+
+
+if __name__ == "__main__":
+    path = Path(sys.argv[1])
+    path.write_text(with_table(path.read_text(encoding="utf-8")), encoding="utf-8")

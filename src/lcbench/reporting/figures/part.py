@@ -1,0 +1,118 @@
+"""The part of a report that is about one model, and why a kind of figure cannot be drawn of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from lcbench.reporting.samples import Samples
+from lcbench.reporting.table import Cell, Column, Line, Report
+from lcbench.reporting.words import short_names
+
+REFERENCE = "full"
+
+
+@dataclass(frozen=True)
+class ModelPart:
+    """The part of a report that is about one model.
+
+    Attributes:
+        report: all of it. samples: all of its samples. columns: those of the model. title: ends the title of a figure.
+    """
+
+    report: Report
+    samples: Samples
+    columns: tuple[Column, ...]
+    title: str
+
+    def label(self, column: Column) -> str:
+        """The method, and the run where that tells columns apart."""
+        return f"{column.method} ({column.run})" if column.run else column.method
+
+    @property
+    def reference(self) -> Column | None:
+        """The column of the full cache; None where it was not run."""
+        return next((c for c in self.columns if c.method == REFERENCE), None)
+
+    def tasks(self) -> list[Line]:
+        """The whole tasks that any method of the model ran."""
+        return [
+            line for line in self.report.lines if line.kind == "task" and any(self.cell(line, c) for c in self.columns)
+        ]
+
+    def cell(self, line: Line, column: Column) -> Cell | None:
+        """The cell, None where the method did not run the task."""
+        return self.report.cells.get((line, column))
+
+    def scored(self, line: Line) -> tuple[Column, ...]:
+        """The columns that have a score of the task."""
+        found = ((column, self.cell(line, column)) for column in self.columns)
+        return tuple(column for column, cell in found if cell is not None and cell.score is not None)
+
+    def sharing(self) -> tuple[list[Line], list[Column]]:
+        """Tasks, and methods with a score of every one of them: as many methods as can be, then as many tasks."""
+        choices = []
+        for columns in dict.fromkeys(self.scored(task) for task in self.tasks()):
+            tasks = [task for task in self.tasks() if set(columns) <= set(self.scored(task))]
+            choices.append((tasks, list(columns)))
+        return max(choices, key=lambda choice: (len(choice[1]), len(choice[0])), default=([], []))
+
+
+def failed_all(part: ModelPart, tasks: Sequence[Line]) -> str | None:
+    """That all samples of these tasks failed; None where a score is there."""
+    if not tasks or any(part.scored(task) for task in tasks):
+        return None
+    names = short_names(task.name for task in tasks)
+    of = names[tasks[0].name] if len(tasks) == 1 else f"all {len(tasks)} tasks"
+    return f"every sample of {of} failed"
+
+
+def no_pareto(part: ModelPart) -> str:
+    """Why there is no figure of accuracy against bytes."""
+    if why := failed_all(part, part.tasks()):
+        return why
+    if len(part.columns) < 2:
+        return "it needs two methods"
+    if len(part.sharing()[1]) < 2:
+        return "no two methods have scores of the same task"
+    return "the bytes of fewer than two methods are known"
+
+
+def no_radar(part: ModelPart) -> str:
+    """Why there is no figure of categories."""
+    return failed_all(part, part.tasks()) or "it needs tasks of three categories that all methods ran"
+
+
+def no_passkey(part: ModelPart) -> str:
+    """Why there is no map of keys."""
+    own = [task for task in part.tasks() if task.metric == "passkey"]
+    return failed_all(part, own) or ("no sample has a length and a depth" if own else "no passkey task was run")
+
+
+def no_length(part: ModelPart) -> str:
+    """Why there is no figure of scores against length."""
+    return failed_all(part, part.tasks()) or "no task has scores of several lengths"
+
+
+def no_bars(part: ModelPart) -> str:
+    """Why there is no figure of differences to the full cache."""
+    if part.reference is None:
+        return "the method full was not run"
+    if len(part.columns) < 2:
+        return "it needs a second method beside full"
+    return failed_all(part, part.tasks()) or "no sample has a score both of full and of another method"
+
+
+def no_efficiency(part: ModelPart) -> str:
+    """Why there is no figure of speeds."""
+    return "there is no efficiency.jsonl with a measured speed; `lcbench bench --out RUN` makes one"
+
+
+REASONS: Mapping[str, Callable[[ModelPart], str]] = {
+    "Pareto": no_pareto,
+    "radar": no_radar,
+    "passkey": no_passkey,
+    "length": no_length,
+    "against full": no_bars,
+    "efficiency": no_efficiency,
+}
