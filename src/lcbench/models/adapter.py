@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MethodType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -53,6 +53,29 @@ class CacheStore(Protocol):
 
     @property
     def seen(self) -> int: ...
+
+
+@runtime_checkable
+class ReadsInRuns(Protocol):
+    """A cache whose prompt goes through the whole model run by run, since what the model foretells after one run
+    decides how the next is read."""
+
+    @property
+    def reading(self) -> bool:
+        """Whether prompt tokens are still to come."""
+        ...
+
+    def runs(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """The runs that the tokens ``start`` to ``stop`` make up."""
+        ...
+
+    def before_run(self, ids: Tensor) -> None:
+        """The ids ``[q]`` of the run that comes."""
+        ...
+
+    def after_run(self, ids: Tensor, logits: Tensor) -> None:
+        """The same ids and the logits ``[q, vocab]`` after each of them."""
+        ...
 
 
 class Observer(Protocol):
@@ -343,12 +366,53 @@ def forward(
     Returns:
         Logits ``[R, q or 1, vocab]``, fp32 (of a quantized head, as it makes them).
     """
+    if any(isinstance(row, ReadsInRuns) and row.reading for row in rows):
+        parts = [
+            _in_runs(model, input_ids[i : i + 1], positions[i : i + 1], row, observers[i : i + 1], all_logits)
+            for i, row in enumerate(rows)
+        ]
+        return torch.cat(parts)
+    return _one_pass(model, input_ids, positions, rows, observers, all_logits=all_logits)
+
+
+def _in_runs(
+    model: Any,
+    input_ids: Tensor,
+    positions: Tensor,
+    row: CacheStore,
+    observers: Sequence[Sequence[Observer]],
+    all_logits: bool,
+) -> Tensor:
+    """`forward` of one row, in the runs that its cache asks for."""
+    if not (isinstance(row, ReadsInRuns) and row.reading):
+        return _one_pass(model, input_ids, positions, [row], observers, all_logits=all_logits)
+    start, parts = row.seen, list[Tensor]()
+    for first, stop in row.runs(start, start + input_ids.shape[1]):
+        piece = slice(first - start, stop - start)
+        ids = input_ids[0, piece]
+        row.before_run(ids)
+        logits = _one_pass(model, ids[None], positions[:, piece], [row], observers, all_logits=True)
+        row.after_run(ids, logits[0])
+        parts = [*parts, logits] if all_logits else [logits[:, -1:]]
+    return torch.cat(parts, dim=1)
+
+
+def _one_pass(
+    model: Any,
+    input_ids: Tensor,
+    positions: Tensor,
+    rows: Sequence[CacheStore],
+    observers: Sequence[Sequence[Observer]],
+    *,
+    all_logits: bool,
+) -> Tensor:
+    """`forward` of tokens that go through the model together."""
     groups = rows_of_one_length(model.config.get_text_config(decoder=True), positions)
     if len(groups) > 1:
         logits: Tensor | None = None
         for group in groups:
             mine, watching = [rows[row] for row in group], [observers[row] for row in group] if observers else ()
-            out = forward(model, input_ids[group], positions[group], mine, watching, all_logits=all_logits)
+            out = _one_pass(model, input_ids[group], positions[group], mine, watching, all_logits=all_logits)
             logits = out.new_empty(len(rows), *out.shape[1:]) if logits is None else logits
             logits[group] = out
         assert logits is not None
@@ -388,6 +452,7 @@ def loss(model: Any, ids: Tensor, cache: CacheStore) -> Tensor:
     Returns:
         fp32 scalar.
     """
+    forget_longer_texts(model)
     session = _Session([cache], model=model)
     token = _session.set(session)
     try:
