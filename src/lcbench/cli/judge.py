@@ -174,7 +174,7 @@ class LocalJudge:
         from lcbench.engine.generate import decode, prefill
         from lcbench.models.chat import encode_prompt
         from lcbench.models.load import load
-        from lcbench.scoring.judge.asking import NoReply
+        from lcbench.endpoint.client import NoReply
 
         if self._loaded is None:
             self._loaded = load(self._spec, self.home)
