@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 LOGS = ("text", "json")
 _LINE_EVERY = 60.0  # seconds between two lines of a long run where nothing can be animated
 _MOST_BARS = 6  # tasks with a bar of their own
-_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "LCBENCH_JUDGE_KEY")
+_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "LCBENCH_API_KEY", "LCBENCH_JUDGE_KEY", "OPENAI_API_KEY")
 
 
 def watcher(log: str, quiet: bool) -> Watcher:
