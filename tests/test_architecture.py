@@ -39,7 +39,19 @@ ALLOWED: dict[str, set[str]] = {
         "tasks", "endpoint", "data", "inspected", "config", "errors",
     },
 }  # fmt: skip
-LIGHT = {"endpoint", "inspected", "cli", "config", "data", "tasks", "store", "scoring", "reporting", "errors", "measure"}
+LIGHT = {
+    "endpoint",
+    "inspected",
+    "cli",
+    "config",
+    "data",
+    "tasks",
+    "store",
+    "scoring",
+    "reporting",
+    "errors",
+    "measure",
+}
 HEAVY = {"torch", "transformers", "datasets", "numpy", "pandas", "jieba", "tokenizers", "huggingface_hub"}
 MODULES = sorted(SOURCE.rglob("*.py"))
 

@@ -35,7 +35,9 @@ def ours(loaded: LoadedModel, prompt: str, method: str, tokens: int, *, chat: bo
     return loaded.tokenizer.decode(made.ids, skip_special_tokens=True), len(ids), made.new_tokens
 
 
-@pytest.mark.parametrize("method", ["full", "snapkv@budget=0.25,window=8", "kivi@bits=2,group_size=32,residual_length=32"])
+@pytest.mark.parametrize(
+    "method", ["full", "snapkv@budget=0.25,window=8", "kivi@bits=2,group_size=32,residual_length=32"]
+)
 def test_the_openai_library_gets_the_engines_answer(
     openai: Any, serve: Serve, loaded: LoadedModel, method: str
 ) -> None:
@@ -53,7 +55,9 @@ def test_the_openai_library_gets_the_engines_answer(
 
 
 def test_methods_answer_differently(serve: Serve) -> None:
-    texts = {ask(serve(method), prompt=PROMPT, max_tokens=16)["choices"][0]["text"] for method in ("full", "streamingllm")}
+    texts = {
+        ask(serve(method), prompt=PROMPT, max_tokens=16)["choices"][0]["text"] for method in ("full", "streamingllm")
+    }
     assert len(texts) == 2
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+from typing import Any
 
 import typer
 
@@ -44,8 +45,9 @@ def serve(
             f"--host {host} lets other machines ask this model, and no key is set.",
             f"Set {KEY} in the environment, or leave --host out.",
         )
-    asked = {"dtype": dtype, "device": device, "attn": attn, "load_in": load_in, "revision": revision}
-    spec = make_spec({"model": model, "methods": [method], "chat": chat, "trust_remote_code": trust_remote_code, **asked})
+    asked: dict[str, Any] = {"dtype": dtype, "device": device, "attn": attn, "load_in": load_in, "revision": revision}
+    asked |= {"model": model, "methods": [method], "chat": chat, "trust_remote_code": trust_remote_code}
+    spec = make_spec(asked)
 
     from lcbench.config.home import home
     from lcbench.engine.session import resolve_methods

@@ -251,7 +251,8 @@ class Client:
         if code in (404, 405, 410):
             self._absent(code, said)
         if 300 <= code < 400:
-            raise UsageError(f"{who} at {place} redirects ({code}).", f"Give the final address with {self.wording.url}.")
+            step = f"Give the final address with {self.wording.url}."
+            raise UsageError(f"{who} at {place} redirects ({code}).", step)
         raise NoReply(f"the server answered {code}" + (f": {said}" if said else ""), status=code, said=said)
 
     def _absent(self, code: int, said: str) -> NoReturn:

@@ -6,11 +6,12 @@ The same steps as `engine.answer` takes for a group, without sharing, batches an
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 
-from lcbench.engine.generate import prefill
+from lcbench.engine.generate import chosen_tokens, empty_cache, prefill
 from lcbench.engine.stacked import Generated, Rules, decode_rows
 from lcbench.methods.base import Method
 from lcbench.models.info import LoadedModel
@@ -49,15 +50,12 @@ def answer_one(
         seed: for methods that draw. chunk: tokens a forward pass of the prompt reads at once; None for all.
     """
     shape = loaded.shape()
-    own = method.traits.prefill == "own"
-    with torch.inference_mode(), method.transform_model(loaded.model):
-        record = prefill(
-            loaded,
-            ids,
-            observe=method.observes(),
-            cache=method.prefill_cache(shape, len(ids)) if own else None,
-            chunk=chunk,
-        )
+    own = method.reading is None
+    learning = method.adapt(loaded.model, ids, seed) if method.learns else nullcontext()
+    with method.transform_model(loaded.model, len(ids) + rules.max_new_tokens), learning, torch.inference_mode():
+        tokens, _ = chosen_tokens(loaded, method, ids)
+        cache = empty_cache(loaded, method, tokens.shape[-1]) if own else None
+        record = prefill(loaded, tokens, observe=method.observes(), cache=cache, chunk=chunk)
         torch.manual_seed(seed)
         cache = method.compress(record)
         held = cache.storage_nbytes

@@ -9,6 +9,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -164,7 +165,7 @@ class Handler(BaseHTTPRequestHandler):
             for index, ask in enumerate(request.asks):
                 for event in reply.opening(index):
                     self._event(event)
-                one = self.server.service.complete(ask, lambda text, i=index: self._event(reply.piece(i, text)))
+                one = self.server.service.complete(ask, partial(self._piece, reply, index))
                 self._event(reply.closing(index, one))
                 done.append(one)
         except _GONE:
@@ -175,6 +176,9 @@ class Handler(BaseHTTPRequestHandler):
         if request.include_usage:
             self._event(reply.usage(done))
         self._write("[DONE]")
+
+    def _piece(self, reply: _Reply, index: int, text: str) -> None:
+        self._event(reply.piece(index, text))
 
     def _event(self, data: Mapping[str, Any]) -> None:
         self._write(json.dumps(data, ensure_ascii=True))

@@ -145,8 +145,8 @@ class _Growing:
 
 def refuse_unservable(method: Method) -> None:
     """Raises ModelError for a method that works on text, which a server's clients send already tokenized or not."""
-    if type(method).transform_prompt is not Method.transform_prompt:
+    if method.rewriter is not None:
         raise ModelError(
             f"{method.id} rewrites the text of prompts, which belongs to whoever asks a server.",
-            f"Serve the model alone, and run the method against it: lcbench run --model openai:NAME --method {method.id}",
+            f"Serve the model alone, and apply the method there: lcbench run --model openai:NAME --method {method.id}",
         )
