@@ -124,9 +124,9 @@
     entry(listing, "prompt ends", task.ends[row]);
     if (error === null) {
       const ratio = held ? ` (${(full / held).toFixed(2)}x smaller)` : "";
-      entry(listing, "kept bytes", `${bytes(held)} of ${bytes(full)}${ratio}${simulated ? ", simulated" : ""}`);
+      if (held !== null) entry(listing, "kept bytes", `${bytes(held)} of ${bytes(full)}${ratio}${simulated ? ", simulated" : ""}`);
       const was = cutFrom === null ? "" : `, cut from ${cutFrom.toLocaleString("en")}`;
-      entry(listing, "tokens", `prompt ${prompt.toLocaleString("en")}${was}; kept ${kept.toLocaleString("en")}; new ${made.toLocaleString("en")}`);
+      entry(listing, "tokens", `prompt ${prompt.toLocaleString("en")}${was}${kept === null ? "" : `; kept ${kept.toLocaleString("en")}`}; new ${made.toLocaleString("en")}`);
     }
     li.append(head, listing);
     return li;
