@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lcbench.errors import BadValue, NotARun, UnknownName
-from lcbench.store.rundir import RUN_FILE, RunDirectory
+from lcbench.store.run_file import RUN_FILE
+from lcbench.store.rundir import RunDirectory
 
 SEPARATOR = "::"
 
