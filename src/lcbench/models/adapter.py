@@ -113,6 +113,53 @@ _distances: contextvars.ContextVar[tuple[tuple[Any, Callable[[], Any]], ...]] = 
 )
 
 
+_instead: contextvars.ContextVar[tuple[tuple[Any, dict[Any, tuple[Tensor, Tensor]]], ...]] = contextvars.ContextVar(
+    "lcbench_instead", default=()
+)
+
+
+@contextmanager
+def other_input(model: Any, change: Mapping[torch.nn.Module, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    """Context in which some attention modules of a model make queries and keys of a changed input, values of their own.
+
+    Stores are told (`kv.layer.LayerKV.beside`); those that do not take both get the changed ones in their place.
+
+    Args:
+        change: attention module to what its input ``[B, q, hidden]`` becomes.
+    """
+    held: dict[Any, tuple[Tensor, Tensor]] = {}
+    busy: set[Any] = set()
+
+    def made(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        session = _session.get()
+        if module in busy or session is None or session.model is not model:
+            return
+        hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        busy.add(module)
+        try:
+            held[module] = made_of(module, change[module](hidden), kwargs["position_embeddings"])
+        finally:
+            busy.discard(module)
+
+    handles = [module.register_forward_pre_hook(made, with_kwargs=True) for module in change]
+    token = _instead.set(((model, held), *_instead.get()))
+    try:
+        yield
+    finally:
+        _instead.reset(token)
+        for handle in handles:
+            handle.remove()
+
+
+def _replaced(
+    stores: Sequence[Any], query: Tensor, key: Tensor, other_query: Tensor, other_key: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The queries and keys that stores are given, where there are others of a changed input."""
+    both = [store.beside(other_query[row], other_key[row]) for row, store in enumerate(stores)]
+    assert all(both) or not any(both), "rows of one pass are prompts or answers"
+    return (query, key) if all(both) else (other_query, other_key)
+
+
 @contextmanager
 def distances(model: Any, make: Callable[[], Any]) -> Iterator[None]:
     """Context in which the layers of a model see far keys at other distances.
@@ -185,6 +232,9 @@ def _attention(
         next((make() for model, make in _distances.get() if model is session.model), None),
     )
     stores = [cache.layers[layer] for cache in session.rows]
+    for owner, held in _instead.get():
+        if owner is session.model and module in held:
+            query, key = _replaced(stores, query, key, *held.pop(module))
     starts = [store.seen for store in stores]
     twins, count = len(query), len(stores)
     query, key, value = query[:count], key[:count], value[:count]
@@ -222,12 +272,12 @@ def observed() -> tuple[Any, torch.nn.Module]:
 
 
 class _Catch:
-    """A cache that keeps nothing but the queries it is asked with."""
+    """A cache that keeps nothing but the queries and keys it is given."""
 
     seen = 0
 
     def __init__(self) -> None:
-        self.queries: list[Tensor] = []
+        self.made: list[tuple[Tensor, Tensor]] = []
 
     @property
     def layers(self) -> _Catch:
@@ -240,7 +290,7 @@ class _Catch:
     def attend_rows(
         cls, stores: Sequence[_Catch], query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule
     ) -> Tensor:
-        stores[0].queries.append(query[0])
+        stores[0].made.append((query, key))
         return torch.zeros_like(query)
 
 
@@ -250,13 +300,21 @@ def query_of(attention: torch.nn.Module, hidden: Tensor, position_embeddings: tu
     Args:
         position_embeddings: the cosines and sines ``[1, n, …]`` its layer would hand to it.
     """
+    return made_of(attention, hidden, position_embeddings)[0][0]
+
+
+def made_of(
+    attention: torch.nn.Module, hidden: Tensor, position_embeddings: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The queries ``[B, H, n, d]`` and keys ``[B, Hk, n, d]`` that an attention module makes of ``[B, n, hidden]``;
+    arguments as `query_of`."""
     catch = _Catch()
-    token = _session.set(_Session([catch]))  # type: ignore[list-item]
+    token = _session.set(_Session([catch] * len(hidden)))  # type: ignore[list-item]
     try:
         attention(hidden_states=hidden, position_embeddings=position_embeddings, attention_mask=None)
     finally:
         _session.reset(token)
-    return catch.queries[0]
+    return catch.made[0]
 
 
 def check_supported(model: Any) -> None:
