@@ -34,6 +34,9 @@ ALLOWED: dict[str, set[str]] = {
     "bench": {"engine", "methods", "kv", "models", "measure", "store", "config", "errors"},
     "scoring": {"store", "tasks", "endpoint", "data", "config", "errors"},
     "reporting": {"scoring", "store", "tasks", "data", "inspected", "config", "errors"},
+    "api": {
+        "reporting", "scoring", "remote", "engine", "methods", "models", "store", "config", "errors",
+    },
     "cli": {
         "reporting", "scoring", "bench", "remote", "server", "engine", "methods", "kv", "models", "measure", "store",
         "tasks", "endpoint", "data", "inspected", "config", "errors",

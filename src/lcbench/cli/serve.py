@@ -51,7 +51,8 @@ def serve(
 
     from lcbench.config.home import home
     from lcbench.engine.session import resolve_methods
-    from lcbench.models.load import load
+    from lcbench.methods.base import require
+    from lcbench.models.load import describe, load
     from lcbench.server.http import Server
     from lcbench.server.service import Service, refuse_unservable
 
@@ -59,9 +60,12 @@ def serve(
     if len(methods) != 1:
         raise UsageError(f"--method {method} names several methods, and a server applies one.", "Give one of them.")
     refuse_unservable(methods[0])
+    turned_by = [methods[0].id] if methods[0].turns else []
+    info, _ = describe(spec.model, home(), turned_by=turned_by)
+    require(methods[0], info.shape(), info.name)
+    bound = methods[0].bind(info, home())
+    bound.check(info.shape())
     loaded = load(spec.model, home(), say=lambda text: typer.echo(text, err=True))
-    bound = methods[0].bind(loaded.info, home())
-    bound.check(loaded.shape())
     called = name or spec.model.name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
     service = Service(loaded, bound, called, chat=chat)
     try:

@@ -9,6 +9,7 @@ ragged lengths are the store's business.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -191,6 +192,50 @@ class _PassThrough(Cache):
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         return self._seen + query_length, 0
+
+
+class HeldCache(_PassThrough):
+    """What a step of `generate` hands to the next: the caches of its rows. Stores nothing of its own.
+
+    Args:
+        rows: a cache a sequence. seen: tokens of the batch so far, padding included.
+    """
+
+    def __init__(self, rows: Sequence[CacheStore], seen: int) -> None:
+        super().__init__(seen)
+        self.rows = list(rows)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        raise ModelError("Beam search reorders caches, which a compressed cache does not allow.", "Use num_beams=1.")
+
+    def crop(self, max_length: int) -> None:
+        raise ModelError(
+            "Assisted generation takes tokens back, which a compressed cache does not allow.", "Generate without it."
+        )
+
+
+@contextlib.contextmanager
+def routed(model: Any) -> Iterator[None]:
+    """The attention of a model goes through ours inside the context, and as before outside; no-op after `install`.
+
+    Raises:
+        ModelError: as `check_supported`; Falcon models, which are changed for good.
+    """
+    before = model.config._attn_implementation
+    if before == ATTENTION_NAME:
+        yield
+        return
+    check_supported(model)
+    if model.config.model_type == "falcon":
+        raise ModelError(
+            f"The attention of {type(model).__name__} cannot be routed for a while only.",
+            "Load it with lcbench.load_model.",
+        )
+    model.set_attn_implementation(ATTENTION_NAME)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 def _attention(

@@ -14,6 +14,7 @@ from lcbench.methods.base import Method
 from lcbench.models.chat import encode_messages, encode_prompt
 from lcbench.models.info import LoadedModel
 
+_NO_WINDOW = 1 << 20  # what is promised where nothing limits it
 _TORN = "\N{REPLACEMENT CHARACTER}"  # stands at the end of a text whose last character is not whole yet
 
 
@@ -65,7 +66,8 @@ class Service:
     @property
     def window(self) -> int:
         """Tokens of prompt and answer together."""
-        return self.loaded.info.window
+        window = self.method.window_of(self.loaded.info.window)
+        return _NO_WINDOW if window is None else window
 
     def about(self) -> dict[str, Any]:
         """What runs here, for /v1/models."""
