@@ -105,7 +105,7 @@ def test_only_the_adapter_knows_private_names_of_transformers() -> None:
             assert not found & private, f"{path.name} imports {found & private}"
 
 
-SHARED_BY_METHODS = ("base", "registry", "calibration", "extension")
+SHARED_BY_METHODS = ("base", "registry", "calibration", "extension", "rewriting", "surprisal", "passages", "probing")
 
 
 def test_methods_do_not_know_each_other_or_the_tasks() -> None:

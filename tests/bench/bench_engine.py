@@ -1,11 +1,14 @@
 """What sharing a prompt saves: the engine's figures on the demo model, each a ratio of two times of this very run.
 
-    make bench                                  # all figures: about half an hour on two quiet cores
-    python tests/bench/bench_engine.py --quick  # two rows, small grids: a few minutes
-    python tests/bench/bench_engine.py --only sweep,generate
+    make bench                                  # all figures: about ten minutes on two quiet cores
+    python tests/bench/bench_engine.py --quick  # one row, small grids: a few minutes
+    python tests/bench/bench_engine.py --part sweep,generate
 
-Needs the demo model and rows of qasper (`lcbench download longbench`). ``--write`` puts the tables into
-docs/benchmarks/engine.md and the plots beside it; without it nothing is written.
+Needs the demo model and rows of qasper (`lcbench download longbench`). Beside the seconds on the clock stand the
+processor's, of all threads: on a machine that others use the first grow, and the second say what the work takes. What
+a ratio compares is measured in turn, so that a busy moment hits all alike, and the least of the repeats counts.
+``--write`` puts the tables into docs/benchmarks/engine.md and the plot beside it, part by part: the tables of parts
+that were not run stay as they were.
 """
 
 from __future__ import annotations
@@ -13,21 +16,21 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import platform
-import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
+from sweeps import DOCS, endless
 
 from lcbench.config.home import home
 from lcbench.config.spec import ModelSpec, RunSpec
 from lcbench.engine.answer import Answerer, Result
+from lcbench.engine.answer_text import text_of
 from lcbench.engine.generate import prefill
 from lcbench.engine.groups import make_groups
 from lcbench.engine.memory import Limits, measure_limits
@@ -37,6 +40,7 @@ from lcbench.engine.prepare import prepare
 from lcbench.engine.stacked import Rules, decode_rows
 from lcbench.errors import LcbenchError
 from lcbench.kv.observe import ColumnSums, LastQueries
+from lcbench.measure.machine import machine
 from lcbench.measure.memory import PeakMemory
 from lcbench.methods.registry import resolve
 from lcbench.models import adapter
@@ -69,7 +73,7 @@ MORE = (
     "kivi@bits=4",
     "random@budget=0.25",
 )
-TOKENS = 2000
+TOKENS, ANSWER = 2000, 64
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,26 @@ class Size:
     lengths: tuple[int, ...]
 
 
-FULL_SIZE = Size(rows=8, repeats=3, methods=(1, 4, 12, 24), lengths=(1000, 2000, 4000, 8000))
-QUICK = Size(rows=2, repeats=1, methods=(1, 4, 12), lengths=(500, 1000, 2000))
+FULL_SIZE = Size(rows=4, repeats=2, methods=(1, 4, 12, 24), lengths=(1000, 2000, 4000, 8000))
+QUICK = Size(rows=1, repeats=1, methods=(1, 4, 12), lengths=(500, 1000, 2000))
+
+
+@dataclass(frozen=True)
+class Time:
+    """Seconds of one piece of work: on the clock, and of the processor in all threads."""
+
+    wall: float
+    cpu: float
+
+    def over(self, other: Time) -> str:
+        """Two ratios, for two cells of a table."""
+        return f"{self.wall / other.wall:.2f} | {self.cpu / other.cpu:.2f}"
+
+    def __str__(self) -> str:
+        return f"{self.wall:.1f} | {self.cpu:.1f}"
+
+    def __add__(self, other: Time) -> Time:
+        return Time(self.wall + other.wall, self.cpu + other.cpu)
 
 
 @dataclass(frozen=True)
@@ -94,11 +116,16 @@ class Bench:
     limits: Limits
     size: Size
 
-    def prompts(self, methods: Sequence[str], *, rows: int = 0, tokens: int = TOKENS) -> list[PromptSet]:
-        """Prompts of qasper cut to ``tokens``."""
+    def prompts(
+        self, methods: Sequence[str], *, rows: int = 0, tokens: int = TOKENS, longest: bool = False
+    ) -> list[PromptSet]:
+        """Prompts of qasper cut to ``tokens``; the first rows, or the longest of those at hand."""
         (task,) = resolve_tasks("qasper")
         spec = RunSpec(max_input_tokens=tokens)
-        loaded_rows = task.load(home(), rows or self.size.rows)
+        loaded_rows = task.load(home(), None if longest else rows or self.size.rows)
+        if longest:
+            best = sorted(loaded_rows.rows, key=lambda row: -(row.length or 0))[: rows or self.size.rows]
+            loaded_rows = replace(loaded_rows, rows=tuple(best))
         chosen = [resolve(name) for name in methods]
         return prepare(spec, self.loaded.info, self.loaded.tokenizer, chosen, [(task, loaded_rows)], home())
 
@@ -111,106 +138,122 @@ class Bench:
         assert not failed, failed
         return found
 
-    def seconds(self, work: Callable[[], Any], repeats: int = 0) -> float:
-        """Median wall time of some calls."""
-        times = []
+    def times(self, work: Mapping[str, Callable[[], Any]], repeats: int = 0) -> dict[str, Time]:
+        """The least times of some pieces of work, done in turn; progress goes to stderr."""
+        found: dict[str, Time] = {}
         for _ in range(repeats or self.size.repeats):
-            gc.collect()
-            start = time.perf_counter()
-            work()
-            times.append(time.perf_counter() - start)
-        return statistics.median(times)
+            for name, piece in work.items():
+                gc.collect()
+                wall, cpu = time.perf_counter(), time.process_time()
+                piece()
+                wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+                print(f"  {name}: {wall:.1f} s ({cpu:.1f} s of processor)", file=sys.stderr, flush=True)
+                before = found.get(name, Time(wall, cpu))
+                found[name] = Time(min(wall, before.wall), min(cpu, before.cpu))
+        return found
 
 
 def sweep(bench: Bench) -> list[str]:
     """Figure 1: twelve methods in one run, against `full` alone and against twelve runs."""
     together = bench.prompts(TWELVE)
     alone = {name: bench.prompts([name]) for name in TWELVE}
-    bench.answers(bench.prompts(["full"], rows=1))
-    full = bench.seconds(lambda: bench.answers(alone["full"]))
-    every = bench.seconds(lambda: bench.answers(together))
-    exact = bench.seconds(lambda: bench.answers(together, exact=True), 1)
-    single = sum(bench.seconds(lambda name=name: bench.answers(alone[name], exact=True), 1) for name in TWELVE)
-    tokens = sum(result.record.new_tokens for result in bench.answers(together))
+    bench.answers(bench.prompts(["full"], rows=1, tokens=300))
+    made: list[Result] = []
+    pair: dict[str, Callable[[], Any]] = {
+        "full": lambda: bench.answers(alone["full"]),
+        "sweep": lambda: made.extend(bench.answers(together)),
+    }
+    both = bench.times(pair)
+    others = bench.times({name: lambda name=name: bench.answers(alone[name]) for name in TWELVE if name != "full"}, 1)
+    full, every = both["full"], both["sweep"]
+    single, several = sum(others.values(), full), "the twelve one after another, each in a run of its own"
+    tokens = sum(result.record.new_tokens for result in made) // bench.size.repeats
     rows = len(together[0].prompts)
     return [
         "## One run of twelve methods\n",
         f"{rows} rows of qasper at {TOKENS:,} tokens, {tokens} answer tokens in all: {', '.join(TWELVE)}.\n",
-        "| | seconds | over the sweep |",
-        "|---|---|---|",
-        f"| the sweep: twelve methods together | {every:.1f} | 1 |",
-        f"| `full` alone | {full:.1f} | the sweep is {every / full:.2f} times this |",
-        f"| the twelve in twelve runs, each answer alone | {single:.1f} | {single / every:.1f} |",
-        f"| together, but each answer decoded alone (`--exact`) | {exact:.1f} | {exact / every:.1f} |\n",
+        "| | seconds | processor | ratio of seconds | of processor |",
+        "|---|---:|---:|---:|---:|",
+        f"| the sweep: twelve methods together | {every} | | |",
+        f"| `full` alone; the sweep over it | {full} | {every.over(full)} |",
+        f"| {several}; over the sweep | {single} | {single.over(every)} |\n",
     ]
 
 
 def generate(bench: Bench) -> list[str]:
-    """Figure 2: `full` alone against transformers' own generate, prompt by prompt."""
-    sets = bench.prompts(["full"])
-    (prompts,) = sets
-    model, eos = bench.loaded.model, list(bench.loaded.info.eos_ids)
+    """Figure 2: `full` alone against transformers' own generate, prompt by prompt, equally many tokens an answer."""
+    (task,) = resolve_tasks("qasper")
+    (prompts,) = bench.prompts(["full"])
+    prompts = replace(prompts, task=endless(task, ANSWER), max_new_tokens=ANSWER)
+    model = bench.loaded.model
 
     def theirs() -> list[list[int]]:
-        found = []
-        for prompt in prompts.prompts:
-            ids = torch.tensor([list(prompt.ids)])
-            with torch.inference_mode():
-                made = model.generate(
-                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=prompts.max_new_tokens, do_sample=False,
-                    eos_token_id=eos, pad_token_id=eos[0],
-                )  # fmt: skip
-            found.append(made[0, ids.shape[1] :].tolist())
-        return found
+        model.set_attn_implementation("sdpa")
+        try:
+            found = []
+            for prompt in prompts.prompts:
+                ids = torch.tensor([list(prompt.ids)])
+                with torch.inference_mode():
+                    made = model.generate(
+                        ids, attention_mask=torch.ones_like(ids), do_sample=False, pad_token_id=0,
+                        max_new_tokens=ANSWER, min_new_tokens=ANSWER,
+                    )  # fmt: skip
+                found.append(made[0, ids.shape[1] :].tolist())
+            return found
+        finally:
+            model.set_attn_implementation("lcb_attention")
 
-    def ours(exact: bool) -> list[Result]:
-        return bench.answers(sets, exact=exact)
-
-    model.set_attn_implementation("sdpa")
-    try:
-        reference = theirs()
-        library = bench.seconds(theirs)
-    finally:
-        model.set_attn_implementation("lcb_attention")
-    stacked, alone = bench.seconds(lambda: ours(False)), bench.seconds(lambda: ours(True))
-    texts = {
-        prompt.row.id: bench.loaded.tokenizer.decode(ids, skip_special_tokens=True)
-        for prompt, ids in zip(prompts.prompts, reference, strict=True)
-    }
-    same = sum(result.record.pred == texts[result.record.id] for result in ours(False))
+    reference: list[list[int]] = []
+    ours: list[Result] = []
+    times = bench.times(
+        {
+            "generate": lambda: reference.__setitem__(slice(None), theirs()),
+            "exact": lambda: bench.answers([prompts], exact=True),
+            "stacked": lambda: ours.__setitem__(slice(None), bench.answers([prompts])),
+        }
+    )
+    texts = [text_of(bench.loaded, ids) for ids in reference]
+    same = sum(text == result.record.pred for text, result in zip(texts, ours, strict=True))
+    library = times["generate"]
     return [
         "## The full cache against `generate` of transformers\n",
-        f"The same {len(reference)} prompts; {same} of {len(reference)} answers are the same text.\n",
-        "| | seconds | over generate |",
-        "|---|---|---|",
-        f"| `generate`, prompt by prompt | {library:.1f} | 1 |",
-        f"| `full`, answers decoded together | {stacked:.1f} | {stacked / library:.2f} |",
-        f"| `full --exact`, prompt by prompt | {alone:.1f} | {alone / library:.2f} |\n",
+        f"The same {len(reference)} prompts of {TOKENS:,} tokens, {ANSWER} new tokens each; {same} of {len(reference)} "
+        "answers are the same text.\n",
+        "| | seconds | processor | ratio of seconds | of processor |",
+        "|---|---:|---:|---:|---:|",
+        f"| `generate`, prompt by prompt | {library} | 1 | 1 |",
+        f"| `full --exact`, prompt by prompt | {times['exact']} | {times['exact'].over(library)} |",
+        f"| `full`, answers decoded together | {times['stacked']} | {times['stacked'].over(library)} |\n",
     ]
 
 
 def scaling(bench: Bench, plots: Path | None) -> list[str]:
     """Figure 3: time against the number of methods and against the prompt's length."""
     names = [*TWELVE, *MORE]
-    rows = max(1, bench.size.rows // 4)
     by_methods = []
     for count in bench.size.methods:
-        sets = bench.prompts(names[:count], rows=rows)
-        by_methods.append((count, bench.seconds(lambda sets=sets: bench.answers(sets), 1)))
+        sets = bench.prompts(names[:count], rows=1)
+        found = bench.times({f"{count} methods": lambda sets=sets: bench.answers(sets)}, 1)
+        by_methods += [(count, time) for time in found.values()]
     by_length = []
     for tokens in bench.size.lengths:
-        many = bench.prompts(TWELVE, rows=1, tokens=tokens)
-        one = bench.prompts(["full"], rows=1, tokens=tokens)
-        real = many[0].prompts[0].tokens
-        full = bench.seconds(lambda one=one: bench.answers(one), 1)
-        by_length.append((real, full, bench.seconds(lambda many=many: bench.answers(many), 1)))
+        work = {}
+        for kind, chosen in (("full", ["full"]), ("twelve", TWELVE)):
+            sets = bench.prompts(chosen, rows=1, tokens=tokens, longest=True)
+            work[f"{kind} at {tokens:,}"] = lambda sets=sets: bench.answers(sets)
+        full, twelve = bench.times(work, 1).values()
+        by_length.append((sets[0].prompts[0].tokens, full, twelve))
     first = by_methods[0][1]
-    lines = ["## Scaling\n", "| methods | seconds | over the first |", "|---|---|---|"]
-    lines += [f"| {count} | {seconds:.1f} | {seconds / first:.2f} |" for count, seconds in by_methods]
-    lines += ["", "| prompt tokens | `full` (s) | twelve methods (s) | twelve over one |", "|---|---|---|---|"]
-    lines += [f"| {n:,} | {full:.1f} | {twelve:.1f} | {twelve / full:.2f} |" for n, full, twelve in by_length]
+    lines = ["## Scaling\n", f"One row of qasper at {TOKENS:,} tokens:\n"]
+    lines += ["| methods | seconds | processor | over one: seconds | processor |", "|---:|---:|---:|---:|---:|"]
+    lines += [f"| {count} | {time} | {time.over(first)} |" for count, time in by_methods]
+    lines += ["", "One row, cut to different lengths:\n"]
+    lines += ["| tokens | `full`: seconds | processor | twelve: seconds | processor | twelve over one | processor |"]
+    lines += ["|---:|---:|---:|---:|---:|---:|---:|"]
+    lines += [f"| {n:,} | {full} | {twelve} | {twelve.over(full)} |" for n, full, twelve in by_length]
     if plots is not None:
-        _plot(plots / "engine-scaling.svg", by_methods, by_length)
+        plain = [(n, full.wall, twelve.wall) for n, full, twelve in by_length]
+        _plot(plots / "engine-scaling.svg", [(count, time.wall) for count, time in by_methods], plain)
         lines += ["", "![time against methods and against prompt length](engine-scaling.svg)"]
     return [*lines, ""]
 
@@ -243,16 +286,17 @@ def observers(bench: Bench) -> list[str]:
         "queries of the last 64 tokens": (LastQueries(64),),
         "column sums": (ColumnSums(),),
         "both": (LastQueries(64), ColumnSums()),
+        "all that the twelve methods look at": tuple(w for name in TWELVE for w in resolve(name).observes()),
     }
-    times: dict[str, list[float]] = {name: [] for name in kinds}
-    for _ in range(max(2, bench.size.repeats)):  # in turn, so that a busy moment hits all alike
-        for name, wishes in kinds.items():
-            times[name].append(bench.seconds(lambda wishes=wishes: prefill(bench.loaded, ids, observe=wishes), 1))
-    least = {name: min(found) for name, found in times.items()}
-    plain = least["nothing"]
-    lines = ["## Observers\n", f"One prompt of {len(ids):,} tokens, least of {len(times['nothing'])} times.\n"]
-    lines += ["| recorded during the prefill | seconds | over plain |", "|---|---|---|"]
-    return [*lines, *(f"| {name} | {s:.2f} | {s / plain:.2f} |" for name, s in least.items()), ""]
+    times = bench.times(
+        {name: lambda wishes=wishes: prefill(bench.loaded, ids, observe=wishes) for name, wishes in kinds.items()},
+        max(3, bench.size.repeats),
+    )
+    plain = times["nothing"]
+    lines = ["## Observers\n", f"The prefill of one prompt of {len(ids):,} tokens.\n"]
+    lines += ["| recorded meanwhile | seconds | processor | over plain: seconds | processor |"]
+    lines += ["|---|---:|---:|---:|---:|"]
+    return [*lines, *(f"| {name} | {time} | {time.over(plain)} |" for name, time in times.items()), ""]
 
 
 def memory(bench: Bench) -> list[str]:
@@ -279,7 +323,7 @@ def agreement(bench: Bench) -> list[str]:
     loaded = load(ModelSpec(name="demo", dtype="bfloat16"), home(), print)
     methods = [resolve(name) for name in ("full", "snapkv@budget=0.5", "knorm@budget=0.5", "kivi@bits=4")]
     wishes = [wish for method in methods for wish in method.observes()]
-    (prompts,) = bench.prompts(["full"], rows=4 * bench.size.rows, tokens=400)
+    (prompts,) = bench.prompts(["full"], rows=2 * bench.size.rows, tokens=400)
     together, alone, logits = [], [], []
     for prompt in prompts.prompts:
         record = prefill(loaded, prompt.ids, observe=wishes)
@@ -305,44 +349,66 @@ def agreement(bench: Bench) -> list[str]:
     ]
 
 
-FIGURES = {
-    "agreement": agreement,
+PARTS = {
     "sweep": sweep,
     "generate": generate,
     "scaling": scaling,
     "observers": observers,
     "memory": memory,
+    "agreement": agreement,
 }
+_MARK = "<!-- part: {} -->"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few rows, small grids")
-    parser.add_argument("--only", default=",".join(FIGURES), help="of " + ", ".join(FIGURES))
+    parser.add_argument("--quick", action="store_true", help="one row, small grids: does the script work?")
+    parser.add_argument("--part", default=",".join(PARTS), help="of " + ", ".join(PARTS))
+    parser.add_argument("--rows", type=int, help="rows of qasper (4)")
     parser.add_argument("--write", action="store_true", help="into docs/benchmarks/engine.md")
     options = parser.parse_args()
-    page = Path(__file__).parents[2] / "docs" / "benchmarks" / "engine.md"
+    parts = options.part.split(",")
+    if unknown := [name for name in parts if name not in PARTS]:
+        parser.error(f"there is no part {unknown[0]}; there are {', '.join(PARTS)}")
+    if options.quick and options.write:
+        parser.error("--quick figures are not for a page")
     try:
         loaded = load(ModelSpec(name="demo"), home(), print)
         limits = replace(measure_limits(loaded.info), nbytes=2**33)
-        bench = Bench(loaded, limits, QUICK if options.quick else FULL_SIZE)
+        size = QUICK if options.quick else FULL_SIZE
+        bench = Bench(loaded, limits, replace(size, rows=options.rows or size.rows))
         bench.prompts(["full"], rows=1)
     except LcbenchError as error:
         sys.exit(f"{error.message} {error.next_step}")
-    lines = [
-        "# Pay for the prompt once\n",
-        f"`tests/bench/bench_engine.py{' --quick' if options.quick else ''}` on {date.today()}: {os.cpu_count()} cores "
-        f"({platform.machine()}), {torch.get_num_threads()} threads, {loaded.info.device}, torch {torch.__version__}, "
-        f"the demo model in {loaded.info.dtype}; load average {os.getloadavg()[0]:.1f} at the start. Every ratio is of "
-        "two times measured in this run.\n",
-    ]
-    for name in options.only.split(","):
-        figure = FIGURES[name]
-        found = figure(bench, page.parent if options.write else None) if figure is scaling else figure(bench)
+    for name in parts:
+        before, start = os.getloadavg()[0], time.perf_counter()
+        figure = PARTS[name]
+        found = figure(bench, DOCS if options.write else None) if figure is scaling else figure(bench)
+        found += [
+            f"*Measured on {date.today()} in {(time.perf_counter() - start) / 60:.1f} minutes; {machine()['words']}; "
+            f"torch {torch.__version__}; load average {before:.1f} at the start, {os.getloadavg()[0]:.1f} at the "
+            "end.*\n"
+        ]
         print("\n".join(found), flush=True)
-        lines += found
-    if options.write:
-        page.write_text("\n".join(lines).rstrip() + "\n")
+        if options.write:
+            write(name, found)
+
+
+def write(name: str, lines: Sequence[str]) -> None:
+    """Put one part into docs/benchmarks/engine.md, where it was or in the order of `PARTS`."""
+    page = DOCS / "engine.md"
+    text = page.read_text(encoding="utf-8") if page.exists() else ""
+    pieces = {part: text.partition(_MARK.format(part))[2].partition("<!-- part:")[0].strip() for part in PARTS}
+    pieces[name] = "\n".join(lines).strip()
+    head = (
+        "# Pay for the prompt once\n\nWritten by `python tests/bench/bench_engine.py --write` (`--part` for some of "
+        "it), demo model in float32. Every ratio is of two times measured in one run. Ratios of processor time "
+        "hardly depend on what else the machine did; those of seconds do where the load average is above the number "
+        "of cores.\n"
+    )
+    body = [f"{_MARK.format(part)}\n{piece}\n" for part, piece in pieces.items() if piece]
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text("\n".join([head, *body]), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ and how they were measured."""
 from __future__ import annotations
 
 import argparse
+import copy
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -62,13 +63,14 @@ def prompt_set(loaded: LoadedModel, methods: Sequence[str], length: int, prompts
     rows = [PreparedPrompt(Row(f"r{i}", {}, ("",)), tuple(one), length) for i, one in enumerate(ids)]
     chosen = tuple(resolve(name) for name in methods)
     assert all(method.traits.prefill == "shared" for method in chosen)
-    return PromptSet(_endless(task), chosen, True, tuple(rows), NEW_TOKENS, "", ("", ""))
+    return PromptSet(endless(task, NEW_TOKENS), chosen, True, tuple(rows), NEW_TOKENS, "", ("", ""))
 
 
-def _endless(task: Task) -> Task:
+def endless(task: Task, new_tokens: int) -> Task:
     """The task without early ends, so that every answer takes the same number of steps."""
-    kind: Any = type("Endless", (type(task),), {"min_new_tokens": NEW_TOKENS, "early_stop": False, "stop": "eos"})
-    made: Task = kind()
+    kind: Any = type("Endless", (type(task),), {"min_new_tokens": new_tokens, "early_stop": False, "stop": "eos"})
+    made: Task = copy.copy(task)
+    made.__class__ = kind
     return made
 
 

@@ -348,9 +348,17 @@ def test_a_row_of_a_task_is_what_a_run_feeds_and_keeps(cli: Cli, whole: Path) ->
 def test_a_method_that_rewrites_the_prompt_shows_what_it_cut(
     cli: Cli, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from lcbench.methods.base import PromptTransform, Traits
     from lcbench.methods.full import Full
+    from lcbench.methods.rewriting import PromptText
 
-    monkeypatch.setattr(Full, "transform_prompt", lambda self, text, start: text.replace("very ", ""))
+    class Plainly(PromptTransform):
+        name, paper, traits = "plainly", "", Traits(family="prompt", prefill="own")
+
+        def rewrite(self, prompt: PromptText, helper: None) -> str:
+            return prompt.passage.replace("very ", "")
+
+    monkeypatch.setattr(Full, "rewriter", Plainly())
     Path("prompt.txt").write_text("A very long story.")
     done = cli("inspect", "--model", whole, "--prompt", "prompt.txt", "--json", "--details")
     assert done.code == 0, done.err

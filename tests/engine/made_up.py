@@ -21,6 +21,7 @@ from lcbench.kv.cache import KVCache
 from lcbench.kv.layer import DenseLayer
 from lcbench.kv.record import PrefillRecord
 from lcbench.methods.base import Method, PromptTransform, Traits
+from lcbench.methods.rewriting import PromptText
 from lcbench.models.info import LoadedModel
 from lcbench.store.rundir import RunDirectory
 from lcbench.tasks.base import Loaded, Prompt, Row, Task
@@ -86,8 +87,8 @@ class Shorter(PromptTransform):
     name, paper = "shorter", ""
     traits = Traits(family="prompt", prefill="own")
 
-    def transform_prompt(self, text: str, question_start: int | None) -> str:
-        return text[: len(text) // 2]
+    def rewrite(self, prompt: PromptText, helper: None) -> str:
+        return prompt.passage[: len(prompt.passage) // 2]
 
 
 class Scaled(Method):
@@ -121,7 +122,7 @@ def go(
     """Run methods on a task (`Words` by default) into ``path``; ``options`` go to `execute`."""
     task = task or Words()
     spec = spec or RunSpec(model=ModelSpec(name="tiny"))
-    sets = prepare(spec, loaded.info, loaded.tokenizer, methods, [(task, task.load(path))], path)
+    sets = prepare(spec, loaded.info, loaded.tokenizer, methods, [(task, task.load(path))], path.parent)
     groups = make_groups(sets, loaded.shape(), limits, chunk=spec.prefill_chunk)
     described = {"methods": [m.id for m in methods], "tasks": [task.id]}
     with RunDirectory.create_or_continue(path, described, {}) as run:

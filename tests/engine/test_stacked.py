@@ -100,15 +100,15 @@ def test_stacked_logits_equal_one_by_one() -> None:
             assert torch.equal(mine.positions(), theirs.positions())
 
 
-def test_bfloat16_disagrees_at_near_ties_alone() -> None:
-    """Near ties are frequent here: a random model's candidates lie closer together than a trained one's."""
+def test_bfloat16_tokens_equal_one_by_one() -> None:
+    """Counted token by token: after each beginning of an answer that was decoded together, what decoding alone chooses
+    next, so that one token chosen otherwise does not count again in all that follow it."""
     loaded = loaded_tiny(dtype=torch.bfloat16)
-    lengths = tuple(range(40, 100, 10))
+    lengths = tuple(range(40, 140, 10))
     specs = ("full", "snapkv@window=8,budget=0.5", "kivi@group_size=32,residual_length=32", "knorm@budget=0.5")
     together, logits = caches(loaded, lengths, specs)
     alone, _ = caches(loaded, lengths, specs)
-    rules = Rules(max_new_tokens=24)
-    stacked = decode_rows(loaded, together, logits, rules)
+    stacked = decode_rows(loaded, together, logits, Rules(max_new_tokens=32))
     total = disagreed = 0
     for one, cache, row in zip(stacked, alone, logits, strict=True):
         forced = _next_tokens(loaded, cache, row, one.ids)
@@ -116,7 +116,8 @@ def test_bfloat16_disagrees_at_near_ties_alone() -> None:
         assert apart <= one.near_ties
         disagreed += apart
         total += len(one.ids)
-    assert disagreed <= 0.01 * total, f"{disagreed} of {total}"
+    assert total > 1000
+    assert disagreed <= 0.005 * total, f"{disagreed} of {total}"
 
 
 def _next_tokens(loaded: LoadedModel, cache: KVCache, logits: torch.Tensor, ids: list[int]) -> list[int]:

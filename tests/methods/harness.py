@@ -140,7 +140,7 @@ def prefill(
         positions = torch.arange(start, start + len(piece))
         logits = adapter.forward(pair.ours, piece[None], positions[None], [cache_], [watching])
     observed = {wish: observer.results for wish, observer in observers.items()}
-    shape = replace(SHAPE, dtype=logits.dtype)
+    shape = replace(SHAPE, dtype=pair.ours.dtype)
     return PrefillRecord(cache_, logits[0, -1], shape, SCALING, observed)
 
 
@@ -453,7 +453,7 @@ def half_precision(case: Case, family: str) -> None:
         if method.traits.memory == "real":
             assert left.storage_nbytes == left.nbytes
         logits = force(pair, left, tokens(20, seed=18))
-        assert logits.dtype == dtype
+        assert logits.dtype == torch.float32
         assert torch.isfinite(logits).all()
         assert left.nbytes == expected_bytes(case, left, case.prompt, 20, dtype)
 
@@ -512,7 +512,8 @@ def _reachable(roots: Sequence[Any]) -> set[int]:
     todo: list[Any] = list(roots)
     while todo:
         thing = todo.pop()
-        if id(thing) in known or isinstance(thing, type) or callable(thing):
+        # What the layer's rule brings (sinks, rotary frequencies) belongs to the model.
+        if id(thing) in known or isinstance(thing, type | AttentionRule) or callable(thing):
             continue
         known.add(id(thing))
         if isinstance(thing, Tensor) and hasattr(thing, "__tensor_flatten__"):  # a wrapper without memory of its own

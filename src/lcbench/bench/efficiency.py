@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lcbench.engine.generate import empty_cache, prefill
+from lcbench.engine.generate import chosen_tokens, empty_cache, prefill
 from lcbench.engine.stacked import Rules, decode_rows
 from lcbench.errors import ModelError
 from lcbench.kv.cache import KVCache, storage_nbytes
@@ -194,7 +194,7 @@ def check(loaded: LoadedModel, method: Method) -> None:
             f"{method.id} learns from each prompt before it reads it, which the bench does not do.",
             "Leave it out; a run's timings have its seconds (adapt), and its decoding is that of `full`.",
         )
-    if type(method).transform_prompt is not Method.transform_prompt:
+    if method.rewriter is not None:
         raise ModelError(
             f"{method.id} rewrites the text of a prompt, and the bench feeds random token ids.",
             "Leave it out; its speed is that of `full` at the length it shortens prompts to.",
@@ -274,8 +274,9 @@ def _read(
 ) -> tuple[KVCache, Tensor, dict[str, int]]:
     """One prompt to its compressed cache, the logits ``[vocab]`` at its last token, and bytes of caches by part."""
     with _part(meter, "read"):
-        empty = empty_cache(loaded, method, len(ids))
-        record = prefill(loaded, ids, observe=method.observes(), cache=empty, chunk=work.prefill_chunk)
+        chosen, _ = chosen_tokens(loaded, method, ids)
+        empty = empty_cache(loaded, method, chosen.shape[1])
+        record = prefill(loaded, chosen, observe=method.observes(), cache=empty, chunk=work.prefill_chunk)
     with _part(meter, "compress"):
         cache = method.compress(record)
     if meter is None:

@@ -18,7 +18,7 @@ from lcbench.errors import BadValue
 def calibrate(
     name: str = typer.Argument(
         help="headkv (both tables of head scores), headkv-r2, aqua-kv (predictors for 2 bits), aqua-kv-3bit, "
-        "aqua-kv-4bit or minference (head patterns)."
+        "aqua-kv-4bit, minference (head patterns) or end (a prober on early layers)."
     ),
     model: str | None = typer.Option(None, "--model", "-m", help="As in `lcbench run`."),
     samples: int | None = typer.Option(None, "--samples", min=1, help="Probes asked of each kind, or texts read."),

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lcbench.cli.plan_view import duration
 from lcbench.cli.so_far import SoFar
-from lcbench.cli.time_left import TimeLeft
+from lcbench.cli.time_left import TimeLeft, pieces_of
 from lcbench.errors import LcbenchError, UnknownName
 
 if TYPE_CHECKING:
@@ -82,18 +82,24 @@ class _Counting(Watcher):
     tables = True
 
     def begin(self, running: Running, path: Path) -> None:
-        work, self.samples = running.remaining_cost
-        self.time_left, self.finished = TimeLeft(work), 0
+        _, self.samples = running.remaining_cost
+        pieces, self._reading = pieces_of(running)
+        self.time_left, self.finished = TimeLeft(pieces, max(1, len(running.devices))), 0
         self.so_far = SoFar.of(running.run)
 
     def on_event(self, event: Event) -> None:
         now = time.monotonic()
         self.score: float | None = None
-        if event.kind != "sample":
-            self.time_left.settle(now)
-        else:
+        if event.kind == "prefill":
+            self.time_left.reads(self._reading.get((event.task, event.index), 0.0), now)
+        elif event.kind == "decode":
+            self.time_left.decodes(now)
+        elif event.kind == "group":
+            self.time_left.group_ended(event.index, now)
+        elif event.kind == "sample":
             self.finished += 1
-            self.time_left.add(event.cost)
+            if event.record is not None and event.record.ok:
+                self.time_left.answered(event.task, event.record.new_tokens)
             if self.so_far is not None and event.record is not None:
                 self.score = self.so_far.add(event.method, event.task, event.record)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lcbench.engine.ahead import Ahead
 from lcbench.engine.answer_text import scorer_stop, text_of
-from lcbench.engine.generate import empty_cache, prefill, read_on
+from lcbench.engine.generate import chosen_tokens, empty_cache, prefill, read_on
 from lcbench.engine.groups import Group
 from lcbench.engine.memory import is_out_of_memory, release
 from lcbench.engine.options import Options
@@ -125,6 +125,7 @@ class _Answer:
 
     Attributes:
         same_as: the row of the same batch whose cache is the same: the whole prompt as it was read.
+        read: prompt tokens that were read, where the method chose them with the model itself; else 0.
         plain: whether this row's cache is that. problem: why it failed, "" when it did not.
     """
 
@@ -138,6 +139,7 @@ class _Answer:
     kept: float = 0.0
     held: int = 0
     resident: int = 0
+    read: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     generated: Generated | None = None
 
@@ -174,7 +176,7 @@ class Answerer:
         self._rules: dict[str, Rules] = {}
         self._hold = False
         self._set = 0
-        self._held: tuple[int, PrefillRecord, float] | None = None  # prompt, record, seconds
+        self._held: tuple[int, PrefillRecord, dict[str, float]] | None = None  # prompt, record, seconds
         self._plain: dict[int, Generated] = {}  # prompt to the full cache's answer, while rows are decoded alone
         self._too_big = 0  # rows times tokens of the smallest batch that ran out of memory
         self._ahead = Ahead(loaded.shape().device)
@@ -333,7 +335,9 @@ class Answerer:
         self._read_question(prompts, prompt, [a for a in good if a.same_as is None])
         return answers
 
-    def _prefill(self, prompts: PromptSet, p: int, batch: _Batch, cuts: tuple[int, ...]) -> tuple[PrefillRecord, float]:
+    def _prefill(
+        self, prompts: PromptSet, p: int, batch: _Batch, cuts: tuple[int, ...]
+    ) -> tuple[PrefillRecord, dict[str, float]]:
         if self._held is not None and self._held[0] == p and prompts.shared:
             return self._held[1], self._held[2]
         self._held = None
@@ -341,6 +345,12 @@ class Answerer:
         ids = self._ahead.take((self._set, p), prompts.read_first(prompt))
         methods = prompts.methods if prompts.shared else (prompts.methods[batch.methods[0]],)
         self._say("prefill", prompts, p, "" if prompts.shared else methods[0].id)
+        seconds = {}
+        if not prompts.shared:
+            with Stopwatch(self.loaded.info.device) as choosing:
+                ids, kept = chosen_tokens(self.loaded, methods[0], ids)
+            if kept is not None:
+                seconds["rewrite"] = choosing.seconds
         cache = None if prompts.shared else empty_cache(self.loaded, methods[0], ids.shape[-1])
         with Stopwatch(self.loaded.info.device) as reading:
             record = prefill(
@@ -354,11 +364,11 @@ class Answerer:
                 beginnings=self.beginnings if cuts else None,
             )
         if self._hold:
-            self._held, self._plain = (p, record, reading.seconds), {}
-        return record, reading.seconds
+            self._held, self._plain = (p, record, {"prefill": reading.seconds}), {}
+        return record, seconds | {"prefill": reading.seconds}
 
     def _compress(
-        self, prompts: PromptSet, p: int, m: int, record: PrefillRecord, seconds: float, batch: _Batch
+        self, prompts: PromptSet, p: int, m: int, record: PrefillRecord, seconds: dict[str, float], batch: _Batch
     ) -> _Answer:
         prompt, method = prompts.prompts[p], prompts.methods[m]
         answer = _Answer(p, m)
@@ -378,7 +388,11 @@ class Answerer:
         answer.kept, answer.held, answer.resident = cache.entries, cache.storage_nbytes, cache.resident_nbytes
         if method.traits.memory == "simulated":
             answer.held = method.logical_nbytes(self.loaded.shape(), record.length)
-        answer.seconds = {"prefill": seconds, "compress": compressing.seconds}
+        if record.length < len(prompts.read_first(prompt)):
+            answer.read = record.length
+        if prompt.tokens_before is not None:
+            answer.seconds["rewrite"] = prompt.rewrite_seconds
+        answer.seconds |= {**seconds, "compress": compressing.seconds}
         return answer
 
     def _read_question(self, prompts: PromptSet, prompt: PreparedPrompt, answers: Sequence[_Answer]) -> None:
@@ -453,7 +467,9 @@ class Answerer:
                 kept_tokens=round(answer.kept, 2),
                 new_tokens=generated.new_tokens,
                 kv_bytes=answer.held,
-                kv_bytes_full=self.loaded.shape().full_bytes(prompt.tokens),
+                prompt_tokens=answer.read or prompt.tokens,
+                tokens_before=prompt.tokens if answer.read and not prompt.tokens_before else prompt.tokens_before,
+                kv_bytes_full=self.loaded.shape().full_bytes(prompt.tokens_before or prompt.tokens),
                 resident_bytes=answer.resident,
                 reused_from=_reused(prompts, method) if answer.plain else None,
                 near_ties=generated.near_ties,

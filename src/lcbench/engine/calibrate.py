@@ -88,6 +88,7 @@ CALIBRATORS: Mapping[str, str] = {
     "aqua-kv": "lcbench.engine.calibrate_aqua:calibrate_aqua",
     "aqua-kv-3bit": "lcbench.engine.calibrate_aqua:calibrate_aqua",
     "aqua-kv-4bit": "lcbench.engine.calibrate_aqua:calibrate_aqua",
+    "end": "lcbench.engine.calibrate_end:calibrate_end",
     "minference": "lcbench.engine.calibrate_minference:calibrate_minference",
 }
 _KINDS: Mapping[str, head_scores.Kind] = {"headkv": "retrieval", "headkv-r2": "reasoning"}

@@ -22,7 +22,7 @@ from lcbench.methods.base import Method
 from lcbench.models import adapter
 from lcbench.models.info import LoadedModel, ModelInfo
 
-__all__ = ["Generated", "check_chunk", "decode", "empty_cache", "prefill", "read_on"]
+__all__ = ["Generated", "check_chunk", "chosen_tokens", "decode", "empty_cache", "prefill", "read_on"]
 
 _QUESTION = 256  # tokens of a question that are read at once: attention over a compressed cache makes a q x n table
 
@@ -117,6 +117,18 @@ def check_chunk(info: ModelInfo, chunk: int | None) -> None:
         f"{info.name} {reason}, so a prompt read in chunks is not the prompt read at once.",
         "Leave --prefill-chunk out.",
     )
+
+
+def chosen_tokens(loaded: LoadedModel, method: Method, ids: Sequence[int] | Tensor) -> tuple[Tensor, Tensor | None]:
+    """The tokens of a prompt that a method with a prefill of its own wants to read.
+
+    Returns:
+        Their ids ``[1, k]`` on the model's device, and their positions ``[k]`` in the prompt; None for all of them.
+    """
+    tokens = ids if isinstance(ids, Tensor) else torch.tensor([list(ids)], dtype=torch.int64)
+    tokens = tokens.view(1, -1).to(loaded.shape().device, non_blocking=True)
+    kept = method.filter_prompt(loaded.model, tokens[0])
+    return (tokens, None) if kept is None else (tokens[:, kept], kept)
 
 
 def _from_beginning(state: Beginning, length: int) -> tuple[KVCache, dict[Observation, PrefillObserver]]:

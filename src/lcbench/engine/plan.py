@@ -20,6 +20,8 @@ class PreparedPrompt:
         tokens: how many there are (for an over-length prompt: how many there would have been).
         truncated_from: tokens of the prompt before it was cut in the middle, else None.
         error: why this prompt cannot be run, else None.
+        tokens_before: tokens that the prompt had before a method shortened its text, else None.
+        rewrite_seconds: that the method took to shorten it.
         question_tokens: how many of the last ids are the question (what the chat format puts after it included); 0
             when that is not known or not asked.
         lesson: ids of the text that a method learns before it reads the prompt, uncut; empty for all others.
@@ -32,6 +34,8 @@ class PreparedPrompt:
     error: str | None = None
     question_tokens: int = 0
     lesson: Sequence[int] = ()
+    tokens_before: int | None = None
+    rewrite_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

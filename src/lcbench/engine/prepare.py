@@ -11,13 +11,15 @@ from typing import Any
 
 from lcbench.config.spec import RunSpec
 from lcbench.engine.plan import PreparedPrompt, PromptSet, group_methods
+from lcbench.engine.rewriting import Rewriters
 from lcbench.errors import BadValue, SampleError
-from lcbench.methods.base import Method
+from lcbench.methods.base import Method, PromptTransform
 from lcbench.methods.registry import resolve as resolve_method
+from lcbench.methods.rewriting import PromptText
 from lcbench.models.chat import Encoded, encode_prompt
 from lcbench.models.info import LoadedModel, ModelInfo
 from lcbench.models.official_chat import cut_without_special_tokens, official_template
-from lcbench.tasks.base import Loaded, Row, Task
+from lcbench.tasks.base import Loaded, Prompt, Row, Task
 from lcbench.tasks.truncation import Fitted, fit, fit_exact, require_fit
 
 FULL = "full"
@@ -34,6 +36,7 @@ def prepare(
     home: Path,
     *,
     on_prompt: Callable[[str, int, int], None] | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> list[PromptSet]:
     """All prompts of a plan: one set for the methods that share a prefill, one for each that does not.
 
@@ -42,16 +45,35 @@ def prepare(
     Args:
         tasks: each with its rows.
         on_prompt: told (task id, prompts done, prompts in all) as it goes.
+        say: told sentences about what takes long: shortening prompts with a model.
 
     Raises:
         BadValue: ``--question hidden`` with a task or a method that it cannot be asked of.
+        ModelError: what shortens prompts needs a model that is not here.
     """
     refuse_hidden_question(spec, methods)
+    rewriters = Rewriters(spec.model, home, say)
+    try:
+        return _prepare(spec, info, tokenizer, methods, tasks, home, rewriters, on_prompt)
+    finally:
+        rewriters.close()
+
+
+def _prepare(
+    spec: RunSpec,
+    info: ModelInfo,
+    tokenizer: Any,
+    methods: Sequence[Method],
+    tasks: Sequence[tuple[Task, Loaded]],
+    home: Path,
+    rewriters: Rewriters,
+    on_prompt: Callable[[str, int, int], None] | None,
+) -> list[PromptSet]:
     sets = []
     for task, loaded in tasks:
         made: dict[tuple[str, str, int | None], PreparedPrompt | None] = {}
         for shared, group in group_methods(askers(task, methods)):
-            maker = _PromptMaker(spec, info, tokenizer, task, home, made, group[0].window_of(info.window))
+            maker = _PromptMaker(spec, info, tokenizer, task, home, made, group[0].window_of(info.window), rewriters)
             prompts = []
             for i, row in enumerate(loaded.rows):
                 prompt = maker.make(row, group[0] if not shared else None)
@@ -84,6 +106,11 @@ def _other_window(group: Sequence[Method], window: int | None, info: ModelInfo) 
     names = ", ".join(method.id for method in group)
     size = "no window" if window is None else f"a window of {window:,}"
     return f"{names}: {size} where the model has {info.window:,}"
+
+
+def prompt_text(prompt: Prompt) -> PromptText:
+    """A task's prompt as methods that shorten text see it; without a context of its own all of it is context."""
+    return PromptText(prompt.text, prompt.context or (0, len(prompt.text)), prompt.question)
 
 
 def askers(task: Task, methods: Sequence[Method]) -> Sequence[Method]:
@@ -134,7 +161,9 @@ class _PromptMaker:
         home: Path,
         made: dict[tuple[str, str, int | None], PreparedPrompt | None],
         window: int | None,
+        rewriters: Rewriters,
     ) -> None:
+        self._rewriters = rewriters
         self.spec, self.info, self.tokenizer, self.task, self.home, self._made = spec, info, tokenizer, task, home, made
         self.window = window
         self.answer_tokens = task.answer_tokens(home)
@@ -152,21 +181,33 @@ class _PromptMaker:
         if self.spec.context == "none":
             row = self.task.without_context(row)
         prompt = self.task.prompt(row, self.home)
-        text, question = prompt.text, prompt.question_start
-        if method is not None:
-            text = method.transform_prompt(text, question)
-        key = (row.id, text, self.window)
-        if key not in self._made:
-            self._made[key] = self._prepared(row, text, self._question_of(question, method))
-        made = self._made[key]
+        rewriter = None if method is None else method.rewriter
+        made = self._prepared_once(row, prompt) if rewriter is None else self._rewritten(row, prompt, rewriter)
         self.skipped += made is None
         self.too_long += made is not None and made.error is not None
         self.cut += made is not None and made.truncated_from is not None
         if made is not None and method is not None and method.learns:
-            return replace(made, lesson=array("q", self._encode(text if question is None else text[:question])))
+            lesson = prompt.text if prompt.question_start is None else prompt.text[: prompt.question_start]
+            return replace(made, lesson=array("q", self._encode(lesson)))
         return made
 
-    def _question_of(self, start: int | None, method: Method | None) -> int | None:
+    def _prepared_once(self, row: Row, prompt: Prompt) -> PreparedPrompt | None:
+        key = (row.id, prompt.text, self.window)
+        if key not in self._made:
+            self._made[key] = self._prepared(row, prompt.text, self._question_of(prompt.question_start))
+        return self._made[key]
+
+    def _rewritten(self, row: Row, prompt: Prompt, rewriter: PromptTransform) -> PreparedPrompt | None:
+        """A prompt as a method shortens it; then cut, should it still be too long."""
+        before = len(self._finish(prompt.text))
+        try:
+            new = self._rewriters.rewrite(rewriter, prompt_text(prompt))
+        except SampleError as error:
+            return PreparedPrompt(row, (), before, error=error.message)
+        made = self._prepared_once(row, replace(prompt, text=new.text))
+        return None if made is None else replace(made, tokens_before=before, rewrite_seconds=new.seconds)
+
+    def _question_of(self, start: int | None) -> int | None:
         """Where the question begins, when it is to be hidden."""
         if self.spec.question == "visible":
             return None

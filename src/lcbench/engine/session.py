@@ -99,6 +99,9 @@ def open_session(spec: RunSpec, home: Path, *, say: Say, tell_notes: bool = True
     methods = [method.bind(info, home) for method in methods]
     for method in methods:
         method.check(info.shape())
+    for text in dict.fromkeys(method.announcement() for method in methods):
+        if text:
+            say(text)
     if info.unbounded and spec.max_input_tokens is None:
         say(
             f"{info.name} does not say how long its training texts were: no prompt is cut. "
@@ -130,7 +133,7 @@ class Session:
     @cached_property
     def sets(self) -> list[PromptSet]:
         """Every prompt as token ids."""
-        sets = prepare(self.spec, self.info, self.tokenizer, self.methods, self.tasks, self.home)
+        sets = prepare(self.spec, self.info, self.tokenizer, self.methods, self.tasks, self.home, say=self.say)
         for prompts in sets if self.tell_notes else ():
             for note in prompts.notes:
                 if note != {t.id: rows.note for t, rows in self.tasks}[prompts.task.id]:

@@ -299,7 +299,16 @@ class DenseLayer(LayerKV):
         else:
             hidden = outside_window(self.positions, self.seen, query.shape[1], rule.window)
             wants = self.policy is not None and self.policy.needs_weights
-            out, weights = attention.over_parts(query, keys, values, rule, hidden=hidden, return_weights=wants)
+            out, weights = attention.over_parts(
+                query,
+                keys,
+                values,
+                rule,
+                hidden=hidden,
+                positions=self.positions,
+                seen=self.seen,
+                return_weights=wants,
+            )
         if self.policy is not None and self.tail is not None:
             self.policy.after_attend(self, weights)
         return out

@@ -2,8 +2,8 @@
 
 While several sequences decode together, a step of one layer is the same small computation for each of them. Done row by
 row it is launched row by row, and that takes longer than the arithmetic. Here the rows of a layer that are about
-equally long lie side by side, aligned at their newest token, so that a step writes one column and attends once. The
-shorter rows begin with places that nobody sees.
+equally long lie side by side, aligned at their first entry, so that a step writes once and attends once. The shorter
+rows end with places that nobody sees.
 
 What asks a layer for its tensors makes it leave its stack (`DenseStack.give_back`).
 """
@@ -20,6 +20,7 @@ from torch import Tensor
 from lcbench.models.rule import AttentionRule
 
 _BLOCK = 64  # columns that a stack grows by
+_STEP = 16  # columns that are attended at once; torch's CPU kernel sums in blocks of 16
 # How much longer than the mean of a stack its longest row may be: what is padded is read in vain, which costs more
 # than a further call on a CPU and less than one on a GPU.
 _SLACK = {"cpu": 1.1, "cuda": 1.5}
@@ -51,7 +52,10 @@ class Stackable(Protocol):
 
 
 class DenseStack:
-    """Keys and values of R layers, ``[R, Hk, W, d]``: row r's entries are the last ``W - pads[r]`` of W columns.
+    """Keys and values of R layers, ``[R, Hk, W, d]``: row r's entries are the first ``lengths[r]`` of W columns.
+
+    Rows begin at column 0 and are attended in whole blocks of columns, so that what a row's sums add up in which order
+    does not depend on the other rows: on a CPU a row comes out to the bit as it does alone.
 
     Args:
         rows: layers with equally many heads; their tensors are copied and given up one after the other.
@@ -59,22 +63,25 @@ class DenseStack:
 
     def __init__(self, rows: Sequence[Stackable]) -> None:
         self.rows = list(rows)
-        self.width = max(row.held for row in rows)
-        self.pads = [self.width - row.held for row in rows]
+        self.lengths = [row.held for row in rows]
         sample = rows[0].parts()[0][0]
-        size = (len(rows), sample.shape[0], _rounded(self.width + 1), sample.shape[2])
+        size = (len(rows), sample.shape[0], _rounded(max(self.lengths) + 1), sample.shape[2])
         self.key, self.value = sample.new_empty(size), sample.new_empty(size)
         for r, row in enumerate(rows):
-            keys, values = row.parts()
-            at = self.pads[r]
-            self.key[r, :, :at] = 0  # never seen, but an infinity times a weight of zero would be
-            self.value[r, :, :at] = 0
-            for key, value in zip(keys, values, strict=True):
+            at = 0
+            for key, value in zip(*row.parts(), strict=True):
                 self.key[r, :, at : at + key.shape[1]] = key
                 self.value[r, :, at : at + key.shape[1]] = value
                 at += key.shape[1]
+            self._blank(r, at)
             row.stacked_into(self)
-        self._mask: Tensor | None = None
+        self._ends: Tensor | None = None
+        self._seen: Tensor | None = None
+
+    def _blank(self, r: int, start: int) -> None:
+        """Clear a row's columns from ``start``: never seen, but an infinity times a weight of zero would be."""
+        self.key[r, :, start:] = 0
+        self.value[r, :, start:] = 0
 
     def keep(self, rows: Sequence[Stackable]) -> None:
         """Let all other rows go; the last rows move into the places that become free."""
@@ -87,21 +94,23 @@ class DenseStack:
     def _drop(self, r: int) -> None:
         last = len(self.rows) - 1
         if r != last:
-            self.key[r, :, : self.width] = self.key[last, :, : self.width]
-            self.value[r, :, : self.width] = self.value[last, :, : self.width]
-            self.rows[r], self.pads[r] = self.rows[last], self.pads[last]
+            length = self.lengths[last]
+            self.key[r, :, :length] = self.key[last, :, :length]
+            self.value[r, :, :length] = self.value[last, :, :length]
+            self._blank(r, length)
+            self.rows[r], self.lengths[r] = self.rows[last], length
         self.rows.pop()
-        self.pads.pop()
-        self._mask = None
+        self.lengths.pop()
+        self._ends = self._seen = None
         if not self.rows:
             self.key, self.value = self.key.new_empty(0), self.value.new_empty(0)
 
     def give_back(self, row: Stackable, filled: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Copies of a row's key and value ``[Hk, n, d]``, the first ``filled`` entries and the others; it leaves."""
         r = next(i for i, member in enumerate(self.rows) if member is row)
-        start, middle = self.pads[r], self.pads[r] + filled
-        first = (self.key[r, :, start:middle].clone(), self.value[r, :, start:middle].clone())
-        rest = (self.key[r, :, middle : self.width].clone(), self.value[r, :, middle : self.width].clone())
+        end = self.lengths[r]
+        first = (self.key[r, :, :filled].clone(), self.value[r, :, :filled].clone())
+        rest = (self.key[r, :, filled:end].clone(), self.value[r, :, filled:end].clone())
         self._drop(r)
         return first, rest
 
@@ -112,39 +121,54 @@ class DenseStack:
         if key.shape[1] != stored:  # every query head has keys of its own
             copies = stored // key.shape[1]
             key, value = key.repeat_interleave(copies, dim=1), value.repeat_interleave(copies, dim=1)
-        if self.width == self.key.shape[2]:
-            self.key, self.value = self._grown(self.key), self._grown(self.value)
-        self.key[:count, :, self.width] = key[:, :, 0]
-        self.value[:count, :, self.width] = value[:, :, 0]
-        self.width += 1
-        for row in self.rows:
-            row.seen += 1
+        if max(self.lengths) == self.key.shape[2]:
+            self.key, self.value, self._seen = self._grown(self.key), self._grown(self.value), None
+        seen = self._append(key, value)
+        width = max(self.lengths) if seen is None else seen.shape[-1]
         heads, d = query.shape[1], query.shape[3]
         # The query heads of a group are rows of one product, so that keys are not repeated for them.
         out = F.scaled_dot_product_attention(
             query.reshape(count, stored, heads // stored, d),
-            self.key[:count, :, : self.width],
-            self.value[:count, :, : self.width],
-            attn_mask=self._visible(),
+            self.key[:count, :, :width],
+            self.value[:count, :, :width],
+            attn_mask=seen,
             scale=rule.scaling,
         )
         return out.reshape(count, heads, 1, -1)
 
-    def _grown(self, buffer: Tensor) -> Tensor:
-        count = len(self.rows)
-        new = buffer.new_empty(count, buffer.shape[1], _rounded(self.width + 1), buffer.shape[3])
-        new[:, :, : self.width] = buffer[:count, :, : self.width]
-        return new
-
-    def _visible(self) -> Tensor | None:
-        """bool ``[R, 1, 1, W]``, or None when no row is padded."""
-        if not any(self.pads):
+    def _append(self, key: Tensor, value: Tensor) -> Tensor | None:
+        """Write a column of each row; what is seen then, bool ``[R, 1, 1, W]``, or None for all of equal rows."""
+        count, at = len(self.rows), self.lengths[0]
+        even = all(length == at for length in self.lengths)
+        masked = not even or key.device.type == "cpu"
+        if self._ends is None and masked:
+            self._ends = torch.tensor(self.lengths, device=key.device)
+        if even:
+            self.key[:count, :, at] = key[:, :, 0]
+            self.value[:count, :, at] = value[:, :, 0]
+        else:
+            places = (torch.arange(count, device=key.device), self._ends)
+            self.key[places[0], :, places[1]] = key[:, :, 0]
+            self.value[places[0], :, places[1]] = value[:, :, 0]
+        self.lengths = [length + 1 for length in self.lengths]
+        for row in self.rows:
+            row.seen += 1
+        if not masked:
             return None
-        if self._mask is None or self._mask.shape[-1] < self.width:
-            columns = torch.arange(_rounded(self.width), device=self.key.device)
-            pads = torch.tensor(self.pads, device=self.key.device)
-            self._mask = (columns >= pads[:, None])[:, None, None]
-        return self._mask[..., : self.width]
+        assert self._ends is not None
+        if self._seen is None:
+            columns = torch.arange(self.key.shape[2], device=key.device)
+            self._seen = (columns <= self._ends[:, None])[:, None, None]
+        else:
+            self._seen[:, 0, 0].scatter_(1, self._ends[:, None], True)
+        self._ends += 1
+        return self._seen[..., : -(-max(self.lengths) // _STEP) * _STEP]
+
+    def _grown(self, buffer: Tensor) -> Tensor:
+        count, width = len(self.rows), buffer.shape[2]
+        new = buffer.new_zeros(count, buffer.shape[1], _rounded(width + 1), buffer.shape[3])
+        new[:, :, :width] = buffer[:count]
+        return new
 
 
 class Plan:

@@ -5,7 +5,8 @@ The engine calls the same hooks for every method, in this order; each has a do-n
     bind(info, home)           the method with what was calibrated for this model (see `methods.calibration`)
     window_of(trained)         how many positions it serves on a model trained for so many
     transform_model(model, n)  context in which the model runs on a text of n tokens (RoPE edits)
-    transform_prompt(prompt)   the prompt as text, before it is tokenized (prompt compression)
+    rewriter                   what shortens the prompt's text before it is tokenized (prompt compression)
+    filter_prompt(model, ids)  which of the prompt's tokens are read at all
     adapt(model, lesson, seed) context in which one prompt is read and answered (training at test time)
     prefill_cache(shape, L)    the cache that the prompt is read into (methods that change prefill attention)
     native_state(model)        the same for a model that brings its own cache along
@@ -37,6 +38,7 @@ from lcbench.kv.cache import CacheShape, KVCache
 from lcbench.kv.layer import DenseLayer, LayerKV
 from lcbench.kv.observe import Observation
 from lcbench.kv.record import LayerRecord, PrefillRecord, take
+from lcbench.methods.rewriting import Helper, PromptText
 from lcbench.models.native import NativeState
 
 if TYPE_CHECKING:
@@ -81,7 +83,8 @@ class Method:
     or two what the method's own tests compare it with; the class docstring and it make its section of the manual.
     ``turns`` says that the method turns queries or keys to other positions and so needs the model's rotary embedding as
     numbers (`models.rope.observed_rope`): a model whose embedding is not understood is then refused before any work.
-    ``learns`` says that `adapt` wants the text of each prompt; such a method is not stackable."""
+    ``learns`` says that `adapt` wants the text of each prompt; such a method is not stackable. ``follows_distances``
+    says that its scores and stores see far keys at the distances of the layer's rule (`kv.distances`)."""
 
     name: ClassVar[str]
     paper: ClassVar[str]
@@ -89,6 +92,7 @@ class Method:
     proof: ClassVar[str] = ""
     turns: ClassVar[bool] = False
     learns: ClassVar[bool] = False
+    follows_distances: ClassVar[bool] = False
 
     @property
     def leaves_subset(self) -> bool:
@@ -134,10 +138,14 @@ class Method:
     def check(self, shape: CacheShape) -> None:
         """Refuse a model this method cannot serve. Raises ModelError saying why; called before any work."""
 
+    def announcement(self) -> str:
+        """A sentence for the user about what the first use on this machine waits for; "" for nothing."""
+        return ""
+
     @property
     def leaves_model_alone(self) -> bool:
         """Whether the method has no part in how the model runs and what its cache holds: it serves every model."""
-        hooks = ("transform_model", "adapt", "prefill_cache", "observes", "compress")
+        hooks = ("transform_model", "adapt", "filter_prompt", "prefill_cache", "observes", "compress")
         return all(getattr(type(self), hook) is getattr(Method, hook) for hook in hooks)
 
     def window_of(self, trained: int) -> int | None:
@@ -154,9 +162,22 @@ class Method:
         """
         return nullcontext()
 
-    def transform_prompt(self, text: str, question_start: int | None) -> str:
-        """The prompt's text as this method wants it read."""
-        return text
+    @property
+    def rewriter(self) -> PromptTransform | None:
+        """What rewrites the prompt's text before the model reads it; None where nothing does."""
+        return None
+
+    def filter_prompt(self, model: Any, ids: Tensor) -> Tensor | None:
+        """Which tokens of a prompt are read: called with the loaded model, inside `transform_model`, before the
+        prefill of a method with ``prefill="own"``.
+
+        Args:
+            model: routed through `models.adapter`. ids: ``[L]`` int64 on its device.
+
+        Returns:
+            Positions ``[k]`` ascending; the prompt is then those k tokens. None for all of them.
+        """
+        return None
 
     def adapt(self, model: Any, lesson: Sequence[int], seed: int) -> AbstractContextManager[Any]:
         """Context in which the model reads and answers one prompt; entered for methods that `learns` alone.
@@ -282,10 +303,53 @@ class AttentionMethod(Method, ABC):
 
 
 class PromptTransform(Method, ABC):
-    """Rewrites the prompt before the model reads it; its prefill is over another text and cannot be shared."""
+    """Shortens the text of a prompt before the model reads it; its prefill is over another text and cannot be shared.
+
+    What it makes of a text depends on its parameters, its helper and the text alone (and on the question, if it
+    ``asks``), so the engine computes it once and keeps it for every model (`engine.rewriting`).
+
+    Class attributes:
+        asks: whether `rewrite` reads the question or the instruction.
+        revision: raised when the same input gives another output, so that what older versions kept is not used.
+    """
+
+    asks: ClassVar[bool] = False
+    revision: ClassVar[int] = 1
+
+    @property
+    def rewriter(self) -> PromptTransform:
+        return self
+
+    @property
+    def idle(self) -> bool:
+        """Whether these parameters leave every text as it is; then no helper is loaded."""
+        return False
+
+    @property
+    def whole_prompt(self) -> bool:
+        """Whether all of the prompt is rewritten, the question too, and not its context alone."""
+        return False
+
+    @property
+    def helper(self) -> Helper | None:
+        """The model it reads texts with; it is loaded once for all prompts, before the model under test."""
+        return None
+
+    @property
+    def depends_on(self) -> dict[str, str]:
+        """What decides the output besides text and helper: by default all parameters and the calibration."""
+        return {**self.parameters, "calibration": self.calibration}
+
+    def check_helper(self, helper: Any) -> None:
+        """Refuse a helper that cannot serve. Raises ModelError."""
 
     @abstractmethod
-    def transform_prompt(self, text: str, question_start: int | None) -> str: ...
+    def rewrite(self, prompt: PromptText, helper: Any) -> str:
+        """The passage that takes the place of ``prompt.passage``; a function of its arguments alone.
+
+        Args:
+            helper: of the kind that `helper` asks for; None where it asks for none.
+        """
 
 
 class ModelTransform(Method, ABC):

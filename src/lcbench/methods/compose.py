@@ -20,6 +20,7 @@ from lcbench.kv.ragged import RaggedLayer
 from lcbench.kv.record import LayerRecord, PrefillRecord
 from lcbench.methods.base import CacheTransform, Method
 from lcbench.methods.extension import Extension
+from lcbench.methods.prompted import Prompted
 
 if TYPE_CHECKING:
     from lcbench.models.info import ModelInfo
@@ -49,8 +50,9 @@ class Composed(Method):
         turns = first.turns or second.turns
         papers = ", ".join(dict.fromkeys(paper for paper in (first.paper, second.paper) if paper))
         # A registered method has these on its class; here every pair has its own.
+        follows = first.follows_distances and second.follows_distances
         given = {"name": f"{first.name}+{second.name}", "paper": papers, "traits": traits, "turns": turns}
-        for name, value in given.items():
+        for name, value in {**given, "follows_distances": follows}.items():
             object.__setattr__(self, name, value)
 
     @property
@@ -72,6 +74,9 @@ class Composed(Method):
     def check(self, shape: CacheShape) -> None:
         self.dropper.check(shape)
         self.quantizer.check(shape)
+
+    def announcement(self) -> str:
+        return self.dropper.announcement() or self.quantizer.announcement()
 
     def observes(self) -> frozenset[Observation]:
         return self.dropper.observes() | self.quantizer.observes()
@@ -121,7 +126,8 @@ class Extended(Method):
             training=", ".join(filter(None, (first.traits.training, second.traits.training))),
         )
         papers = ", ".join(dict.fromkeys(paper for paper in (first.paper, second.paper) if paper))
-        for name, value in (("name", f"{first.name}+{second.name}"), ("paper", papers), ("traits", traits)):
+        given = {"name": f"{first.name}+{second.name}", "paper": papers, "traits": traits}
+        for name, value in {**given, "turns": first.turns or second.turns}.items():
             object.__setattr__(self, name, value)
 
     @property
@@ -148,6 +154,9 @@ class Extended(Method):
     def check(self, shape: CacheShape) -> None:
         self.extension.check(shape)
         self.inner.check(shape)
+
+    def announcement(self) -> str:
+        return self.inner.announcement()
 
     def window_of(self, trained: int) -> int | None:
         return self.extension.window_of(trained)
@@ -176,6 +185,14 @@ def compose(parts: Sequence[Method]) -> Method:
         BadValue: they do not go together; says why.
     """
     text = "+".join(part.id for part in parts)
+    if parts[0].traits.family == "prompt" and len(parts) > 1:
+        return Prompted(parts[0], compose(parts[1:]) if len(parts) > 2 else parts[1])
+    late = next((part for part in parts[1:] if part.traits.family == "prompt"), None)
+    if late is not None:
+        raise BadValue(
+            f"{late.name} shortens the prompt, so nothing can come before it in '{text}'.",
+            f"Write {late.id}+{parts[0].id}.",
+        )
     places = [i for i, part in enumerate(parts) if isinstance(part, Extension)]
     if places:
         return _extended(parts, places, text)
@@ -207,7 +224,7 @@ def _extended(parts: Sequence[Method], places: Sequence[int], text: str) -> Meth
     inner = rest[0] if len(rest) == 1 else compose(rest)
     if inner.traits.family == "baseline":
         raise BadValue(f"{inner.name} adds nothing to {first.name}.", f"Write {first.id}.")
-    if inner.traits.family in ("prompt", "architecture", "extend"):
+    if inner.traits.family in ("prompt", "architecture", "extend") or inner.learns:
         raise BadValue(f"{inner.name} cannot work on a model that {first.name} extends.", example)
     reason = first.refuse_method(inner)
     if reason:

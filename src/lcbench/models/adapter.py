@@ -10,7 +10,8 @@ ragged lengths are the store's business.
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any, Protocol
@@ -21,7 +22,7 @@ from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 
 from lcbench.errors import ModelError
-from lcbench.models import native
+from lcbench.models import head, native
 from lcbench.models.rope_length import forget_longer_texts, rows_of_one_length
 from lcbench.models.rule import AttentionRule
 
@@ -84,6 +85,23 @@ class _Session:
 
 
 _session: contextvars.ContextVar[_Session | None] = contextvars.ContextVar("lcbench_session", default=None)
+_distances: contextvars.ContextVar[tuple[tuple[Any, Callable[[], Any]], ...]] = contextvars.ContextVar(
+    "lcbench_distances", default=()
+)
+
+
+@contextmanager
+def distances(model: Any, make: Callable[[], Any]) -> Iterator[None]:
+    """Context in which the layers of a model see far keys at other distances.
+
+    Args:
+        make: asked in every layer, while it attends, for what goes into `AttentionRule.distances`.
+    """
+    token = _distances.set(((model, make), *_distances.get()))
+    try:
+        yield
+    finally:
+        _distances.reset(token)
 
 
 class _PassThrough(Cache):
@@ -141,10 +159,13 @@ def _attention(
         int(sliding_window) if sliding_window else None,
         None if softcap is None else float(softcap),
         None if s_aux is None else s_aux.detach(),
+        next((make() for model, make in _distances.get() if model is session.model), None),
     )
     stores = [cache.layers[layer] for cache in session.rows]
     starts = [store.seen for store in stores]
-    out = _attend_rows(stores, query, key, value, rule)
+    twins, count = len(query), len(stores)
+    query, key, value = query[:count], key[:count], value[:count]
+    out = _attend_rows(stores, query, key, value, rule).expand(twins, -1, -1, -1)
     for row, observers in enumerate(session.observers):
         for observer in observers:
             observer.observe(layer, query[row], key[row], value[row], starts[row], stores[row], rule)
@@ -246,15 +267,18 @@ def check_supported(model: Any) -> None:
 
 
 def install(model: Any) -> None:
-    """Route the attention of ``model`` through ours, for good; a model that runs on its own cache keeps its own.
+    """Route the attention of ``model`` through ours, for good; a model that runs on its own cache keeps its own. Either
+    chooses in fp32 where it is a 16-bit model (`models.head`).
 
     Raises:
         ModelError: as `check_supported`.
     """
     if native.family_of(model) is not None:
+        head.sharpen(model)
         native.install(model)
         return
     check_supported(model)
+    head.sharpen(model)
     if model.config.model_type == "falcon":
         model.config._attn_implementation = ATTENTION_NAME  # no mask is built for it
         for module in model.modules():
@@ -286,6 +310,13 @@ def _falcon_attention(
     return self.dense(out.flatten(2)), None
 
 
+def _sums_its_own_way(model: Any, input_ids: Tensor) -> bool:
+    """Whether a lone token would be computed otherwise than among others: in 16 bits on a CPU, where torch multiplies
+    a matrix with one vector by another kernel than with two or more. Such a token goes twice, so that what a sequence
+    answers does not depend on its neighbours."""
+    return input_ids.numel() == 1 and input_ids.device.type == "cpu" and model.dtype in (torch.float16, torch.bfloat16)
+
+
 @torch.inference_mode()
 def forward(
     model: Any,
@@ -310,7 +341,7 @@ def forward(
         all_logits: logits of all q tokens instead of the last alone.
 
     Returns:
-        Logits ``[R, q or 1, vocab]`` in the model's dtype.
+        Logits ``[R, q or 1, vocab]``, fp32 (of a quantized head, as it makes them).
     """
     groups = rows_of_one_length(model.config.get_text_config(decoder=True), positions)
     if len(groups) > 1:
@@ -325,6 +356,8 @@ def forward(
     if native.family_of(model) is not None:
         return _forward_native(model, input_ids, positions, rows, observers, all_logits)
     forget_longer_texts(model)
+    if _sums_its_own_way(model, input_ids):
+        input_ids, positions = input_ids.expand(2, -1), positions.expand(2, -1)
     session = _Session(rows, observers, model=model)
     token = _session.set(session)
     try:
@@ -343,7 +376,7 @@ def forward(
             "through lcbench's attention.",
             "This model class is not supported; please report it.",
         )
-    return output.logits  # type: ignore[no-any-return]
+    return output.logits[: len(rows)]  # type: ignore[no-any-return]
 
 
 def loss(model: Any, ids: Tensor, cache: CacheStore) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 
 from lcbench.config.spec import ModelSpec
 from lcbench.errors import LcbenchError, ModelError
-from lcbench.models import hub, own, support
+from lcbench.models import clex_checkpoint, hub, own, support
 from lcbench.models.hub import plain
 from lcbench.models.identity import weight_files
 from lcbench.models.place import Placement, quantization
@@ -45,10 +45,13 @@ class Reader:
 
     def config(self) -> Any:
         """The transformers config. Raises ModelError: not JSON, an unknown family, code that is not trusted."""
-        from transformers import AutoConfig
+        from transformers import AutoConfig, PreTrainedConfig
 
         own.register()
         with self._explained("config"):
+            raw, _ = PreTrainedConfig.get_config_dict(self.where, **self._place)
+            if clex_checkpoint.is_clex(raw):
+                return clex_checkpoint.plain_config(raw)
             return AutoConfig.from_pretrained(self.where, **self._options)
 
     def skeleton(self, config: Any, dtype: torch.dtype, *, with_generation: bool = True) -> Any:

@@ -24,8 +24,30 @@ def notes_of(run: RunDirectory, records: Records) -> list[str]:
         *asked(run.spec),
         *_data(run),
         *_looked_up(records),
+        *_shortened(run, records),
         *unfinished(run, counts),
     ]
+
+
+def merged_notes(notes: Sequence[tuple[RunDirectory, Sequence[str]]]) -> list[str]:
+    """The notes of all runs, each once: those that not all runs say with the runs that do.
+
+    What is said of a task is said once for all tasks it holds for, and needs no run where all runs with the task say
+    it.
+    """
+    said: dict[str, list[tuple[RunDirectory, str]]] = {}
+    for run, own in notes:
+        for note in dict.fromkeys(own):
+            task = next((task for task in run.tasks if note.startswith(f"{task}: ")), "")
+            said.setdefault(note.removeprefix(f"{task}: "), []).append((run, task))
+    found = []
+    for text, places in said.items():
+        tasks = [task for task in dict.fromkeys(task for _, task in places) if task]
+        holders = [run for run, _ in notes if not tasks or set(tasks) & set(run.tasks)]
+        whose = [] if len({run.path for run, _ in places}) == len(holders) else [str(run.path) for run, _ in places]
+        about = said_once((task, text) for task in tasks) if tasks else [text]
+        found += [f"{', '.join(dict.fromkeys(whose))}: {line}" if whose else line for line in about]
+    return found
 
 
 def overall_notes(lines: Sequence[Line], cells: Iterable[Cell], labels: Mapping[str, str]) -> list[str]:
@@ -57,6 +79,29 @@ def _looked_up(records: Records) -> list[str]:
         for method, found in own.items()
         if found
     ]
+
+
+def _shortened(run: RunDirectory, records: Records) -> list[str]:
+    """Methods that shorten the prompt: to how much, in how long. Seconds are those of when a text was shortened."""
+    tokens: dict[str, list[tuple[int, int]]] = {}
+    seconds: dict[str, list[float]] = {}
+    for (method, task), found in records.items():
+        for r in found:
+            if r.ok and r.tokens_before:
+                tokens.setdefault(method, []).append((r.tokens_before, r.prompt_tokens))
+        if method in tokens:
+            seconds.setdefault(method, []).extend(
+                t["rewrite"] for t in run.timings(method, task).values() if "rewrite" in t
+            )
+    notes = []
+    for method, pairs in tokens.items():
+        before, after = fmean(pair[0] for pair in pairs), fmean(pair[1] for pair in pairs)
+        took = f", in {fmean(seconds[method]):.2g} s a prompt" if seconds[method] else ""
+        notes.append(
+            f"{method}: prompts shortened from {before:,.0f} to {after:,.0f} tokens in the mean "
+            f"({after / before:.0%}){took}; bytes are compared with the cache of the whole prompt"
+        )
+    return notes
 
 
 def _model(model: Any) -> list[str]:

@@ -39,6 +39,9 @@ class PredictionRecord:
             and look parts up. 0 in records older than this field.
         memory: "real" when the dropped bytes are freed, "simulated" when they only count as dropped.
         shared_prefill: whether the method may run on a prefill shared with others.
+        tokens_before: tokens of the prompt before a method shortened it (its text, or which of its tokens are read),
+            chat template included, uncut; None for methods that read the prompt as it is. ``kv_bytes_full`` is then
+            that of so many tokens.
         truncated_from: tokens before truncation when the prompt was cut, else None.
         task_version: version of the task definition that made the prompt.
         question: "visible" when the question was in the prompt as the method compressed it, "hidden" when it was read
@@ -71,6 +74,7 @@ class PredictionRecord:
     question: str = "visible"
     decode: str = "exact"
     reused_from: str | None = None
+    tokens_before: int | None = None
     near_ties: int = 0
     meta: dict[str, Any] = field(default_factory=dict)
 
@@ -147,6 +151,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "task_version": _COUNT,
     "question": (lambda value: value in ("visible", "hidden"), "visible or hidden"),
     "decode": (lambda value: value in ("stacked", "exact"), "stacked or exact"),
+    "tokens_before": _COUNT_OR_NULL,
     "reused_from": (lambda value: value is None or isinstance(value, str), "text or null"),
     "near_ties": _COUNT,
     "meta": (lambda value: isinstance(value, dict), "an object"),

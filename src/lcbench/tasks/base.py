@@ -42,10 +42,15 @@ class Prompt:
     Attributes:
         text: the whole prompt.
         question_start: index in ``text`` where context ends and the question begins; None when they interleave.
+        context: where in ``text`` the context stands, from its first character to behind its last; None for a prompt
+            that has none of its own. What shortens prompts shortens this part.
+        question: what is asked of the context, as the row has it; "" for a task that asks the same of every row.
     """
 
     text: str
     question_start: int | None = None
+    context: tuple[int, int] | None = None
+    question: str = ""
 
 
 @dataclass(frozen=True)

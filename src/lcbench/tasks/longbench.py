@@ -127,14 +127,17 @@ def fill(template: str, fields: Mapping[str, Any]) -> Prompt:
     input, so nothing to tell apart.
     """
     text, start, asked = "", None, False
+    context: tuple[int, int] | None = None
     for literal, name, _, _ in string.Formatter().parse(template):
         text += literal
         if name is not None:
+            begin = len(text)
             text += str(fields[name])
             asked = asked or (name == "input" and start is not None)
             if name == "context":
                 start = len(text)
-    return Prompt(text, start if asked else None)
+                context = begin, start
+    return Prompt(text, start if asked else None, context, str(fields.get("input") or ""))
 
 
 def _rows(raw: Sequence[Mapping[str, Any]], where: str) -> tuple[Row, ...]:

@@ -106,10 +106,12 @@ class Passkey(Task):
         background, cut = row.fields["background"], row.fields["cut"]
         context = " ".join([background[:cut].strip(), row.fields["needle"], background[cut:].strip(), ""])
         texts = _texts()
+        instruction, question = texts["instruction"], texts["question"]
         if self.instruction == "prefix":
-            context = texts["instruction"] + context
-            return Prompt(context + texts["question"], len(context))
-        return Prompt(context + texts["instruction"] + texts["question"], len(context))
+            start = len(instruction)
+            end = start + len(context)
+            return Prompt(instruction + context + question, end, (start, end), question)
+        return Prompt(context + instruction + question, len(context), (0, len(context)), question)
 
     def _rows(self, haystack: tuple[str, ...]) -> Iterator[Row]:
         texts, depths = _texts(), self.depth_values()

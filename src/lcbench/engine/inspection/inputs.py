@@ -11,13 +11,14 @@ from typing import Any
 from lcbench.config.spec import RunSpec
 from lcbench.engine.answer import FULL, sample_seed
 from lcbench.engine.inspection.text import pieces_of
-from lcbench.engine.prepare import prepare
-from lcbench.errors import BadValue, UsageError
+from lcbench.engine.prepare import prepare, prompt_text
+from lcbench.engine.rewriting import Rewriters
+from lcbench.errors import BadValue, SampleError, UsageError
 from lcbench.inspected import Piece
 from lcbench.methods.base import Method
 from lcbench.models.chat import encode_prompt
 from lcbench.models.info import LoadedModel, ModelInfo
-from lcbench.tasks.base import Loaded, Row, Task
+from lcbench.tasks.base import Loaded, Prompt, Row, Task
 from lcbench.tasks.registry import resolve
 
 _LIST = "Write a JSON list of whole numbers, e.g. [1, 4093, 278]."
@@ -43,11 +44,13 @@ class Read:
 
     Attributes:
         ids: at least one. pieces: what the method made of the text, where it rewrote it. seed: of everything drawn.
+        before: tokens of the prompt before a method shortened it; 0 where none did.
     """
 
     ids: Sequence[int]
     pieces: Sequence[Piece] = ()
     seed: int = 42
+    before: int = 0
 
 
 def read_id_list(path: Path, option: str) -> list[int]:
@@ -118,10 +121,9 @@ def read_prompt(
     Raises:
         BadValue, UsageError, ModelError: it cannot be fed to this model, or not with this method.
     """
-    rewrites = type(method).transform_prompt is not Method.transform_prompt
     if ids is not None:
         assert source.token_ids is not None
-        if rewrites:
+        if method.rewriter is not None:
             raise UsageError(
                 f"{method.id} rewrites the text of a prompt, and --token-ids gives no text.", "Use --prompt or --task."
             )
@@ -131,12 +133,15 @@ def read_prompt(
         return _of_row(*row, spec, method, info, tokenizer, home)
     assert source.prompt is not None
     before = _text(source.prompt, "--prompt")
-    text = method.transform_prompt(before, None)
+    text = _rewritten(Prompt(before), spec, method, home)
     reader = LoadedModel(None, tokenizer, info)
     encoded = encode_prompt(reader, text, chat=spec.model.chat != "none", chat_option=spec.model.chat)
     if not encoded.ids:
         raise BadValue(f"--prompt {source.prompt} has no tokens.", "Put some text into it.")
-    return Read(encoded.ids, pieces_of(before, text) if text != before else (), spec.seed)
+    if method.rewriter is None:
+        return Read(encoded.ids, seed=spec.seed)
+    whole = encode_prompt(reader, before, chat=spec.model.chat != "none", chat_option=spec.model.chat)
+    return Read(encoded.ids, pieces_of(before, text) if text != before else (), spec.seed, len(whole.ids))
 
 
 def _of_row(task: Task, row: Row, spec: RunSpec, method: Method, info: ModelInfo, tokenizer: Any, home: Path) -> Read:
@@ -152,9 +157,22 @@ def _of_row(task: Task, row: Row, spec: RunSpec, method: Method, info: ModelInfo
             f"Row {row.id} of {task.id} cannot be fed: {prompt.error}", "Choose another row or a shorter task."
         )
     asked = task.prompt(row, home)
-    text = method.transform_prompt(asked.text, asked.question_start)
+    text = _rewritten(asked, spec, method, home)
     pieces = pieces_of(asked.text, text) if text != asked.text else ()
-    return Read(prompt.ids, pieces, sample_seed(spec.seed, task.id, row.id))
+    return Read(prompt.ids, pieces, sample_seed(spec.seed, task.id, row.id), prompt.tokens_before or 0)
+
+
+def _rewritten(prompt: Prompt, spec: RunSpec, method: Method, home: Path) -> str:
+    """The text of a prompt as a method wants it read."""
+    if method.rewriter is None:
+        return prompt.text
+    rewriters = Rewriters(spec.model, home)
+    try:
+        return rewriters.rewrite(method.rewriter, prompt_text(prompt)).text
+    except SampleError as error:
+        raise BadValue(error.message, "Choose another prompt, or other parameters.") from None
+    finally:
+        rewriters.close()
 
 
 def check_length(count: int, steps: int, info: ModelInfo, method: Method) -> None:
