@@ -351,7 +351,8 @@ class Answerer:
                 ids, kept = chosen_tokens(self.loaded, methods[0], ids)
             if kept is not None:
                 seconds["rewrite"] = choosing.seconds
-        cache = None if prompts.shared else empty_cache(self.loaded, methods[0], ids.shape[-1])
+        plain = prompts.shared and not prompts.reading
+        cache = None if plain else empty_cache(self.loaded, methods[0], ids.shape[-1])
         with Stopwatch(self.loaded.info.device) as reading:
             record = prefill(
                 self.loaded,

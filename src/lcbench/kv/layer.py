@@ -28,6 +28,11 @@ class LayerKV(ABC):
 
     seen: int
 
+    def beside(self, query: Tensor, key: Tensor) -> bool:
+        """Told, before new tokens come, the queries ``[H, q, d]`` and keys ``[Hk, q, d]`` that a method made of another
+        input (`models.adapter.other_input`). True when the store takes both; else it gets these instead."""
+        return False
+
     @abstractmethod
     def append(self, key: Tensor, value: Tensor) -> None:
         """Take the keys and values ``[Hk, q, d]`` of q new tokens (after RoPE). Adds q to ``seen``."""

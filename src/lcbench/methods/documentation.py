@@ -41,7 +41,8 @@ where nothing is quantized yet.
 
 _COLUMNS = """\
 * **prefill**: shared means that the method compresses the result of the unmodified dense pass over the prompt, so that
-  one pass serves all such methods of a run; own means that it reads the prompt in its own way.
+  one pass serves all such methods of a run; own means that it reads the prompt in its own way. Methods on one context
+  extension share the pass of the extended model.
 * **memory**: real means that dropped bytes are freed and the bytes in a record are those of the tensors held; simulated
   means that they only count as dropped.
 * **needs**: what must be there before: a calibration of the model, which the command shown makes, or weights that

@@ -26,7 +26,8 @@ from lcbench.scoring.rows import scored_text, task_facts
 from lcbench.scoring.samples import LONGBENCH, LONGBENCH_E, TaskSamples, from_record, task_versions
 from lcbench.scoring.table import MethodScores, ScoreTable, TaskScore
 from lcbench.store.bench_folder import is_bench_only
-from lcbench.store.rundir import RUN_FILE, RunDirectory
+from lcbench.store.run_file import RUN_FILE
+from lcbench.store.rundir import RunDirectory
 
 
 @dataclass(frozen=True)
