@@ -578,12 +578,16 @@ def _forward_native(
     observers: Sequence[Sequence[Observer]],
     all_logits: bool,
 ) -> Tensor:
-    """`forward` of a model that brings its own cache: one row after another, each through its `NativeState`."""
+    """`forward` of a model that brings its own cache: each row through its `NativeState`, together where a family's
+    states can be put side by side, else one after another."""
     if any(watching for watching in observers) or not all(hasattr(row, "native") for row in rows):
         raise ModelError(
             f"{type(model).__name__} runs on its own cache, which nothing can watch or replace.",
             "Use --method full, or a model whose layers are all attention.",
         )
+    states = [row.native for row in rows]
+    if len(states) > 1 and input_ids.shape[1] == 1 and native.may_step_together(model, states):
+        return native.step_together(model, states, input_ids)
     logits = [
         row.native.forward(model, input_ids[i : i + 1], positions[i : i + 1], all_logits=all_logits)
         for i, row in enumerate(rows)
