@@ -69,7 +69,7 @@ def test_methods_are_grouped_by_category_at_80_columns() -> None:
     headkv = next(line for line in listing if line.startswith("headkv "))
     assert headkv.split()[1:3] == ["2410.19258", "calibration"]
     assert "calibration" not in next(line for line in listing if line.startswith("snapkv "))
-    text = " ".join(" ".join(line[45:].split()) for line in listing)
+    text = " ".join(" ".join(line[46:].split()) for line in listing)
     assert "First: lcbench calibrate headkv." in text
 
 

@@ -46,6 +46,9 @@ def test_run_score_report(name: str, folders: dict[str, Path], cli: Cli) -> None
         shown = cli(*arguments)
         assert shown.code == 0, shown.err
         assert "full" in shown.out
+    told = " ".join(cli("report", "run", "--format", "md").out.split())
+    assert "KV bytes are those of its state" in told
+    assert ("attention layers" in told) == (name == "jamba")
     again = cli("run", "--model", folders[name], "--method", "full", "--task", TASK, "--out", "run")
     assert again.code == 0, again.err
     assert lines(file) == records

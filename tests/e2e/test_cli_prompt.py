@@ -123,3 +123,59 @@ def test_a_rate_of_one_is_the_plain_prompt(
     for a, b in zip(records("run", "full"), records("run", "llmlingua2"), strict=True):
         assert (a["pred"], a["prompt_tokens"], a["kv_bytes"]) == (b["pred"], b["prompt_tokens"], b["kv_bytes"])
         assert b["tokens_before"] == b["prompt_tokens"]
+
+
+def test_every_method_runs_on_a_helper_of_the_users(
+    cli: Callable[..., Any], folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LCBENCH_HOME", str(tmp_path / "home"))
+    model = folders[0]
+    methods = [
+        f"longllmlingua@rate=0.5,model={model},segment=50",
+        f"selective-context@rate=0.5,model={model}",
+        f"perception-compressor@rate=0.5,model={model},guides=1",
+        "gemfilter@budget=0.5",
+        "gemfilter@budget=0.5+kivi@bits=4,group_size=16,residual_length=32",
+    ]
+    common = ["run", "--model", model, "--task", TASK, "--limit", "1", "--chat", "none"]
+    done = cli(*common, "--method", ",".join(["full", *methods]), "--out", "run")
+    assert done.code == 0, done.err
+    (full,) = records("run", "full")
+    token = full["kv_bytes_full"] // full["prompt_tokens"]
+    for name in ("longllmlingua", "selective-context", "perception-compressor", "gemfilter"):
+        (one,) = records("run", name)
+        assert one["status"] == "ok"
+        assert one["tokens_before"] == full["prompt_tokens"]
+        assert 0.3 < one["prompt_tokens"] / one["tokens_before"] < 0.95, name
+        assert one["kv_bytes"] == token * one["prompt_tokens"]
+        assert one["kv_bytes_full"] == full["kv_bytes_full"]
+        assert timings("run", name)[0]["rewrite"] > 0
+    packed = [json.loads(line) for f in Path("run/predictions").glob("*kivi*/*") for line in f.open()]
+    assert packed[0]["kv_bytes"] < records("run", "gemfilter")[0]["kv_bytes"]
+    assert done.err.count("reads the prompts with") == 1  # one helper serves all three
+    shown = cli("inspect", "--model", model, "--task", TASK, "--method", "gemfilter@budget=0.5", "--chat", "none",
+                "--json", "--details")  # fmt: skip
+    data = json.loads(shown.out)
+    kept = "".join(piece["text"] for piece in data["text"] if piece["kind"] == "kept")
+    assert data["prompt_tokens"] == records("run", "gemfilter")[0]["prompt_tokens"] == len(data["token_ids"])
+    assert len(kept.replace("<s>", "s")) == data["prompt_tokens"]
+    assert data["kv_bytes_full"] == full["kv_bytes_full"]
+
+
+def test_end_says_what_it_lacks_and_hidden_questions_are_refused(
+    cli: Callable[..., Any], folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LCBENCH_HOME", str(tmp_path / "home"))
+    common = ["run", "--model", folders[0], "--task", TASK, "--limit", "1"]
+    done = cli(*common, "--method", "end")
+    assert done.code == 2
+    assert "lcbench calibrate end --model" in " ".join(done.err.split())
+    for method in ("gemfilter", "selective-context@rate=1"):
+        hidden = cli(*common, "--method", method, "--question", "hidden")
+        assert hidden.code == 2
+        assert "reads the prompt in its own way" in " ".join(hidden.err.split())
+    with_itself = cli(*common, "--method", "end@threshold=0", "--out", "run", "--chat", "none")
+    assert with_itself.code == 0, with_itself.err
+    bad = cli(*common, "--method", "longllmlingua@model=./nowhere")
+    assert bad.code == 2
+    assert "longllmlingua@model=./nowhere" in " ".join(bad.err.split())

@@ -180,6 +180,7 @@ CASES: dict[str, list[Case]] = {
         _lighttransfer("queries=8", 2),
         _lighttransfer("lazy_layers=3,roll=false,queries=1", 3, roll=False),
         _lighttransfer("theta=0.45,keep_last=1", None),
+        _lighttransfer("fixed=0/3", 2),
     ],
     "expected-attention": [_expected("future=16"), _expected("covariance=false,value_norm=false,future=1")],
     "corm": [_corm("window=6,recent=8"), _corm("window=9,recent=3")],

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import harness
@@ -117,3 +118,22 @@ CASES: dict[str, list[Case]] = {
         )
     ],
 }
+
+
+def _clex(method: Any) -> Any:
+    from clex_checkpoints import tensors as clex_tensors
+
+    from lcbench.methods.calibration import bound
+    from lcbench.models.clex_checkpoint import DOWN, START, UP, ClexLayer
+
+    held = clex_tensors(learned=False)
+    return bound(method, _clex_layer=ClexLayer(held[UP], held[DOWN], held[START], 8.0, 0.05, "tanh", False))
+
+
+# The tiny models are trained for 4096 tokens, so t is 1 here; `test_clex` has longer texts.
+CASES["clex"] = [
+    replace(
+        extension("clex", ("clex",), rope_reference(lambda m: own())),
+        bind=_clex,
+    )
+]

@@ -198,6 +198,8 @@ def lazy_scores(method: Any, record: PrefillRecord) -> list[float]:
 def lazy_layers(method: Any, record: PrefillRecord) -> set[int]:
     if record.length <= method.n_sink + method.n_recent:
         return set()
+    if method.fixed:
+        return set(method.fixed)
     scores = lazy_scores(method, record)
     candidates = range(LAYERS - method.keep_last)
     if method.theta is not None:

@@ -533,3 +533,12 @@ def test_short_prompts_are_left_alone() -> None:
 def test_two_ways_to_choose_layers_are_refused() -> None:
     with pytest.raises(BadValue, match="two ways to choose layers"):
         resolve("lighttransfer@theta=0.9,lazy_layers=4")
+
+
+def test_lazy_layers_of_a_trained_hybrid() -> None:
+    assert is_lazy(f"{LIGHT},fixed=1/3") == [False, True, False, True]
+    assert resolve(f"{LIGHT},fixed=1/3").observes() == frozenset()
+    with pytest.raises(BadValue, match="nothing is left to choose"):
+        resolve("lighttransfer@fixed=1/3,theta=0.9")
+    with pytest.raises(ModelError, match="layer 9"):
+        resolve("lighttransfer@fixed=1/9").check(SHAPE)

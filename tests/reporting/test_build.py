@@ -13,6 +13,7 @@ from made_runs import failed, make, right, wrong
 
 from lcbench.errors import CorruptFile, NotARun
 from lcbench.reporting.build import build
+from lcbench.reporting.samples import samples_of
 from lcbench.reporting.table import Cell, Report
 from lcbench.scoring.run import ScoreOptions, score_run
 from lcbench.store.rundir import RunDirectory
@@ -257,3 +258,43 @@ def test_a_run_of_an_older_layout_without_provenance_still_has_a_report(tmp_path
         report = build([RunDirectory.open(tmp_path / "r")])
         assert cell(report, "qasper", "full").score == 100.0
         assert report.columns[0].model == "unknown model"
+
+
+def parametrized(path: Path, task: str, methods: dict[str, str], records: Any) -> RunDirectory:
+    """A run whose methods have a name and a budget in run.json."""
+    run = make(path, {(method, task): records for method in methods}, facts={task: {"notes": ["one background"]}})
+    facts = {m: {"name": m.partition("@")[0], "parameters": {"budget": b}} for m, b in methods.items()}
+    (run.path / "run.json").write_text(json.dumps({**run.info, "provenance": {**run.provenance, "methods": facts}}))
+    return RunDirectory.open(run.path)
+
+
+def test_one_method_spelled_twice_has_one_column_and_its_samples(tmp_path: Path) -> None:
+    one = parametrized(tmp_path / "one", "qasper", {"snapkv": "0.25", "h2o": "0.5"}, [right(0), wrong(1)])
+    explicit = {"snapkv@budget=0.25": "0.25", "snapkv@budget=0.5": "0.5"}
+    two = parametrized(tmp_path / "two", "multifieldqa_en", explicit, [right(0), right(1), right(2), wrong(3)])
+    report = build([one, two])
+    assert [c.method for c in report.columns] == ["snapkv@budget=0.25", "h2o", "snapkv@budget=0.5"]
+    assert cell(report, "qasper", "snapkv@budget=0.25").score == 50.0
+    assert cell(report, "multifieldqa_en", "snapkv@budget=0.25").score == 75.0
+    (mean,) = [line for line in report.lines if line.category]
+    assert report.cells[mean, report.columns[0]].score == 62.5
+    assert f"{one.path}: snapkv is shown as snapkv@budget=0.25: the same parameters" in report.notes
+    behind = {(line.name, c.method): len(own) for (line, c), own in samples_of(report, [one, two]).items()}
+    assert behind["qasper", "snapkv@budget=0.25"] == 2
+    assert behind["multifieldqa_en", "snapkv@budget=0.25"] == 4
+
+
+def test_one_name_with_other_parameters_is_another_method(tmp_path: Path) -> None:
+    one = parametrized(tmp_path / "one", "qasper", {"snapkv": "0.25"}, [right(0)])
+    two = parametrized(tmp_path / "two", "hotpotqa", {"snapkv": "0.5"}, [right(0)])
+    assert [(c.method, c.run) for c in build([one, two]).columns] == [("snapkv", "one"), ("snapkv", "two")]
+
+
+def test_what_all_runs_say_is_said_once(tmp_path: Path) -> None:
+    one = parametrized(tmp_path / "one", "passkey@depths=3", {"full": ""}, [right(0)])
+    two = parametrized(tmp_path / "two", "passkey@depths=5", {"full": ""}, [right(0)])
+    three = make(tmp_path / "three", {("full", "qasper"): [right(0)]}, limit=1)
+    notes = build([one, two, three]).notes
+    assert sum("ratios are to its uncompressed" in note for note in notes) == 1
+    assert "passkey@depths=3, passkey@depths=5: one background" in notes
+    assert f"{three.path}: only the first rows of each task were asked for (--limit 1)" in notes

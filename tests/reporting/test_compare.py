@@ -193,11 +193,49 @@ def test_the_same_prompts_are_paired_whatever_else_differs(tmp_path: Path) -> No
     }
     found = compare(*two(tmp_path / "x", {}, longer_window))
     assert found.overall.n == 3
-    assert any("weights too: demo and finetuned" in note for note in found.notes)
-    assert any("--question too: not given and hidden" in note for note in found.notes)
+    assert found.differs == ("the model's weights (demo, w1 and finetuned, w2)", "--question (visible and hidden)")
     fewer = {"facts": {**PROMPTS, "rows": 2}, "spec": {"limit": 2}}
     some = compare(*two(tmp_path / "y", {}, fewer, b=scored(2, 0)))
     assert (some.overall.n, some.unmatched) == (2, 1)
+
+
+def test_what_else_differs_stands_in_the_verdict_itself(tmp_path: Path) -> None:
+    hidden = {"spec": {"question": "hidden"}}
+    first, second = two(tmp_path / "x", {}, hidden, a=scored(9, 0), b=[wrong(i) for i in range(9)])
+    verdict = compare(first, second).verdict()
+    assert "not between the methods alone (the runs also differ in --question (visible and hidden)): " in verdict
+    assert f"{second.name} scores 100.0 points less than {first.name}" in verdict
+    facts = {"qasper": {"prompts_sha256": {"shared": "p"}}}
+    a, b = (
+        make(tmp_path / weights, {(FULL, "qasper"): scored(*counts)}, identity=weights, facts=facts)
+        for weights, counts in (("w1", (9, 0)), ("w2", (0, 9)))
+    )
+    verdict = compare(Side(a, FULL), Side(b, FULL)).verdict()
+    assert "one method in two runs that differ in the model's weights (demo, w1 and demo, w2)" in verdict
+    assert not compare(*sides(make(tmp_path / "r", {(m, "qasper"): scored(2, 1) for m in (FULL, KIVI)}))).differs
+
+
+def parametrized(path: Path, parameters: dict[str, dict[str, str]], records: Any, task: str = "qasper") -> RunDirectory:
+    run = make(path, {(method, task): records for method in parameters})
+    facts = {
+        m: {"name": m.partition("@")[0], "parameters": p, "calibration_sha256": None} for m, p in parameters.items()
+    }
+    info = {**run.info, "provenance": {**run.provenance, "methods": facts}}
+    (run.path / "run.json").write_text(json.dumps(info))
+    return RunDirectory.open(run.path)
+
+
+def test_two_runs_are_compared_by_what_methods_are_and_not_by_how_they_are_spelled(tmp_path: Path) -> None:
+    quarter, half = {"budget": "0.25"}, {"budget": "0.5"}
+    a = parametrized(tmp_path / "a", {"full": {}, "snapkv": quarter}, scored(3, 0))
+    b = parametrized(
+        tmp_path / "b", {"full": {}, "snapkv@budget=0.25": quarter, "snapkv@budget=0.5": half}, scored(2, 1)
+    )
+    found = pairs_of([str(a.path), str(b.path)], None, none)
+    assert [(x.method, y.method) for x, y in found] == [("full", "full"), ("snapkv", "snapkv@budget=0.25")]
+    other = parametrized(tmp_path / "c", {"snapkv": half}, scored(2, 1))  # another default in another version
+    ((x, y),) = pairs_of([str(a.path), str(other.path)], None, none)
+    assert compare(x, y).differs == ("the parameters of snapkv",)
 
 
 def test_a_task_that_cannot_be_paired_does_not_stop_the_others(tmp_path: Path) -> None:
@@ -311,6 +349,15 @@ def test_the_terminal_shows_verdict_table_and_changes(
     assert "\u202e" not in result.stdout
     assert "p (Holm)" in text
     assert (" qa_f1 " in text) == (width == 200)
+
+
+def test_what_a_terminal_would_hide_or_obey_is_named(tmp_path: Path) -> None:
+    hostile = "a\x1b[31mb\u200bc\u202ed\ufeff\ne"
+    run = make(tmp_path / "r", {(FULL, "qasper"): [right(0), right(1)],
+                                (KIVI, "qasper"): [right(0, pred=hostile), right(1)]})  # fmt: skip
+    shown = CliRunner().invoke(app, ["compare", str(run.path)]).stdout
+    assert "a⟨U+001B⟩[31mb⟨U+200B⟩c⟨U+202E⟩d⟨U+FEFF⟩ e" in shown
+    assert not set("\x1b\u200b\u202e\ufeff") & set(shown)
 
 
 def test_json_and_file(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 
 from lcbench.cli import app
 from lcbench.errors import BadValue, LcbenchError, UnknownName
+from lcbench.reporting.against_published import beside, verdict
+from lcbench.reporting.build import build
 from lcbench.reporting.published import find, load, names
 from lcbench.tasks.facts import TASK_FACTS
 
@@ -117,3 +119,33 @@ def test_a_run_without_a_common_line_is_refused(tmp_path: Path) -> None:
     assert "micro15" in error.next_step
     wrong_name = call(str(tmp_path / "r"), "ful", "-b", "published:longctx_bench/llama3-8b").exception
     assert isinstance(wrong_name, UnknownName)
+
+
+@pytest.mark.parametrize(
+    ("method", "kept", "parameters", "label"),
+    [
+        ("full", 1000, {}, "baseline"),
+        ("kivi@bits=2", 260, {}, "kivi 2bit"),
+        ("kivi", 260, {"bits": "2"}, "kivi 2bit"),
+        ("kivi@bits=4", 380, {"bits": "4"}, None),
+        ("flexgen-longctx", 300, {"bits": "4"}, "flexgen 4bit"),
+        ("h2o-longctx@budget=0.25", 252, {}, "h2o 4x"),
+        ("h2o@budget=0.125", 125, {}, "h2o 8x"),
+        ("h2o@budget=0.5", 500, {}, None),
+        ("snapkv", 250, {}, None),
+    ],
+)
+def test_a_method_is_set_against_its_own_published_line(
+    tmp_path: Path, method: str, kept: int, parameters: dict[str, str], label: str | None
+) -> None:
+    answer = {"pred": "Paragraph 3", "answers": ["Paragraph 3"]}
+    rows = [right(i, kv_bytes=kept, kv_bytes_full=1000, **answer) for i in range(4)]
+    report = build([make(tmp_path / "r", {(method, "passage_retrieval_en"): rows})])
+    table, published = find("published:longctx_bench/llama3-8b")
+    found = beside(report, table, published, {method: parameters})
+    (column,) = report.columns
+    assert found.line_for(column).label == (label or "baseline")
+    said = verdict(found, column)
+    assert f"from the published {label or 'baseline'}" in said
+    assert ("the table has no line of this method and setting" in said) == (label is None)
+    assert found.to_dict()["against"] == {method: label or "baseline"}

@@ -188,6 +188,7 @@ def measure(loaded: LoadedModel, method: Method, work: Workload) -> Cell:
 def check(loaded: LoadedModel, method: Method) -> None:
     """Refuse what cannot be measured here. Raises ModelError."""
     require(method, loaded.shape(), loaded.info.name)
+    method.check(loaded.shape())
     if method.learns:
         raise ModelError(
             f"{method.id} learns from each prompt before it reads it, which the bench does not do.",

@@ -9,6 +9,8 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from lcbench.cli.least import at_least
+
 
 def compare(
     what: list[str] | None = typer.Argument(
@@ -24,7 +26,9 @@ def compare(
         help="Compare every method with this one; or published:TABLE/MODEL, e.g. published:longctx_bench/llama3-8b.",
         show_default=False,
     ),
-    show: int = typer.Option(5, "--show", min=0, help="How many of the samples that changed most are shown."),
+    show: int = typer.Option(
+        5, "--show", callback=at_least(0), help="How many of the samples that changed most are shown."
+    ),
     as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout."),
     out: Path | None = typer.Option(None, "--out", "-o", help="Also write the JSON to this file."),
 ) -> None:
@@ -68,6 +72,7 @@ def _with_published(what: list[str], baseline: str, console: Console) -> tuple[d
     from lcbench.reporting import against_published
     from lcbench.reporting.build import build
     from lcbench.reporting.published import find
+    from lcbench.reporting.same_method import key_of
     from lcbench.reporting.sides import split_words
     from lcbench.store.locate import latest_run
     from lcbench.store.rundir import RunDirectory
@@ -75,9 +80,12 @@ def _with_published(what: list[str], baseline: str, console: Console) -> tuple[d
     table, rows = find(baseline)
     folders, names = split_words(what)
     folders = folders or [str(latest_run())]
-    report = build([RunDirectory.open(folder) for folder in folders])
+    runs = [RunDirectory.open(folder) for folder in folders]
+    report = build(runs)
     for name in names:
         if name not in [column.method for column in report.columns]:
             raise UnknownName("method", name, [column.method for column in report.columns], where=" in this run")
-    found = against_published.beside(report.of_methods(names) if names else report, table, rows)
+    keys = {method: key_of(run, method) for run in runs for method in run.methods}
+    known = {method: dict(key[1]) for method, key in keys.items() if key is not None}
+    found = against_published.beside(report.of_methods(names) if names else report, table, rows, known)
     return {"schema_version": 1, **found.to_dict()}, against_published.render(found, console)

@@ -90,7 +90,7 @@ def _category_table(title: str, members: list[dict[str, Any]], *, header: bool) 
     """One category of methods; all have columns of the same width, and only the first names them."""
     table = _table("method", "paper", "needs", "what it does")
     table.title, table.title_justify, table.title_style, table.show_header = Text(title), "left", "bold", header
-    for column, width in zip(table.columns, (20, 11, 11), strict=False):
+    for column, width in zip(table.columns, (21, 11, 11), strict=False):
         column.min_width = column.max_width = width
     for entry in members:
         needs = "" if entry["needs"] == "none" else entry["needs"]

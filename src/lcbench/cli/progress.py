@@ -18,17 +18,18 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lcbench.cli.plan_view import duration
 from lcbench.cli.so_far import SoFar
-from lcbench.cli.time_left import TimeLeft
+from lcbench.cli.time_left import TimeLeft, pieces_of
 from lcbench.errors import LcbenchError, UnknownName
 
 if TYPE_CHECKING:
     from lcbench.engine.run import Event, Outcome
     from lcbench.engine.session import Running
+    from lcbench.remote.session import RemoteRunning
 
 LOGS = ("text", "json")
 _LINE_EVERY = 60.0  # seconds between two lines of a long run where nothing can be animated
 _MOST_BARS = 6  # tasks with a bar of their own
-_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "LCBENCH_JUDGE_KEY")
+_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "LCBENCH_API_KEY", "LCBENCH_JUDGE_KEY", "OPENAI_API_KEY")
 
 
 def watcher(log: str, quiet: bool) -> Watcher:
@@ -63,7 +64,7 @@ class Watcher:
         """What ends the command; False leaves it to `lcbench.cli.main`."""
         return False
 
-    def begin(self, running: Running, path: Path) -> None:
+    def begin(self, running: Running | RemoteRunning, path: Path) -> None:
         """A run is open and about to be answered."""
 
     def on_event(self, event: Event) -> None:
@@ -81,19 +82,25 @@ class _Counting(Watcher):
 
     tables = True
 
-    def begin(self, running: Running, path: Path) -> None:
-        work, self.samples = running.remaining_cost
-        self.time_left, self.finished = TimeLeft(work), 0
+    def begin(self, running: Running | RemoteRunning, path: Path) -> None:
+        _, self.samples = running.remaining_cost
+        pieces, self._reading = pieces_of(running)
+        self.time_left, self.finished = TimeLeft(pieces, running.at_once), 0
         self.so_far = SoFar.of(running.run)
 
     def on_event(self, event: Event) -> None:
         now = time.monotonic()
         self.score: float | None = None
-        if event.kind != "sample":
-            self.time_left.settle(now)
-        else:
+        if event.kind == "prefill":
+            self.time_left.reads(self._reading.get((event.task, event.index), 0.0), now)
+        elif event.kind == "decode":
+            self.time_left.decodes(now)
+        elif event.kind == "group":
+            self.time_left.group_ended(event.index, now)
+        elif event.kind == "sample":
             self.finished += 1
-            self.time_left.add(event.cost)
+            if event.record is not None and event.record.ok:
+                self.time_left.answered(event.task, event.record.new_tokens)
             if self.so_far is not None and event.record is not None:
                 self.score = self.so_far.add(event.method, event.task, event.record)
 
@@ -115,7 +122,7 @@ class Lines(_Counting):
     def say(self, text: str) -> None:
         self._console.print(escape(text))
 
-    def begin(self, running: Running, path: Path) -> None:
+    def begin(self, running: Running | RemoteRunning, path: Path) -> None:
         super().begin(running, path)
         self._seen: set[str] = set()
         self._told = time.monotonic()
@@ -150,7 +157,7 @@ class Bars(_Counting):
     def say(self, text: str) -> None:
         (self._live.console if self._live else self._console).print(escape(text))
 
-    def begin(self, running: Running, path: Path) -> None:
+    def begin(self, running: Running | RemoteRunning, path: Path) -> None:
         super().begin(running, path)
         if not self.samples:
             return
@@ -261,7 +268,7 @@ class JsonLog(_Counting):
         self._emit("error", message=error.message, next=error.next_step)
         return True
 
-    def begin(self, running: Running, path: Path) -> None:
+    def begin(self, running: Running | RemoteRunning, path: Path) -> None:
         super().begin(running, path)
         self._emit(
             "start",

@@ -92,7 +92,9 @@ def prefill(
 
 def empty_cache(loaded: LoadedModel, method: Method, length: int) -> KVCache:
     """The cache that a prompt of ``length`` tokens is read into for a method with a prefill of its own."""
-    return _plain_cache(loaded, length) if loaded.info.state else method.prefill_cache(loaded.shape(), length)
+    if loaded.info.state is not None:
+        return NativeCache(method.native_state(loaded.model))
+    return method.prefill_cache(loaded.shape(), length)
 
 
 def _plain_cache(loaded: LoadedModel, length: int) -> KVCache:

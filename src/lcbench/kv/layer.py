@@ -29,6 +29,11 @@ class LayerKV(ABC):
 
     seen: int
 
+    def beside(self, query: Tensor, key: Tensor) -> bool:
+        """Told, before new tokens come, the queries ``[H, q, d]`` and keys ``[Hk, q, d]`` that a method made of another
+        input (`models.adapter.other_input`). True when the store takes both; else it gets these instead."""
+        return False
+
     @abstractmethod
     def append(self, key: Tensor, value: Tensor) -> None:
         """Take the keys and values ``[Hk, q, d]`` of q new tokens (after RoPE). Adds q to ``seen``."""
@@ -300,7 +305,16 @@ class DenseLayer(LayerKV):
         else:
             hidden = outside_window(self.positions, self.seen, query.shape[1], rule.window)
             wants = self.policy is not None and self.policy.needs_weights
-            out, weights = attention.over_parts(query, keys, values, rule, hidden=hidden, return_weights=wants)
+            out, weights = attention.over_parts(
+                query,
+                keys,
+                values,
+                rule,
+                hidden=hidden,
+                positions=self.positions,
+                seen=self.seen,
+                return_weights=wants,
+            )
         if self.policy is not None and self.tail is not None:
             self.policy.after_attend(self, weights)
         return out

@@ -122,6 +122,8 @@ class RaggedLayer(LayerKV):
                 [self.value[None, rows], self.tail.value[head, None]],
                 rule.of_heads(mine),
                 hidden=hidden,
+                positions=partial(self.head_positions, head),
+                seen=seen,
                 return_weights=self.policy is not None,
             )
             if weights is not None:

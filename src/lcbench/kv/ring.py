@@ -71,7 +71,9 @@ class RingLayer(LayerKV):
             self._push(new_key[:, i], new_value[:, i], position)
             key, value = self._key[:, : self.length], self._value[:, : self.length]
             hidden = outside_window(lambda: self.positions().to(query.device), position + 1, 1, rule.window)
-            out, _ = attention.over_parts(query[:, i : i + 1], [key], [value], rule, hidden=hidden)
+            out, _ = attention.over_parts(
+                query[:, i : i + 1], [key], [value], rule, hidden=hidden, positions=self.positions, seen=position + 1
+            )
             outputs.append(out)
         return outputs[0] if q == 1 else torch.cat(outputs, dim=1)
 

@@ -43,6 +43,7 @@ def over_sections(
     Returns:
         Output ``[H, q, d]`` in the queries' dtype, and fp32 ``[H, n]`` of the first section or None.
     """
+    assert rule.distances is None, "sections bring the distances that they are seen at"
     heads, q, _ = sections[0].query.shape
     kv_heads = sections[0].key.shape[0]
     group = heads // kv_heads

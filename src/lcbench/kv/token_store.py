@@ -94,7 +94,13 @@ class TokenCodes(LayerKV):
             seen = self.seen - q + i + 1
             hidden = outside_window(partial(self._places, seen, query.device), seen, 1, rule.window)
             out, _ = attention.over_parts(
-                query[:, new], [k for k, _ in pieces], [v for _, v in pieces], rule, hidden=hidden
+                query[:, new],
+                [k for k, _ in pieces],
+                [v for _, v in pieces],
+                rule,
+                hidden=hidden,
+                positions=partial(self._places, seen, query.device),
+                seen=seen,
             )
             outputs.append(out)
             past.append(self._store(key[:, new], value[:, new], query.dtype))

@@ -51,8 +51,12 @@ def weight_blocks(query: Tensor, key: Tensor, rule: AttentionRule) -> Iterator[B
             stop = min(start + step, q)
             first, last = n - q + start, n - q + stop  # positions of the block's rows
             low = 0 if window is None else max(0, first - window + 1)
-            logits = rule.capped(torch.matmul(query[group, start:stop].float() * rule.scaling, columns[:, low:last]))
+            asked = query[group, start:stop].float()
+            logits = torch.matmul(asked * rule.scaling, columns[:, low:last])
             row = torch.arange(first, last, device=key.device)[:, None]
+            if rule.distances is not None:
+                logits = _with_far(logits, asked, key[kv, low:last], rule, row[:, 0], low)
+            logits = rule.capped(logits)
             # Only among the block's own positions are there keys that come after a query.
             logits[..., first - low :].masked_fill_(row.t() > row, -torch.inf)
             if window is not None:
@@ -60,6 +64,20 @@ def weight_blocks(query: Tensor, key: Tensor, rule: AttentionRule) -> Iterator[B
                 logits.masked_fill_(col <= row - window, -torch.inf)
             weights = rule.of_heads(group).weights(logits)
             yield Block(group, slice(start, stop), slice(low, last), weights)
+
+
+def _with_far(logits: Tensor, query: Tensor, key: Tensor, rule: AttentionRule, rows: Tensor, low: int) -> Tensor:
+    """Scaled products ``[g, rows, cols]`` in which far keys are at their other distances, or not seen.
+
+    Args:
+        query: ``[g, rows, d]`` at the positions ``rows``, fp32. key: ``[cols, d]``, the first at position ``low``.
+    """
+    cols = torch.arange(low, low + key.shape[0], device=key.device)
+    far = rule.distances.is_far(rows, cols)
+    turned = rule.distances.far_key(key.float(), cols).t()
+    logits = torch.where(far, torch.matmul(rule.distances.far_query(query, rows) * rule.scaling, turned), logits)
+    unseen = rule.distances.unseen(far, cols)
+    return logits if unseen is None else logits.masked_fill(unseen, -torch.inf)
 
 
 def weight_sums(query: Tensor, key: Tensor, rule: AttentionRule) -> Tensor:

@@ -9,6 +9,7 @@ The engine calls the same hooks for every method, in this order; each has a do-n
     filter_prompt(model, ids)  which of the prompt's tokens are read at all
     adapt(model, lesson, seed) context in which one prompt is read and answered (training at test time)
     prefill_cache(shape, L)    the cache that the prompt is read into (methods that change prefill attention)
+    native_state(model)        the same for a model that brings its own cache along
     observes()                 what must be recorded while the shared prefill runs
     compress(record)           the cache that decoding goes on with
 
@@ -38,6 +39,7 @@ from lcbench.kv.layer import DenseLayer, LayerKV
 from lcbench.kv.observe import Observation
 from lcbench.kv.record import LayerRecord, PrefillRecord, take
 from lcbench.methods.rewriting import Helper, PromptText
+from lcbench.models.native import NativeState
 
 if TYPE_CHECKING:
     from lcbench.models.info import ModelInfo
@@ -81,7 +83,8 @@ class Method:
     or two what the method's own tests compare it with; the class docstring and it make its section of the manual.
     ``turns`` says that the method turns queries or keys to other positions and so needs the model's rotary embedding as
     numbers (`models.rope.observed_rope`): a model whose embedding is not understood is then refused before any work.
-    ``learns`` says that `adapt` wants the text of each prompt; such a method is not stackable."""
+    ``learns`` says that `adapt` wants the text of each prompt; such a method is not stackable. ``follows_distances``
+    says that its scores and stores see far keys at the distances of the layer's rule (`kv.distances`)."""
 
     name: ClassVar[str]
     paper: ClassVar[str]
@@ -89,6 +92,7 @@ class Method:
     proof: ClassVar[str] = ""
     turns: ClassVar[bool] = False
     learns: ClassVar[bool] = False
+    follows_distances: ClassVar[bool] = False
 
     @property
     def leaves_subset(self) -> bool:
@@ -132,13 +136,16 @@ class Method:
         return shape.full_bytes(prompt_tokens)
 
     def check(self, shape: CacheShape) -> None:
-        """Refuse a model this method cannot serve. Raises ModelError saying why; called before any work, by
-        `require`."""
+        """Refuse a model this method cannot serve. Raises ModelError saying why; called before any work."""
+
+    def announcement(self) -> str:
+        """A sentence for the user about what the first use on this machine waits for; "" for nothing."""
+        return ""
 
     @property
     def leaves_model_alone(self) -> bool:
         """Whether the method has no part in how the model runs and what its cache holds: it serves every model."""
-        hooks = ("transform_model", "prefill_cache", "observes", "compress")
+        hooks = ("transform_model", "adapt", "filter_prompt", "prefill_cache", "observes", "compress")
         return all(getattr(type(self), hook) is getattr(Method, hook) for hook in hooks)
 
     def window_of(self, trained: int) -> int | None:
@@ -187,6 +194,11 @@ class Method:
         """The empty cache that the prompt of ``prompt_tokens`` tokens is read into."""
         return KVCache.dense(shape.layers, expected=prompt_tokens)
 
+    def native_state(self, model: Any) -> NativeState:
+        """The empty cache of a model that brings its own (`models.native`); such models are refused to a method that
+        overrides another hook and not this one."""
+        return NativeState.empty(model)
+
     def observes(self) -> frozenset[Observation]:
         """What must be recorded during the prefill."""
         return frozenset()
@@ -197,7 +209,7 @@ class Method:
 
 
 def require(method: Method, shape: CacheShape, model: str) -> None:
-    """Refuse, before any work, a model that a method cannot serve.
+    """Refuse, before anything is bound or loaded, a model whose kind of cache a method cannot serve.
 
     Args:
         model: its name, for people.
@@ -205,13 +217,13 @@ def require(method: Method, shape: CacheShape, model: str) -> None:
     Raises:
         ModelError: saying why.
     """
-    if shape.state is not None and not method.leaves_model_alone:
-        raise ModelError(
-            f"{model} runs on the cache it brings along, with a state beside keys and values or instead of them; "
-            f"{method.id} works on keys and values alone.",
-            "Use --method full, or a model whose layers are all attention.",
-        )
-    method.check(shape)
+    if shape.state is None or method.leaves_model_alone or type(method).native_state is not Method.native_state:
+        return
+    raise ModelError(
+        f"{model} runs on the cache it brings along, with a state beside keys and values or instead of them; "
+        f"{method.id} works on keys and values alone.",
+        "Use --method full, or a model whose layers are all attention.",
+    )
 
 
 class CacheTransform(Method, ABC):

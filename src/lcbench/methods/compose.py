@@ -50,8 +50,9 @@ class Composed(Method):
         turns = first.turns or second.turns
         papers = ", ".join(dict.fromkeys(paper for paper in (first.paper, second.paper) if paper))
         # A registered method has these on its class; here every pair has its own.
+        follows = first.follows_distances and second.follows_distances
         given = {"name": f"{first.name}+{second.name}", "paper": papers, "traits": traits, "turns": turns}
-        for name, value in given.items():
+        for name, value in {**given, "follows_distances": follows}.items():
             object.__setattr__(self, name, value)
 
     @property
@@ -73,6 +74,9 @@ class Composed(Method):
     def check(self, shape: CacheShape) -> None:
         self.dropper.check(shape)
         self.quantizer.check(shape)
+
+    def announcement(self) -> str:
+        return self.dropper.announcement() or self.quantizer.announcement()
 
     def observes(self) -> frozenset[Observation]:
         return self.dropper.observes() | self.quantizer.observes()
@@ -122,7 +126,8 @@ class Extended(Method):
             training=", ".join(filter(None, (first.traits.training, second.traits.training))),
         )
         papers = ", ".join(dict.fromkeys(paper for paper in (first.paper, second.paper) if paper))
-        for name, value in (("name", f"{first.name}+{second.name}"), ("paper", papers), ("traits", traits)):
+        given = {"name": f"{first.name}+{second.name}", "paper": papers, "traits": traits}
+        for name, value in {**given, "turns": first.turns or second.turns}.items():
             object.__setattr__(self, name, value)
 
     @property
@@ -150,6 +155,9 @@ class Extended(Method):
         self.extension.check(shape)
         self.inner.check(shape)
 
+    def announcement(self) -> str:
+        return self.inner.announcement()
+
     def window_of(self, trained: int) -> int | None:
         return self.extension.window_of(trained)
 
@@ -160,7 +168,8 @@ class Extended(Method):
         return self.inner.logical_nbytes(shape, prompt_tokens)
 
     def prefill_cache(self, shape: CacheShape, prompt_tokens: int) -> KVCache:
-        return self.inner.prefill_cache(shape, prompt_tokens)
+        reader = self.inner if self.inner.reading is None else self.extension
+        return reader.prefill_cache(shape, prompt_tokens)
 
     def observes(self) -> frozenset[Observation]:
         return self.inner.observes()
@@ -216,7 +225,7 @@ def _extended(parts: Sequence[Method], places: Sequence[int], text: str) -> Meth
     inner = rest[0] if len(rest) == 1 else compose(rest)
     if inner.traits.family == "baseline":
         raise BadValue(f"{inner.name} adds nothing to {first.name}.", f"Write {first.id}.")
-    if inner.traits.family in ("prompt", "architecture", "extend"):
+    if inner.traits.family in ("prompt", "architecture", "extend") or inner.learns:
         raise BadValue(f"{inner.name} cannot work on a model that {first.name} extends.", example)
     reason = first.refuse_method(inner)
     if reason:

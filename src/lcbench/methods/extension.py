@@ -2,7 +2,8 @@
 other methods can work on the extended model (`methods.compose`).
 
 `RopeChange` is the kind that replaces the rotary frequencies: a subclass says which. Nothing else of the model changes,
-and the frequencies are put back when the method has run.
+and the frequencies are put back when the method has run. `DistanceChange` is the kind that leaves the model alone and
+changes at which distances its queries see keys.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ from abc import abstractmethod
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
 from lcbench.config.options import param
 from lcbench.errors import ModelError
+from lcbench.kv.distances import Distances
 from lcbench.methods.base import Method, ModelTransform
+from lcbench.models import adapter
 from lcbench.models.info import trained_window
+from lcbench.models.rope import Rope, observed_rope
 from lcbench.models.rope_facts import RopeFacts, frequencies, inverse_frequencies, rope_facts
 
 if TYPE_CHECKING:
@@ -115,3 +119,36 @@ def refuse_stretched(method: str, model: str, facts: RopeFacts) -> None:
         )
     if facts.dims < 4 or facts.theta <= 1:
         raise ModelError(f"The rotary frequencies of {model} cannot be read off its config.", _PLAIN)
+
+
+@dataclass(frozen=True)
+class DistanceChange(Extension):
+    """An extension that leaves model and keys as they are and lets queries see far keys at other distances: a rule
+    inside lcbench's attention, while the prompt is read and while decoding."""
+
+    turns: ClassVar[bool] = True
+
+    @abstractmethod
+    def distances(self, rope: Rope | None, trained: int) -> Distances:
+        """Those of a layer with this embedding, in a model trained for so many positions."""
+
+    def transform_model(self, model: Any, length: int) -> AbstractContextManager[Any]:
+        window = trained_window(model.config.get_text_config(decoder=True))
+        return adapter.distances(model, lambda: self.distances(observed_rope(), window))
+
+    def refuse_model(self, info: ModelInfo) -> None:
+        if info.rope.kind == "none":
+            raise ModelError(f"{info.name} has no rotary position embedding for {self.name} to use.", _PLAIN)
+        if info.rope_follows_length:
+            raise ModelError(
+                f"{info.name} chooses its rotary frequencies by the length of the text, so that {self.name} could not "
+                "move keys that are cached.",
+                _PLAIN,
+            )
+
+    def refuse_method(self, method: Method) -> str:
+        if method.follows_distances:
+            return ""
+        if method.reading is None:
+            return "it reads the prompt in its own way"
+        return "it sees keys at distances of its own, or was not checked with others"

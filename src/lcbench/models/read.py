@@ -16,7 +16,7 @@ import torch
 
 from lcbench.config.spec import ModelSpec
 from lcbench.errors import LcbenchError, ModelError
-from lcbench.models import hub, own, support
+from lcbench.models import clex_checkpoint, hub, own, support
 from lcbench.models.hub import plain
 from lcbench.models.identity import weight_files
 from lcbench.models.place import Placement, quantization
@@ -45,10 +45,13 @@ class Reader:
 
     def config(self) -> Any:
         """The transformers config. Raises ModelError: not JSON, an unknown family, code that is not trusted."""
-        from transformers import AutoConfig
+        from transformers import AutoConfig, PreTrainedConfig
 
         own.register()
         with self._explained("config"):
+            raw, _ = PreTrainedConfig.get_config_dict(self.where, **self._place)
+            if clex_checkpoint.is_clex(raw):
+                return clex_checkpoint.plain_config(raw)
             return AutoConfig.from_pretrained(self.where, **self._options)
 
     def skeleton(self, config: Any, dtype: torch.dtype, *, with_generation: bool = True) -> Any:
@@ -148,6 +151,11 @@ class Reader:
             version = importlib.metadata.version("transformers")
             return ModelError(
                 f"transformers {version} does not know the architecture of {name}.", "Run: pip install -U transformers"
+            )
+        if part == "tokenizer" and "instantiate the backend tokenizer" in text:
+            return ModelError(
+                f"{name} has no tokenizer: neither tokenizer.json nor tokenizer.model is beside its weights.",
+                "Put the model's tokenizer files there; `lcbench inspect --token-ids FILE` needs none.",
             )
         if part == "tokenizer":
             return ModelError(f"{name} has no tokenizer that can be read: {plain(error)}.", _AGAIN)

@@ -36,13 +36,13 @@ class Rope:
     interleaved: bool
 
     def apply(self, x: Tensor, positions: Tensor) -> Tensor:
-        """What the model makes of ``x [..., n, d]`` at ``positions [n]``, in fp32."""
-        angles = positions[:, None].float() * self.frequencies
+        """What the model makes of ``x [..., n, d]`` at ``positions [n]`` (or ``[Hk, n]``, head by head), in fp32."""
+        angles = positions[..., None].float() * self.frequencies
         return self.turn(x, angles.cos() * self.scaling, angles.sin() * self.scaling)
 
     def undo(self, x: Tensor, positions: Tensor) -> Tensor:
-        """What the model had before it rotated ``x [..., n, d]`` at ``positions [n]``, in fp32."""
-        angles = positions[:, None].float() * self.frequencies
+        """What the model had before it rotated ``x [..., n, d]`` at ``positions``, as `apply`; in fp32."""
+        angles = positions[..., None].float() * self.frequencies
         return self.turn(x, angles.cos() / self.scaling, -angles.sin() / self.scaling)
 
     def turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

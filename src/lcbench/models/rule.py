@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,17 +19,19 @@ class AttentionRule:
         softcap: scaled logits x become ``softcap * tanh(x / softcap)`` before anything is masked (Gemma-2).
         sinks: ``[H]``, a logit of each query head that stands for no token: it takes its share of the softmax and
             gives nothing (GPT-OSS), so that a row's weights sum to less than 1.
+        distances: at which distances far keys are seen (`kv.distances.Distances`); None for their true ones.
     """
 
     scaling: float
     window: int | None = None
     softcap: float | None = None
     sinks: Tensor | None = None
+    distances: Any = None
 
     @property
     def plain(self) -> bool:
         """Whether a row is nothing but the softmax of scaled products."""
-        return self.softcap is None and self.sinks is None
+        return self.softcap is None and self.sinks is None and self.distances is None
 
     def of_heads(self, heads: slice) -> AttentionRule:
         """The rule of some of the query heads."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich import box
@@ -18,6 +19,10 @@ from lcbench.reporting.published import UNCOMPRESSED, Published, PublishedRow
 from lcbench.reporting.table import Cell, Column, Report
 from lcbench.reporting.words import clean, score_text
 
+FULL = "full"
+_ALIKE = 0.1  # a ratio this close to a published one is taken for the same setting
+_PART = ("fewer rows than the test set has", "only the first rows of each task")
+
 
 @dataclass(frozen=True)
 class BesidePublished:
@@ -26,6 +31,8 @@ class BesidePublished:
     Attributes:
         table, rows: what is published of one model. lines: score keys in the report's order, with the run's cells.
         left_out: sentences about lines that cannot be compared. notes: what a reader must know.
+        against: column to the published line of the same method and setting; columns without one are absent.
+        part: whether the run answered a part of the rows only.
     """
 
     table: Published
@@ -34,11 +41,17 @@ class BesidePublished:
     lines: tuple[tuple[str, dict[Column, Cell]], ...]
     left_out: tuple[str, ...]
     notes: tuple[str, ...]
+    against: Mapping[Column, PublishedRow] = field(default_factory=dict)
+    part: bool = False
 
     @property
     def reference(self) -> PublishedRow:
         """The row of the model without any method, else the first."""
         return next((row for row in self.rows if row.method.lower() in UNCOMPRESSED), self.rows[0])
+
+    def line_for(self, column: Column) -> PublishedRow:
+        """What a method is set against: the published line of it, else the reference."""
+        return self.against.get(column, self.reference)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -53,13 +66,22 @@ class BesidePublished:
                 }
                 for key, cells in self.lines
             ],
+            "against": {column.method: self.line_for(column).label for column in self.columns},
             "left_out": list(self.left_out),
             "notes": list(self.notes),
         }
 
 
-def beside(report: Report, table: Published, rows: tuple[PublishedRow, ...]) -> BesidePublished:
+def beside(
+    report: Report,
+    table: Published,
+    rows: tuple[PublishedRow, ...],
+    parameters: Mapping[str, Mapping[str, str]] | None = None,
+) -> BesidePublished:
     """Put the run's scores next to the published ones.
+
+    Args:
+        parameters: method id to its parameters, defaults among them, as far as they are known.
 
     Raises:
         BadValue: no line of the run is in the table; the message says what the table has.
@@ -86,12 +108,41 @@ def beside(report: Report, table: Published, rows: tuple[PublishedRow, ...]) -> 
         "own scores and published ones are not paired: other weights, prompts or truncation may explain a difference",
         *report.notes,
     ]
-    return BesidePublished(table, rows, report.columns, tuple(lines), tuple(left_out), tuple(notes))
+    known = parameters or {}
+    pairs = ((column, counterpart(report, column, rows, known.get(column.method, {}))) for column in report.columns)
+    against = {column: row for column, row in pairs if row is not None}
+    part = any(note.startswith(_PART) for note in report.notes)
+    return BesidePublished(table, rows, report.columns, tuple(lines), tuple(left_out), tuple(notes), against, part)
+
+
+def counterpart(
+    report: Report, column: Column, rows: Sequence[PublishedRow], parameters: Mapping[str, str]
+) -> PublishedRow | None:
+    """The published line of a method of one's own: of its name, and of its bits or about its ratio; None without one.
+
+    ``full`` is the line without any method. Methods named after the workbench (``h2o-longctx``) are its own.
+    """
+    name = column.method.partition("@")[0].removesuffix("-longctx")
+    if name == FULL:
+        return next((row for row in rows if row.method.lower() in UNCOMPRESSED), None)
+    found = [row for row in rows if row.method.lower() == name and _is_setting(report, column, row, parameters)]
+    return found[0] if len(found) == 1 else None
+
+
+def _is_setting(report: Report, column: Column, row: PublishedRow, parameters: Mapping[str, str]) -> bool:
+    given = dict(option.partition("=")[::2] for option in column.method.partition("@")[2].split(","))
+    if bits := re.fullmatch(r"(\d+)bit", row.setting):
+        return {**parameters, **given}.get("bits") == bits[1]
+    if times := re.fullmatch(r"(\d+)x", row.setting):
+        own = [cell for (_, c), cell in report.cells.items() if c == column and cell.kv_bytes and cell.kv_bytes_full]
+        kept, full = sum(cell.kv_bytes or 0 for cell in own), sum(cell.kv_bytes_full or 0 for cell in own)
+        return bool(kept) and abs(full / kept / int(times[1]) - 1) < _ALIKE
+    return not row.setting
 
 
 def verdict(found: BesidePublished, column: Column) -> str:
     """How one's own method stands to the published reference, in one sentence."""
-    reference = found.reference
+    reference = found.line_for(column)
     inside = outside = 0
     gaps = []
     for key, cells in found.lines:
@@ -108,9 +159,11 @@ def verdict(found: BesidePublished, column: Column) -> str:
         return f"{column.method} has no score that the published table has."
     mean = sum(gaps) / len(gaps)
     apart = f"{signed(mean)} points on average over {len(gaps)} lines" if len(gaps) > 1 else f"{signed(mean)} points"
+    which = "" if column in found.against else " (the table has no line of this method and setting)"
+    rows = ", from a part of the rows only" if found.part else ""
     return (
-        f"{column.method} stands {apart} from the published {reference.label}; the published score lies inside "
-        f"the own 95 % interval in {inside} of {inside + outside}."
+        f"{column.method} stands {apart} from the published {reference.label}{which}{rows}; the published score lies "
+        f"inside the own 95 % interval in {inside} of {inside + outside}."
     )
 
 
@@ -154,8 +207,8 @@ def _down(found: BesidePublished) -> Table:
         for row in found.rows:
             if key in row.scores:
                 table.add_row(Text(f"  published {clean(row.label)}", "dim"), score_text(row.scores[key]), "", "")
-        reference = found.reference.scores.get(key)
         for column, cell in cells.items():
+            reference = found.line_for(column).scores.get(key)
             gap = "" if reference is None or cell.score is None else signed(cell.score - reference)
             interval = "" if cell.low is None or cell.high is None else f"{cell.low:.1f}–{cell.high:.1f}"
             table.add_row(Text(f"  own {clean(column.method)}"), score_text(cell.score), interval, gap)

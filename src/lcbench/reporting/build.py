@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lcbench.reporting.efficiency import efficiency_of
 from lcbench.reporting.longscore.merge import Part, merge
-from lcbench.reporting.notes import notes_of, overall_notes
+from lcbench.reporting.notes import merged_notes, notes_of, overall_notes
+from lcbench.reporting.same_method import Key, key_of, shown_ids
 from lcbench.reporting.scored import scores_of, shared_options
 from lcbench.reporting.table import Cell, Column, Line, Report
 from lcbench.scoring.merged import long_scores_merged, score_merged
@@ -38,7 +39,8 @@ def build(runs: Sequence[RunDirectory], *, with_published: bool = False) -> Repo
     distinct = _distinct(runs)
     measured = {run.path: efficiency_of(run) for run in distinct}
     # A folder of the bench alone has no predictions, and needs none.
-    parts = [_part(run) for run in distinct if run.tasks or not measured[run.path]]
+    ids = shown_ids(distinct)
+    parts = [_part(run, ids) for run in distinct if run.tasks or not measured[run.path]]
     columns = _columns(parts)
     cells: dict[tuple[Line, Column], Cell] = {}
     labels = {name: label for part in parts for name, label in part.labels.items()}
@@ -49,13 +51,13 @@ def build(runs: Sequence[RunDirectory], *, with_published: bool = False) -> Repo
                 if line.kind != "mean" or len(sharing) == 1:
                     cells[line, column] = cell
         if len(sharing) > 1:
-            for line, cell, label in _merged_means(sharing, column.method):
+            for line, cell, label in _merged_means(sharing, column.method, ids):
                 cells[line, column] = cell
                 labels.update({} if line.category else {line.name: label})
     lines = list(dict.fromkeys(line for line, _ in cells))
     names = list(dict.fromkeys(line.name for line in lines))
     lines.sort(key=lambda line: (line.kind == "mean", names.index(line.name)))
-    notes = [note for part in parts for note in _marked(part, len(parts))]
+    notes = merged_notes([(part.run, part.notes) for part in parts])
     whole = [cell for (line, _), cell in cells.items() if line.kind == "task"]
     notes += overall_notes(lines, whole, labels)
     report = Report(
@@ -66,13 +68,18 @@ def build(runs: Sequence[RunDirectory], *, with_published: bool = False) -> Repo
         tuple(str(run.path) for run in distinct),
         efficiency=tuple(row for rows in measured.values() for row in rows),
     )
-    longscore = merge(_long_parts(parts, columns, report), with_published=with_published)
+    longscore = merge(_long_parts(parts, columns, report, ids), with_published=with_published)
     if longscore is None and with_published:
         report = replace(report, notes=(*report.notes, _NOTHING_BESIDE))
     return replace(report, longscore=longscore)
 
 
-def _long_parts(parts: Sequence[_Part], columns: Mapping[tuple[str, str], Column], report: Report) -> list[Part]:
+def _long_parts(
+    parts: Sequence[_Part],
+    columns: Mapping[tuple[str, str], Column],
+    report: Report,
+    ids: Mapping[tuple[str, str], str],
+) -> list[Part]:
     """What the runs give to LongScore: those of one model whose columns are shared give it together."""
     groups: dict[tuple[str, str], list[_Part]] = {}
     for part in parts:
@@ -86,12 +93,12 @@ def _long_parts(parts: Sequence[_Part], columns: Mapping[tuple[str, str], Column
             found.append(Part(model, None, True, together, _task_scores(own)))
         elif len(own) > 1 and not apart:
             runs = [part.run for part in own]
-            made = long_scores_merged(runs, shared_options(runs))
+            made = long_scores_merged(runs, shared_options(runs), ids)
             found.append(Part(model, None if made is None else made.to_dict(), False, together))
         else:
-            found += [
-                Part(part.path, part.longscore, part.judged, label) for part, label in zip(own, labels, strict=True)
-            ]
+            for part, label in zip(own, labels, strict=True):
+                spelled = {m: label[ids[part.path, m]] for m in part.run.methods if ids[part.path, m] in label}
+                found.append(Part(part.path, part.longscore, part.judged, spelled))
     return found
 
 
@@ -107,7 +114,12 @@ def _task_scores(parts: Sequence[_Part]) -> dict[str, dict[str, float]]:
 
 @dataclass
 class _Part:
-    """What one run gives to the report. ``labels``: name of a mean to what it is, in words."""
+    """What one run gives to the report.
+
+    Attributes:
+        cells: by the ids under which methods are shown. labels: name of a mean to what it is, in words.
+        keys: shown id to what the method is (`same_method.key_of`).
+    """
 
     run: RunDirectory
     path: str
@@ -118,13 +130,14 @@ class _Part:
     notes: list[str] = field(default_factory=list)
     longscore: Mapping[str, Any] | None = None
     judged: bool = False
+    keys: dict[str, Key | None] = field(default_factory=dict)
 
 
 def _distinct(runs: Sequence[RunDirectory]) -> list[RunDirectory]:
     return list({run.path.resolve(): run for run in runs}.values())
 
 
-def _part(run: RunDirectory) -> _Part:
+def _part(run: RunDirectory, ids: Mapping[tuple[str, str], str]) -> _Part:
     records = {(m, t): run.records(m, t) for m in run.methods for t in run.tasks}
     scores = scores_of(run, records)
     model = _mapping(run.provenance.get("model"))
@@ -139,14 +152,17 @@ def _part(run: RunDirectory) -> _Part:
         for task in run.tasks:
             score = found["tasks"].get(task)
             if score is not None:
-                lines[Line(task, score["metric"])] = _cell(score, records[method, task], part.path)
-                lines.update(_lengths(task, score, part.path))
+                lines[Line(task, score["metric"])] = _cell(score, records[method, task], part.path, method)
+                lines.update(_lengths(task, score, part.path, method))
         for line, cell, label in _means(found):
             lines[line] = replace(cell, run=part.path)
             if not line.category:  # a category's mean is its own explanation
                 part.labels[line.name] = label
-        part.cells[method] = lines
-    part.notes = [*notes_of(run, records), *scores["notes"]]
+        shown = ids[part.path, method]
+        part.cells[shown], part.keys[shown] = lines, key_of(run, method)
+        if shown != method:
+            part.notes.append(f"{method} is shown as {shown}: the same parameters")
+    part.notes += [*notes_of(run, records), *scores["notes"]]
     part.longscore, part.judged = scores.get("longscore"), "judge" in scores
     return part
 
@@ -154,8 +170,10 @@ def _part(run: RunDirectory) -> _Part:
 # -- cells -----------------------------------------------------------------------------------------------------------
 
 
-def _cell(score: Mapping[str, Any], records: Sequence[PredictionRecord], path: str) -> Cell:
+def _cell(score: Mapping[str, Any], records: Sequence[PredictionRecord], path: str, method: str) -> Cell:
     good = [record for record in records if record.ok]
+    held = [record.kv_bytes for record in good if record.kv_bytes is not None]
+    full = [record.kv_bytes_full for record in good if record.kv_bytes_full is not None]
     low, high = score["interval"] or (None, None)
     return Cell(
         score=score["score"],
@@ -165,14 +183,15 @@ def _cell(score: Mapping[str, Any], records: Sequence[PredictionRecord], path: s
         errors=score["n_error"],
         filtered=score.get("n_filtered", 0),
         skipped=score.get("n_skipped", 0),
-        kv_bytes=statistics.fmean(r.kv_bytes for r in good) if good else None,
-        kv_bytes_full=statistics.fmean(r.kv_bytes_full for r in good) if good else None,
+        kv_bytes=statistics.fmean(held) if held else None,
+        kv_bytes_full=statistics.fmean(full) if full else None,
         memory="simulated" if any(r.memory == "simulated" for r in records) else "real",
         run=path,
+        run_method=method,
     )
 
 
-def _lengths(task: str, score: Mapping[str, Any], path: str) -> dict[Line, Cell]:
+def _lengths(task: str, score: Mapping[str, Any], path: str, method: str) -> dict[Line, Cell]:
     """The task's score by length, where there are several lengths."""
     buckets = score.get("by_length", {})
     if len(buckets) < 2:
@@ -183,7 +202,7 @@ def _lengths(task: str, score: Mapping[str, Any], path: str) -> dict[Line, Cell]
         one = buckets[length]
         low, high = one["interval"] or (None, None)
         line = Line(task, score["metric"], "length", length)
-        lines[line] = Cell(one["score"], low, high, one["n"], one["n_error"], run=path)
+        lines[line] = Cell(one["score"], low, high, one["n"], one["n_error"], run=path, run_method=method)
     return lines
 
 
@@ -209,10 +228,12 @@ def _means(scores: Mapping[str, Any]) -> list[tuple[Line, Cell, str]]:
     return found
 
 
-def _merged_means(parts: Sequence[_Part], method: str) -> list[tuple[Line, Cell, str]]:
+def _merged_means(
+    parts: Sequence[_Part], method: str, ids: Mapping[tuple[str, str], str]
+) -> list[tuple[Line, Cell, str]]:
     """Means over the tasks of several runs."""
     runs = [part.run for part in parts]
-    return _means(score_merged(runs, method, shared_options(runs)))
+    return _means(score_merged(runs, method, shared_options(runs), ids))
 
 
 # -- columns ---------------------------------------------------------------------------------------------------------
@@ -230,7 +251,9 @@ def _columns(parts: Sequence[_Part]) -> dict[tuple[str, str], Column]:
         for method in part.cells:
             sharing = holders[part.model, method]
             tasks = [line.name for one in sharing for line in one.cells[method] if line.kind == "task"]
-            mergeable = len({one.identity for one in sharing}) == 1 and len(set(tasks)) == len(tasks)
+            keys = {key for one in sharing if (key := one.keys.get(method)) is not None}
+            alike = len({one.identity for one in sharing}) == 1 and len(keys) < 2
+            mergeable = alike and len(set(tasks)) == len(tasks)
             columns[part.path, method] = Column(part.model, method, "" if mergeable else names[part.path])
     return columns
 
@@ -239,10 +262,6 @@ def _folder_names(paths: Sequence[str]) -> dict[str, str]:
     """Each path by its last part, or whole where last parts are the same."""
     last = [Path(path).resolve().name for path in paths]
     return {path: name if last.count(name) == 1 else path for path, name in zip(paths, last, strict=True)}
-
-
-def _marked(part: _Part, runs: int) -> Iterable[str]:
-    return part.notes if runs == 1 else [f"{part.path}: {note}" for note in part.notes]
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

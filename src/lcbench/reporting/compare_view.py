@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lcbench.reporting.comparison import Change, Comparison, p_number, signed
+from lcbench.reporting.page.visible import visible
 from lcbench.reporting.words import bytes_text, clean, explained, short_names
 from lcbench.scoring.paired import PairedResult
 
@@ -101,13 +102,13 @@ def _tests(found: Comparison) -> str:
 
 def _change(change: Change) -> list[RenderableType]:
     head = f"{change.task.partition('@')[0]} {change.id}: {change.first:.0f} → {change.second:.0f}"
-    lines: list[RenderableType] = [Padding(Text(clean(head), "bold"), (0, 0, 0, 1))]
+    lines: list[RenderableType] = [Padding(Text(clean(visible(head)), "bold"), (0, 0, 0, 1))]
     for label, text in (
         ("A", change.first_text),
         ("B", change.second_text),
         ("answer", " | ".join(change.answers)),
     ):
-        shown = clean(text, _TEXT) or "(nothing)"
+        shown = clean(visible(text), _TEXT) or "(nothing)"
         lines.append(Padding(Text.assemble((f"{label}  ", "dim"), shown), (0, 0, 0, 3)))
     return lines
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lcbench.reporting.pairing import PairedTask, pair
+from lcbench.reporting.same_method import same
 from lcbench.reporting.scored import shared_options
 from lcbench.reporting.sides import Side
 from lcbench.scoring.bootstrap import Bootstrap
@@ -38,8 +40,10 @@ class Comparison:
         first, second: the sides. tasks: task id, metric and result, the p corrected over tasks.
         overall: the mean over tasks; with one task that task's result.
         p_holm: of ``overall``, corrected over several comparisons with one baseline; else ``overall.p``.
-        changes: the samples that changed most, the largest first. kv_bytes: mean bytes a sample of each side.
+        changes: the samples that changed most, the largest first. kv_bytes: mean bytes a sample of each side,
+        None where they are not known.
         failed, unmatched: pairs left out. refused: task id to why it cannot be paired. notes: sentences.
+        differs: what the runs differ in beside the methods; the verdict says it.
     """
 
     first: Side
@@ -48,11 +52,12 @@ class Comparison:
     overall: PairedResult
     p_holm: float
     changes: tuple[Change, ...]
-    kv_bytes: tuple[float, float]
+    kv_bytes: tuple[float | None, float | None]
     failed: int
     unmatched: int
     refused: dict[str, str]
     notes: tuple[str, ...]
+    differs: tuple[str, ...] = ()
 
     def verdict(self) -> str:
         """Whether the difference is real, in one sentence."""
@@ -70,6 +75,7 @@ class Comparison:
             "failed": self.failed,
             "unmatched": self.unmatched,
             "refused": self.refused,
+            "differs": list(self.differs),
             "notes": list(self.notes),
         }
 
@@ -103,6 +109,7 @@ def compare(a: Side, b: Side, *, show: int = 5) -> Comparison:
         unmatched=sum(t.unmatched for t in pairing.tasks),
         refused=dict(pairing.refused),
         notes=tuple(notes),
+        differs=pairing.differs,
     )
 
 
@@ -131,41 +138,59 @@ def _changes(tasks: Sequence[PairedTask]) -> list[Change]:
     return sorted(found, key=lambda change: -abs(change.second - change.first))
 
 
-def _kv_bytes(tasks: Sequence[PairedTask]) -> tuple[float, float]:
-    """Mean bytes a sample: the mean over tasks of their means, as every task weighs the same in the score."""
+def _kv_bytes(tasks: Sequence[PairedTask]) -> tuple[float | None, float | None]:
+    """Mean bytes a sample: the mean over tasks of their means, as every task weighs the same in the score; None where
+    a sample's are not known."""
 
     def mean(samples: Sequence[ScoredSample]) -> float:
-        return statistics.fmean(sample.record.kv_bytes for sample in samples)
+        held = [sample.record.kv_bytes for sample in samples]
+        return math.nan if None in held else statistics.fmean(size or 0 for size in held)
 
-    return statistics.fmean(mean(t.first) for t in tasks), statistics.fmean(mean(t.second) for t in tasks)
+    first, second = (statistics.fmean(mean(getattr(t, side)) for t in tasks) for side in ("first", "second"))
+    return None if math.isnan(first) else first, None if math.isnan(second) else second
 
 
 # -- the sentence ----------------------------------------------------------------------------------------------------
 
 
 def verdict(found: Comparison) -> str:
-    """One sentence: real, not shown, or on the edge; how large, and how sure."""
+    """One sentence: real, not shown, or on the edge; how large, how sure, and what else the runs differ in."""
     overall, several = found.overall, len(found.tasks) > 1
     first, second = _names(found)
     over = f" over {len(found.tasks)} tasks" if several else ""
+    also = _also(found)
     if not overall.wins and not overall.losses:
-        return f"No difference: {second} scores exactly as {first} on every one of the {_pairs(overall.n)}{over}."
+        return f"No difference{also}: {second} scores exactly as {first} on every one of the {_pairs(overall.n)}{over}."
     says = f"{second} scores {_apart(overall.difference)} {first}{over}"
     evidence = f"{_interval(overall)}, {p_text(found.p_holm)}, {_pairs(overall.n)}"
     excludes = overall.interval is not None and not overall.interval[0] <= 0 <= overall.interval[1]
     small = found.p_holm < LEVEL
     tail = _in_tasks(found) if several else ""
     if small and excludes:
-        return f"The difference is real: {says} ({evidence}){tail}."
+        return f"The difference is real{also}: {says} ({evidence}){tail}."
     if small or excludes:
         other = "the test finds it" if small else "the interval excludes 0"
         against = "the interval includes 0" if small else "the test does not find it"
-        return f"The difference is on the edge, {other} but {against}: {says} ({evidence}){tail}."
-    return f"No difference is shown: {says}, which may well be chance ({evidence}){tail}."
+        return f"The difference is on the edge, {other} but {against}{also}: {says} ({evidence}){tail}."
+    return f"No difference is shown{also}: {says}, which may well be chance ({evidence}){tail}."
+
+
+def _also(found: Comparison) -> str:
+    """What else may have made or hidden a difference, so that the method is not blamed for it."""
+    if not found.differs:
+        return ""
+    what = " and in ".join(found.differs)
+    if _one_method(found):
+        return f" (one method in two runs that differ in {what})"
+    return f", but it is not between the methods alone (the runs also differ in {what})"
+
+
+def _one_method(found: Comparison) -> bool:
+    return same(found.first.run, found.first.method, found.second.run, found.second.method)
 
 
 def _names(found: Comparison) -> tuple[str, str]:
-    if found.first.method == found.second.method:
+    if found.differs or _one_method(found):
         return found.first.name, found.second.name
     return found.first.method, found.second.method
 

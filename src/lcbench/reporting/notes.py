@@ -29,6 +29,27 @@ def notes_of(run: RunDirectory, records: Records) -> list[str]:
     ]
 
 
+def merged_notes(notes: Sequence[tuple[RunDirectory, Sequence[str]]]) -> list[str]:
+    """The notes of all runs, each once: those that not all runs say with the runs that do.
+
+    What is said of a task is said once for all tasks it holds for, and needs no run where all runs with the task say
+    it.
+    """
+    said: dict[str, list[tuple[RunDirectory, str]]] = {}
+    for run, own in notes:
+        for note in dict.fromkeys(own):
+            task = next((task for task in run.tasks if note.startswith(f"{task}: ")), "")
+            said.setdefault(note.removeprefix(f"{task}: "), []).append((run, task))
+    found = []
+    for text, places in said.items():
+        tasks = [task for task in dict.fromkeys(task for _, task in places) if task]
+        holders = [run for run, _ in notes if not tasks or set(tasks) & set(run.tasks)]
+        whose = [] if len({run.path for run, _ in places}) == len(holders) else [str(run.path) for run, _ in places]
+        about = said_once((task, text) for task in tasks) if tasks else [text]
+        found += [f"{', '.join(dict.fromkeys(whose))}: {line}" if whose else line for line in about]
+    return found
+
+
 def overall_notes(lines: Sequence[Line], cells: Iterable[Cell], labels: Mapping[str, str]) -> list[str]:
     """Notes about the table: simulated memory, failures, and what its means are.
 
@@ -49,14 +70,15 @@ def overall_notes(lines: Sequence[Line], cells: Iterable[Cell], labels: Mapping[
 
 def _looked_up(records: Records) -> list[str]:
     """Methods that hold more than a step reads: what they would need on an accelerator."""
-    own: dict[str, list[PredictionRecord]] = {}
+    own: dict[str, list[tuple[int, int]]] = {}
     for (method, _), found in records.items():
-        own.setdefault(method, []).extend(r for r in found if r.ok and 0 < r.resident_bytes < r.kv_bytes)
+        pairs = [(r.resident_bytes or 0, r.kv_bytes or 0) for r in found if r.ok]
+        own.setdefault(method, []).extend((read, held) for read, held in pairs if 0 < read < held)
     return [
-        f"{method}: of the bytes it holds a step reads {bytes_text(fmean(r.resident_bytes for r in found))} "
-        f"({fmean(r.resident_bytes / r.kv_bytes for r in found):.0%})"
-        for method, found in own.items()
-        if found
+        f"{method}: of the bytes it holds a step reads {bytes_text(fmean(read for read, _ in pairs))} "
+        f"({fmean(read / held for read, held in pairs):.0%})"
+        for method, pairs in own.items()
+        if pairs
     ]
 
 
@@ -85,10 +107,20 @@ def _shortened(run: RunDirectory, records: Records) -> list[str]:
 
 def _model(model: Any) -> list[str]:
     """Which weights, and in which dtype the cache was: a ratio against float32 is twice one against 16 bits."""
+    if isinstance(model, Mapping) and model.get("source") == "served":
+        return [f"model {model.get('name', '?')} behind {model.get('base_url', '?')}: {model.get('asked', '')}"]
     if not isinstance(model, Mapping) or not model.get("dtype"):
         return []
     name, dtype = model.get("name", "?"), model["dtype"]
-    return [f"model {name} in {dtype} on {model.get('device', '?')}; ratios are to its uncompressed {dtype} cache"]
+    notes = [f"model {name} in {dtype} on {model.get('device', '?')}; ratios are to its uncompressed {dtype} cache"]
+    state = model.get("state")
+    if isinstance(state, Mapping) and state.get("state_bytes"):
+        attending = state.get("attention_layers")
+        more = f" and the keys and values of its {attending} attention layers" if attending else ""
+        notes.append(
+            f"{name}: KV bytes are those of its state ({bytes_text(state['state_bytes'])}, whatever the length){more}"
+        )
+    return notes
 
 
 def asked(spec: Mapping[str, Any]) -> list[str]:

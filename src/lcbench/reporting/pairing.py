@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lcbench.errors import BadValue
+from lcbench.reporting.same_method import key_of
 from lcbench.reporting.scored import is_judged, shared_options
 from lcbench.reporting.sides import Side
 from lcbench.scoring.longscore.ladder import is_no_context
@@ -49,11 +50,16 @@ class PairedTask:
 
 @dataclass(frozen=True)
 class Pairing:
-    """Everything of two methods that can be paired, and one sentence for every task that cannot."""
+    """Everything of two methods that can be paired, and one sentence for every task that cannot.
+
+    Attributes:
+        differs: what the runs differ in beside the methods and what may have moved the scores, in words.
+    """
 
     tasks: tuple[PairedTask, ...]
     refused: Mapping[str, str]
     notes: tuple[str, ...]
+    differs: tuple[str, ...] = ()
 
 
 def pair(a: Side, b: Side) -> Pairing:
@@ -86,7 +92,7 @@ def pair(a: Side, b: Side) -> Pairing:
             f"{a.name} and {b.name} cannot be paired: {'; '.join(reasons)}.",
             "Run both methods on the same rows with the same options, best in one run.",
         )
-    return Pairing(tuple(tasks), refused, tuple(_notes(a, b)))
+    return Pairing(tuple(tasks), refused, tuple(_notes(a, b)), tuple(_differences(a, b)))
 
 
 def _pair_task(
@@ -155,19 +161,40 @@ def _other_settings(a: Side, b: Side, task: str) -> str | None:
     return None if x == y else f"{task} has other prompts (--chat was {_option(x)} and {_option(y)})"
 
 
+def _differences(a: Side, b: Side) -> list[str]:
+    """What else may have moved the scores: a verdict about the methods must name it."""
+    if _same_run(a, b):
+        return []
+    found = []
+    x, y = _model(a), _model(b)
+    if x.get("identity") != y.get("identity"):
+        found.append(f"the model's weights ({_weights(x)} and {_weights(y)})")
+    for key in ("dtype", "load_in"):
+        if x.get(key) != y.get(key):
+            found.append(f"the model's {key} ({_option(x.get(key))} and {_option(y.get(key))})")
+    before, after = (side.run.spec.get("question") or "visible" for side in (a, b))
+    if before != after:
+        found.append(f"--question ({before} and {after})")
+    keys = [key_of(side.run, side.method) for side in (a, b)]
+    if a.method == b.method and None not in keys and keys[0] != keys[1]:
+        found.append(f"the parameters of {a.method}")
+    return found
+
+
+def _weights(model: Mapping[str, Any]) -> str:
+    return f"{model.get('name') or 'a model without a name'}, {_short(model.get('identity'))}"
+
+
 def _notes(a: Side, b: Side) -> list[str]:
     notes = []
     if not _same_run(a, b):
         x, y = _model(a), _model(b)
-        for key in ("identity", "dtype", "load_in", "device", "attn"):
+        for key in ("device", "attn"):
             if x.get(key) != y.get(key):
-                named = "weights" if key == "identity" else key
-                shown = (x.get("name"), y.get("name")) if key == "identity" else (x.get(key), y.get(key))
-                notes.append(f"the runs differ in the model's {named} too: {shown[0]} and {shown[1]}")
-        for key in ("question", "seed"):
-            before, after = a.run.spec.get(key), b.run.spec.get(key)
-            if before != after:
-                notes.append(f"the runs differ in --{key} too: {_option(before)} and {_option(after)}")
+                notes.append(f"the runs differ in the model's {key} too: {x.get(key)} and {y.get(key)}")
+        before, after = a.run.spec.get("seed"), b.run.spec.get("seed")
+        if before != after:
+            notes.append(f"the runs differ in --seed too: {_option(before)} and {_option(after)}")
     if is_judged(a.run) or is_judged(b.run):
         notes.append("a judge graded QA and summaries in scores.json; this comparison is by the original metrics")
     for side in (a, b):

@@ -23,12 +23,12 @@ def samples_of(report: Report, runs: Sequence[RunDirectory]) -> Samples:
     result: dict[tuple[Line, Column], Sequence[ScoredSample]] = {}
     for path, run in by_path.items():
         here = [
-            (line, column)
+            (line, column, cell.run_method or column.method)
             for (line, column), cell in report.cells.items()
             if line.kind == "task" and Path(cell.run) == Path(path)
         ]
-        found = score_samples(run, [(column.method, line.name) for line, column in here], options_of(run))
-        result.update({(line, column): found[column.method, line.name] for line, column in here})
+        found = score_samples(run, [(method, line.name) for line, _, method in here], options_of(run))
+        result.update({(line, column): found[method, line.name] for line, column, method in here})
     return result
 
 

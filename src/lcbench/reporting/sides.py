@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lcbench.errors import BadValue, NotARun, UnknownName
+from lcbench.reporting.same_method import same
 from lcbench.store.run_file import RUN_FILE
 from lcbench.store.rundir import RunDirectory
 
@@ -79,7 +80,7 @@ def _of_one_run(run: RunDirectory, names: Sequence[str], baseline: str | None) -
 
 
 def _two_runs(a: RunDirectory, b: RunDirectory) -> list[tuple[Side, Side]]:
-    shared = [method for method in a.methods if method in b.methods]
+    shared = [pair for method in a.methods if (pair := _in_both(a, method, b)) is not None]
     if a.path.resolve() == b.path.resolve():
         raise BadValue(f"{a.path} twice is one run.", "Name two runs, or two methods of it.")
     if not shared and len(a.methods) == len(b.methods) == 1:
@@ -89,7 +90,14 @@ def _two_runs(a: RunDirectory, b: RunDirectory) -> list[tuple[Side, Side]]:
             f"{a.path} and {b.path} have no method in common.",
             f"Name one of each, e.g.: {a.path}{SEPARATOR}{a.methods[0]} {b.path}{SEPARATOR}{b.methods[0]}",
         )
-    return [(Side(a, method), Side(b, method)) for method in shared]
+    return [(Side(a, first), Side(b, second)) for first, second in shared]
+
+
+def _in_both(a: RunDirectory, method: str, b: RunDirectory) -> tuple[str, str] | None:
+    """A method of ``a`` with the one of ``b`` that has its parameters, however spelled, or else its id."""
+    alike = [other for other in b.methods if same(a, method, b, other)]
+    found = alike or [other for other in b.methods if other == method]
+    return (method, found[0]) if found else None
 
 
 def _side(word: str) -> Side:

@@ -59,7 +59,7 @@ class Cell:
         kv_bytes, kv_bytes_full: mean bytes a sample of the cache as kept, and uncompressed; None without samples, and
             for everything but whole tasks.
         memory: "real" when the dropped bytes were freed, "simulated" when they only count as dropped.
-        run: folder it comes from.
+        run: folder it comes from. run_method: the method's id there, which may be another spelling; "" of a mean.
     """
 
     score: float | None
@@ -73,6 +73,7 @@ class Cell:
     kv_bytes_full: float | None = None
     memory: Literal["real", "simulated"] = "real"
     run: str = ""
+    run_method: str = ""
 
     @property
     def ratio(self) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,11 +12,20 @@ from torch import Tensor
 
 from lcbench.config.options import split_items
 from lcbench.config.spec import RunSpec
-from lcbench.engine.generate import check_chunk, empty_cache, prefill
-from lcbench.engine.inspection.inputs import Read, Source, check_ids, check_length, read_id_list, read_prompt, row_of
-from lcbench.engine.inspection.text import token_texts
+from lcbench.engine.generate import check_chunk, chosen_tokens, empty_cache, prefill
+from lcbench.engine.inspection.inputs import (
+    Read,
+    Source,
+    check_ids,
+    check_length,
+    read_id_list,
+    read_prompt,
+    read_text,
+    row_of,
+)
+from lcbench.engine.inspection.text import joined, token_texts
 from lcbench.errors import BadValue, UsageError
-from lcbench.inspected import InspectedLayer, Inspection, Merging
+from lcbench.inspected import InspectedLayer, Inspection, Merging, Piece
 from lcbench.kv.cache import KVCache
 from lcbench.kv.layer import LayerKV
 from lcbench.kv.record import PrefillRecord
@@ -69,6 +78,7 @@ def inspect(request: Request, home: Path, say: Say) -> Inspection:
         )
     ids = None if source.token_ids is None else read_id_list(source.token_ids, "--token-ids")
     row = None if source.task is None else row_of(source, home)
+    text = None if source.prompt is None else read_text(source.prompt, "--prompt")
     turned_by = [method.id] if method.turns else []
     info, tokenizer = describe(spec.model, home, say=say, with_tokenizer=ids is None, turned_by=turned_by)
     if request.force is not None and forced is not None:
@@ -77,7 +87,9 @@ def inspect(request: Request, home: Path, say: Say) -> Inspection:
     require(method, info.shape(), info.name)
     method = method.bind(info, home)
     method.check(info.shape())
-    read = read_prompt(source, ids, row, spec, method, info, tokenizer, home)
+    if method.announcement():
+        say(method.announcement())
+    read = read_prompt(source, ids, row, text, spec, method, info, tokenizer, home)
     check_length(len(read.ids), steps, info, method)
     loaded = load(spec.model, home, say=say, with_tokenizer=ids is None)
     fed = None if forced is None else forced[:steps]
@@ -113,6 +125,7 @@ def examine(
     with ExitStack() as stack:
         stack.enter_context(method.transform_model(loaded.model, len(read.ids) + steps))
         stack.enter_context(method.adapt(loaded.model, read.ids, read.seed))
+        read = _chosen(loaded, method, read) if own else read
         empty = empty_cache(loaded, method, len(read.ids)) if own else None
         record = prefill(loaded, read.ids, observe=method.observes(), cache=empty, chunk=chunk)
         torch.manual_seed(read.seed)
@@ -139,12 +152,25 @@ def examine(
             for i in range(shape.layers)
         ),
         kv_bytes=total,
-        kv_bytes_full=shape.full_bytes(len(read.ids)),
+        kv_bytes_full=shape.full_bytes(read.before or len(read.ids)),
         resident_bytes=resident,
         pieces=read.pieces,
         fed=tuple(fed),
         logits=rows,
     )
+
+
+def _chosen(loaded: LoadedModel, method: Method, read: Read) -> Read:
+    """What a method reads of a prompt, where it chooses its tokens with the model itself."""
+    with torch.inference_mode():
+        ids, kept = chosen_tokens(loaded, method, read.ids)
+    if kept is None:
+        return read
+    stay, pieces = set(kept.tolist()), []
+    if loaded.tokenizer is not None:
+        for i, text in enumerate(token_texts(loaded.tokenizer, read.ids)):
+            pieces.append(Piece(text, "kept" if i in stay else "cut"))
+    return replace(read, ids=ids[0].tolist(), pieces=joined(pieces), before=read.before or len(read.ids))
 
 
 def _positions(store: LayerKV, kv_heads: int) -> list[list[int]]:

@@ -44,20 +44,24 @@ class Read:
 
     Attributes:
         ids: at least one. pieces: what the method made of the text, where it rewrote it. seed: of everything drawn.
+        before: tokens of the prompt before a method shortened it; 0 where none did.
     """
 
     ids: Sequence[int]
     pieces: Sequence[Piece] = ()
     seed: int = 42
+    before: int = 0
 
 
 def read_id_list(path: Path, option: str) -> list[int]:
     """A JSON list of token ids. Raises BadValue naming the option, the file and what is wrong with it."""
-    text = _text(path, option)
+    text = read_text(path, option)
     try:
         data = json.loads(text)
     except ValueError as error:
-        what = f"line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else str(error)
+        what = "a number in it has thousands of digits"  # which Python refuses to read
+        if isinstance(error, json.JSONDecodeError):
+            what = f"line {error.lineno}: {error.msg}"
         raise BadValue(f"{option} {path} is not JSON ({what}).", _LIST) from None
     except RecursionError:
         raise BadValue(f"{option} {path} is nested too deep to be a list of token ids.", _LIST) from None
@@ -105,6 +109,7 @@ def read_prompt(
     source: Source,
     ids: Sequence[int] | None,
     row: tuple[Task, Row] | None,
+    text: str | None,
     spec: RunSpec,
     method: Method,
     info: ModelInfo,
@@ -114,7 +119,8 @@ def read_prompt(
     """The prompt as token ids, as the method wants it read.
 
     Args:
-        ids: of ``source.token_ids``. row: of ``source.task``. spec: chat format and limits, as for a run.
+        ids: of ``source.token_ids``. row: of ``source.task``. text: of ``source.prompt``. spec: chat format and
+            limits, as for a run.
 
     Raises:
         BadValue, UsageError, ModelError: it cannot be fed to this model, or not with this method.
@@ -129,14 +135,17 @@ def read_prompt(
         return Read(ids, seed=spec.seed)
     if row is not None:
         return _of_row(*row, spec, method, info, tokenizer, home)
-    assert source.prompt is not None
-    before = _text(source.prompt, "--prompt")
+    assert text is not None
+    before = text
     text = _rewritten(Prompt(before), spec, method, home)
     reader = LoadedModel(None, tokenizer, info)
     encoded = encode_prompt(reader, text, chat=spec.model.chat != "none", chat_option=spec.model.chat)
     if not encoded.ids:
         raise BadValue(f"--prompt {source.prompt} has no tokens.", "Put some text into it.")
-    return Read(encoded.ids, pieces_of(before, text) if text != before else (), spec.seed)
+    if method.rewriter is None:
+        return Read(encoded.ids, seed=spec.seed)
+    whole = encode_prompt(reader, before, chat=spec.model.chat != "none", chat_option=spec.model.chat)
+    return Read(encoded.ids, pieces_of(before, text) if text != before else (), spec.seed, len(whole.ids))
 
 
 def _of_row(task: Task, row: Row, spec: RunSpec, method: Method, info: ModelInfo, tokenizer: Any, home: Path) -> Read:
@@ -154,7 +163,7 @@ def _of_row(task: Task, row: Row, spec: RunSpec, method: Method, info: ModelInfo
     asked = task.prompt(row, home)
     text = _rewritten(asked, spec, method, home)
     pieces = pieces_of(asked.text, text) if text != asked.text else ()
-    return Read(prompt.ids, pieces, sample_seed(spec.seed, task.id, row.id))
+    return Read(prompt.ids, pieces, sample_seed(spec.seed, task.id, row.id), prompt.tokens_before or 0)
 
 
 def _rewritten(prompt: Prompt, spec: RunSpec, method: Method, home: Path) -> str:
@@ -182,7 +191,7 @@ def check_length(count: int, steps: int, info: ModelInfo, method: Method) -> Non
         )
 
 
-def _text(path: Path, option: str) -> str:
+def read_text(path: Path, option: str) -> str:
     try:
         return path.expanduser().read_text(encoding="utf-8")
     except UnicodeDecodeError:

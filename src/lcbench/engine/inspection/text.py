@@ -47,7 +47,7 @@ def pieces_of(before: str, after: str) -> list[Piece]:
             pieces.append(Piece("".join(old[a:b]), "kept"))
         else:
             pieces += _by_words("".join(old[a:b]), "".join(new[c:d]))
-    return _joined(pieces)
+    return joined(pieces)
 
 
 def _by_words(before: str, after: str) -> Iterator[Piece]:
@@ -62,7 +62,7 @@ def _by_words(before: str, after: str) -> Iterator[Piece]:
             yield Piece("".join(new[c:d]), "added")
 
 
-def _joined(pieces: Sequence[Piece]) -> list[Piece]:
+def joined(pieces: Sequence[Piece]) -> list[Piece]:
     """Neighbours of one kind as one piece."""
     out: list[Piece] = []
     for piece in pieces:

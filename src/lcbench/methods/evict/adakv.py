@@ -47,6 +47,7 @@ class AdaKV(Method):
     One layer holds ``2 d e sum_h (B_h + w)`` bytes, and ``2 Hs d e`` more a new token.
     """
 
+    follows_distances: ClassVar[bool] = True
     proof: ClassVar[str] = (
         "Kept positions of both allocations against the formula in fp64 with Python loops; alpha=1 keeps b in every "
         "head, alpha=0 the best entries of the layer; teacher-forced logits over 64 tokens against the plain "

@@ -38,6 +38,7 @@ class ChunkKV(Method):
     One layer holds ``2 Hk d e`` bytes a kept token (at most B of them) and a new one.
     """
 
+    follows_distances: ClassVar[bool] = True
     proof: ClassVar[str] = (
         "Kept positions against the formula in fp64 with Python loops; complete runs but for the last chunk; "
         "length=1 keeps the best single tokens; with reuse=n each n layers have equal positions; teacher-forced "

@@ -42,6 +42,7 @@ class DynamicKV(Method):
     Layer l holds ``2 Hs d e (n_l + w)`` bytes, all of them ``2 Hs d e N B``, and ``2 N Hs d e`` more a new token.
     """
 
+    follows_distances: ClassVar[bool] = True
     proof: ClassVar[str] = (
         "Layer counts add up to N b exactly on random scores and caps (property test) and equal a second computation; "
         "equal layers get equal counts; r_max=1 keeps b everywhere; kept positions against the formula in fp64; "

@@ -40,6 +40,7 @@ class H2O(Method):
     and ``4 H T`` of scores.
     """
 
+    follows_distances: ClassVar[bool] = True
     proof: ClassVar[str] = (
         "Kept positions of tiny Llama, Mistral (sliding window) and Qwen2 models against the rule in fp64 with the "
         "whole attention matrix, after the prompt and after each of 64 forced tokens; their logits against the "

@@ -37,6 +37,7 @@ _PROOF = (
 class _HeadKV(Method):
     """What both score tables share."""
 
+    follows_distances: ClassVar[bool] = True
     proof: ClassVar[str] = _PROOF
 
     budget: Budget = param(QUARTER, "tokens kept a head on average, window included: a ratio (0.25) or a number (512)")

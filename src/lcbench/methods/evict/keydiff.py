@@ -31,6 +31,7 @@ class KeyDiff(Scorer):
     One layer holds ``2 Hk d e B`` bytes, and ``2 Hk d e`` more a new token.
     """
 
+    follows_distances: ClassVar[bool] = True
     proof: ClassVar[str] = (
         "Kept positions of tiny Llama, Mistral (sliding window) and Qwen2 models against the formula in fp64, at once "
         "and block by block; a block as long as the prompt equals no blocks; teacher-forced logits over 64 tokens "

@@ -27,6 +27,7 @@ class Knorm(Scorer):
     One layer holds ``2 Hk d e B`` bytes, and ``2 Hk d e`` more a new token.
     """
 
+    follows_distances: ClassVar[bool] = True
     proof: ClassVar[str] = (
         "Kept positions of tiny Llama, Mistral (sliding window) and Qwen2 models against the order of norms computed "
         "in fp64; teacher-forced logits over 64 tokens against the unmodified transformers model with every dropped "

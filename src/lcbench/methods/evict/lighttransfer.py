@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lcbench.config.options import param
-from lcbench.errors import BadValue
-from lcbench.kv.cache import KVCache
+from lcbench.errors import BadValue, ModelError
+from lcbench.kv.cache import CacheShape, KVCache
 from lcbench.kv.layer import DenseLayer, LayerKV
 from lcbench.kv.observe import LastQueries, Observation
 from lcbench.kv.record import LayerRecord, PrefillRecord, take
@@ -29,13 +29,16 @@ class LightTransfer(Method):
 
     The lazy score of a layer is the attention mass, between 0 and 1, that the last `queries` prompt tokens put on the
     first `n_sink` and on the `n_recent` latest keys up to their own, averaged over queries and heads; a key counts
-    once. Two ways to choose:
+    once. Three ways to choose:
 
     * `lazy_layers`: the P layers with the highest scores (LightTransfer-Test of the second version; the default, with
       P half of the layers). The saving is fixed.
     * `theta`: every layer whose score exceeds it (SimLayerKV; the authors use 0.9 for Llama-3, 0.65 for Llama-2, 0.8
       for Mistral, 0.85 for Qwen). The saving depends on the text. `keep_last` layers at the top are never cut (2 in
       the authors' Qwen code).
+
+    * `fixed`: these layers, whatever the text: the list of a hybrid that was trained with it (LightTransfer-Train). Its
+      checkpoint is the ``--model``; which layers it made lazy stands in its own code.
 
     Lazy layers keep ``n_sink + n_recent`` tokens, and with `roll` no more than that while decoding (our choice); the
     released code lets them grow (`roll=false`). It also scores the first decoding query; here the prompt's last
@@ -47,7 +50,8 @@ class LightTransfer(Method):
     """
 
     proof: ClassVar[str] = (
-        "Lazy scores against fp64 with Python loops; P and theta forms choose the layers these scores name; "
+        "Lazy scores against fp64 with Python loops; P and theta forms choose the layers these scores name, the fixed "
+        "form those it is given; "
         "teacher-forced logits over 64 tokens, rolling and not, against the plain transformers model with the dropped "
         "keys of the lazy layers masked; theta=1 and P=0 drop nothing, theta=0 makes all layers lazy; bytes equal the "
         "formula, in memory too."
@@ -55,6 +59,7 @@ class LightTransfer(Method):
 
     lazy_layers: int | None = param(None, "number of lazy layers (P); none: half of all", minimum=0)
     theta: float | None = param(None, "instead: layers whose lazy score exceeds this are lazy", minimum=0, maximum=1)
+    fixed: tuple[int, ...] = param((), "instead: these layers are lazy, counted from 0 and joined by /", minimum=0)
     n_sink: int = param(4, "first tokens that lazy layers keep", minimum=0)
     n_recent: int = param(1024, "newest tokens that lazy layers keep", minimum=1)
     queries: int = param(32, "last prompt tokens whose attention is looked at", minimum=1)
@@ -67,9 +72,18 @@ class LightTransfer(Method):
                 f"lighttransfer@lazy_layers={self.lazy_layers} and theta={self.theta} are two ways to choose layers.",
                 "Give one of them.",
             )
+        if self.fixed and (self.lazy_layers is not None or self.theta is not None):
+            raise BadValue("lighttransfer@fixed names the lazy layers; nothing is left to choose.", "Give fixed alone.")
+
+    def check(self, shape: CacheShape) -> None:
+        if max(self.fixed, default=0) >= shape.layers:
+            raise ModelError(
+                f"lighttransfer@fixed names layer {max(self.fixed)}, and the model has {shape.layers} of them.",
+                f"Name layers from 0 to {shape.layers - 1}.",
+            )
 
     def observes(self) -> frozenset[Observation]:
-        return frozenset({LastQueries(self.queries)})
+        return frozenset() if self.fixed else frozenset({LastQueries(self.queries)})
 
     @property
     def leaves_subset(self) -> bool:
@@ -79,7 +93,7 @@ class LightTransfer(Method):
         if record.length <= self.n_sink + self.n_recent:
             return record.cache.fork()
         layers = [record.layer(i) for i in range(record.shape.layers)]
-        lazy = self.choose([self.lazy_score(layer) for layer in layers])
+        lazy = set(self.fixed) or self.choose([self.lazy_score(layer) for layer in layers])
         full = record.cache.fork()
         return KVCache(
             [self._streaming(layer) if layer.index in lazy else full.layers[layer.index] for layer in layers]

@@ -39,6 +39,7 @@ class PyramidKV(Method):
     Layer l holds ``2 Hk d e (n_l + w)`` bytes (H for Hk at query granularity), and as much a new token as one entry.
     """
 
+    follows_distances: ClassVar[bool] = True
     proof: ClassVar[str] = (
         "Layer budgets against the numbers published for the reference code (C = 16, 64, 128, 512 on 32 layers), in "
         "all three regimes and at the clipping; kept positions of tiny Llama, Mistral (sliding window) and Qwen2 "

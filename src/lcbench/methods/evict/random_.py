@@ -26,6 +26,7 @@ class Random(Scorer):
     One layer holds ``2 Hk d e B`` bytes, and ``2 Hk d e`` more a new token.
     """
 
+    follows_distances: ClassVar[bool] = True
     proof: ClassVar[str] = (
         "Seeded alike, the same positions; seeded otherwise, others; every position equally often within four "
         "standard deviations over 400 draws; teacher-forced logits of tiny Llama, Mistral (sliding window) and Qwen2 "

@@ -34,6 +34,7 @@ class SnapKV(Scorer):
     One layer holds ``2 Hk d e B`` bytes (H for Hk at query granularity), and as much a new token as one entry.
     """
 
+    follows_distances: ClassVar[bool] = True
     proof: ClassVar[str] = (
         "Kept positions of tiny Llama, Mistral (sliding window) and Qwen2 models against the formula in fp64 with "
         "explicit loops, per KV head and per query head; the window score against the rows of the eager attention "

@@ -37,6 +37,7 @@ class StreamingLLM(Method):
     One layer holds ``2 Hk d e B`` bytes (without `roll` ``+ 2 Hk d e`` a new token).
     """
 
+    follows_distances: ClassVar[bool] = True
     proof: ClassVar[str] = (
         "Teacher-forced logits of tiny Llama, Mistral (sliding window) and Qwen2 models over 64 tokens, rolling and "
         "not, against the unmodified transformers model (eager, whole text at once) with every dropped key masked; "

@@ -38,6 +38,7 @@ class Tova(Method):
     One layer holds ``2 Hk d e B`` bytes (with ``decode=false`` ``+ 2 Hk d e`` a new token).
     """
 
+    follows_distances: ClassVar[bool] = True
     proof: ClassVar[str] = (
         "Kept positions of tiny Llama, Mistral (sliding window) and Qwen2 models against the rule in fp64, after the "
         "prompt and after each of 64 forced tokens; their logits against the unmodified transformers model with "

@@ -40,6 +40,7 @@ class Vatp(Method):
     query granularity).
     """
 
+    follows_distances: ClassVar[bool] = True
     proof: ClassVar[str] = (
         "Both scores: kept positions of tiny Llama, Mistral (sliding window) and Qwen2 models against the rule in fp64 "
         "with the whole attention matrix, after the prompt and after each of 64 forced tokens; their logits against "

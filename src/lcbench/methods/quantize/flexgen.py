@@ -35,6 +35,7 @@ class FlexGen(CacheTransform):
     `flexgen-longctx` is the variant of a published comparison, which reads the prompt through the quantizer.
     """
 
+    follows_distances: ClassVar[bool] = True
     proof: ClassVar[str] = (
         "Teacher-forced logits of tiny Llama, Mistral (sliding window) and Qwen2 models over 64 tokens against a "
         "reference written from the formulas with Python loops; the same reference without the exact current token is "

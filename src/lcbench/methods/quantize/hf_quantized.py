@@ -19,7 +19,7 @@ from lcbench.kv.layer import LayerKV, outside_window, text_positions
 from lcbench.kv.record import LayerRecord
 from lcbench.methods.base import CacheTransform, Traits
 from lcbench.methods.registry import method
-from lcbench.models import adapter
+from lcbench.models import adapter, quanto_build
 from lcbench.models.rule import AttentionRule
 
 _BITS = {"quanto": (2, 4), "hqq": (1, 2, 3, 4, 8)}
@@ -53,6 +53,7 @@ class HfQuantized(CacheTransform):
     fill its bytes is rounded up; 3-bit codes take 32 bits for ten).
     """
 
+    follows_distances: ClassVar[bool] = True
     proof: ClassVar[str] = (
         "With the backends installed: teacher-forced logits of tiny Llama, Mistral (sliding window) and Qwen2 models "
         "over 64 tokens against a reference whose keys and values the library's own quantizers restored, across "
@@ -92,6 +93,11 @@ class HfQuantized(CacheTransform):
 
     def check(self, shape: CacheShape) -> None:
         self.library_layer()
+        if self.backend == "quanto":
+            quanto_build.refuse_stale_lock()
+
+    def announcement(self) -> str:
+        return quanto_build.announcement() if self.backend == "quanto" else ""
 
     def library_layer(self) -> Any:
         """An empty layer of the library's. Raises ModelError where the backend is not installed."""
@@ -192,7 +198,10 @@ class LibraryLayer(LayerKV):
             keys, values = self._update(key[:, new], value[:, new], flushes=flushes)
             reached = self._taken + self._dropped
             hidden = outside_window(partial(self._places, reached), reached, 1, rule.window)
-            out, _ = attention.over_parts(query[:, new], [keys], [values], rule, hidden=hidden)
+            places = partial(self._places, reached)
+            out, _ = attention.over_parts(
+                query[:, new], [keys], [values], rule, hidden=hidden, positions=places, seen=reached
+            )
             outputs.append(out)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 

@@ -47,6 +47,7 @@ class Kivi(CacheTransform):
     from the unrounded minimum gives slightly other codes.
     """
 
+    follows_distances: ClassVar[bool] = True
     proof: ClassVar[str] = (
         "Teacher-forced logits of tiny Llama, Mistral (sliding window) and Qwen2 models over 200 tokens, across "
         "flushes, against a reference written from the formulas with Python loops; the same reference with its key "
@@ -213,7 +214,13 @@ class KiviLayer(LayerKV):
             hidden = outside_window(partial(self._places, seen), seen, 1, rule.window)
             held = self.row()
             out, _ = attention.over_parts(
-                query[:, new], [held.keys, held.exact_keys], [held.values, held.exact_values], rule, hidden=hidden
+                query[:, new],
+                [held.keys, held.exact_keys],
+                [held.values, held.exact_values],
+                rule,
+                hidden=hidden,
+                positions=partial(self._places, seen),
+                seen=seen,
             )
             outputs.append(out)
             self._settle()
