@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_runs import make, right, wrong
+from made_runs import failed, make, right, wrong
 from rich.console import Console
 from test_renderers import HOSTILE, hostile_report
 from test_renderers import make as made_report
@@ -184,3 +184,27 @@ def test_a_folded_category_is_the_mean_of_its_tasks(longbench: Report) -> None:
 def test_few_tasks_are_not_folded(tmp_path: Path) -> None:
     run = make(tmp_path / "r", {(m, t): [right(0)] for m in ("full", "kivi") for t in ENGLISH[:3]})
     assert "narrativeqa" in drawn(build([run]), 60, fold=True)
+
+
+def test_latex_counts_what_is_in_no_score_inside_the_table(tmp_path: Path) -> None:
+    made = {("full", "qasper"): [right(0), failed(1)], ("full", "musique"): [], ("h2o", "qasper"): [right(0), right(1)]}
+    run = make(tmp_path / "r", made, facts={"musique": {"rows": 3, "skipped": 3}})
+    text = latex.render(build([run]))
+    inside = text[text.index(r"\begin{tabular}") : text.index(r"\bottomrule")]
+    assert "1 failed" in inside
+    assert "3 skipped" in inside
+    assert "counted below a score" in text
+    quiet = make(tmp_path / "q", {("full", "qasper"): [right(0)]})
+    assert "counted below" not in latex.render(build([quiet]))
+
+
+def test_latex_has_the_tables_of_longscore(tmp_path: Path) -> None:
+    tasks = [f"100-longbench/kv_retrieval@{n}" for n in ("base", "8k", "16k")]
+    answer = "12345678-1234-1234-1234-123456789012"
+    rows = [right(n, pred=answer, answers=[answer]) for n in range(4)]
+    made = {(m, t): rows if t != tasks[2] else [] for m in ("full", "h2o") for t in tasks}
+    text = latex.render(build([make(tmp_path / "r", made, facts={tasks[2]: {"rows": 4, "skipped": 4}})]))
+    own = text[text.index("LongScore by task") :]
+    assert r"kv\_retrieval & full & 100.00 & -- & -- & 8 & 4 \\" in own
+    assert "% h2o, 100-longbench/kv_retrieval: No sample was scored at 16k" in text
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") > 1

@@ -41,9 +41,11 @@ def _tasks(method: MethodScores) -> Table:
         more = [str(one.n_skipped)] if skipped else []
         more += [str(one.n_filtered), str(one.n_judge_failed)] if judged else []
         grid.add_row(escape(one.task), escape(one.metric), *_cells(one, partial, more))
-        lengths = [length for length, s in one.by_length.items() if s.n or s.n_error]
+        lengths = [length for length, s in one.by_length.items() if s.n or s.n_error or s.n_skipped]
         for length in sorted(lengths, key=_place) if len(one.by_length) > 1 else ():
-            grid.add_row(f"  length {escape(length)}", "", *_cells(one.by_length[length], partial, [""] * len(more)))
+            part = one.by_length[length]
+            own = [str(part.n_skipped or ""), *[""] * (len(more) - 1)] if skipped else [""] * len(more)
+            grid.add_row(f"  length {escape(length)}", "", *_cells(part, partial, own))
     return grid
 
 

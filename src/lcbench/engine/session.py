@@ -194,6 +194,13 @@ class Session:
                 "once": task.once,
                 **own[0].counts,
             }
+            # Methods with a window of their own (or shorter prompts) skip others than the rest.
+            skipping = {m.id: s for s in own for m in s.methods if s.counts.get("skipped")}
+            if skipping:
+                tasks[task.id]["skipped_by_method"] = {
+                    method: {"rows": s.counts["skipped"], "lengths": dict(s.skipped_lengths)}
+                    for method, s in skipping.items()
+                }
         methods = {
             m.id: {
                 "name": m.name,

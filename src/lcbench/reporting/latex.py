@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from lcbench.reporting.best import Rank, ranks
+from lcbench.reporting.longscore import latex as longscore
 from lcbench.reporting.table import Cell, Column, Line, Report
 from lcbench.reporting.words import bytes_text, clean, explained, ratio_text, score_text, short_names
 
 EXTRAS = ("n", "interval")
 
 _WIDE = 5  # from so many columns of scores on the table is scaled to the width of the text
+_LONG = 80  # letters of headings from which on it is, too
 _UPRIGHT = 8  # from so many on their headings stand upright
 _SIGNS = {
     "\\": r"\textbackslash{}",
@@ -39,11 +41,17 @@ _SIGNS = {
     "…": r"\dots{}",
     "·": r"\textperiodcentered{}",
     "×": r"$\times$",
+    "▲": r"$\uparrow$",
+    "▼": r"$\downarrow$",
+    "↓": r"$\downarrow$",
+    "†": r"$\dagger$",
 }
 
 
 def render(report: Report, extras: Sequence[str] = ()) -> str:
-    """A ``table`` with methods down and tasks across, as papers print them; ends in a newline.
+    """A ``table`` with methods down and tasks across, as papers print them, and those of LongScore; ends in a newline.
+
+    Samples that failed, were skipped or filtered are counted below the scores of the methods that have some.
 
     Args:
         extras: "n" (a row with the number of samples) and "interval" (95 % interval under each score).
@@ -51,7 +59,9 @@ def render(report: Report, extras: Sequence[str] = ()) -> str:
     Its first line names the packages it needs. It compiles with pdflatex: letters that no standard font has are written
     as their code points.
     """
-    lines, wide = list(report.lines), len(report.lines) >= _WIDE
+    lines = list(report.lines)
+    heading = _heading(report, lines)
+    wide = len(lines) >= _WIDE or len(heading) > _LONG
     columns = "l" + "r" * (len(lines) + 2)
     body = [
         f"% \\usepackage{{booktabs{',graphicx' if wide else ''}}}",
@@ -62,7 +72,7 @@ def render(report: Report, extras: Sequence[str] = ()) -> str:
         *([r"\resizebox{\linewidth}{!}{%"] if wide else []),
         f"\\begin{{tabular}}{{{columns}}}",
         r"\toprule",
-        _heading(report, lines),
+        heading,
         r"\midrule",
     ]
     if "n" in extras:
@@ -81,6 +91,8 @@ def render(report: Report, extras: Sequence[str] = ()) -> str:
     body += [r"\bottomrule", r"\end{tabular}" + ("}" if wide else ""), r"\end{table}"]
     names = short_names(line.name for line in lines if line.kind == "task")
     body += [f"% {_comment(note)}" for note in (*explained(names), *report.notes)]
+    if report.longscore is not None:
+        body += longscore.lines(report.longscore, escape=_text)
     return "\n".join(body) + "\n"
 
 
@@ -110,6 +122,9 @@ def _method(
     rows = [_row([_text(name), *scores, *saved])]
     if interval:
         rows.append(_row(["", *(_interval(cells[line]) for line in lines), "", ""]))
+    unscored = [_unscored(cells[line]) for line in lines]
+    if any(unscored):
+        rows.append(_row(["", *unscored, "", ""]))
     return rows
 
 
@@ -128,10 +143,22 @@ def _interval(cell: Cell | None) -> str:
     return f"{{\\scriptsize {cell.low:.1f}--{cell.high:.1f}}}"
 
 
+def _unscored(cell: Cell | None) -> str:
+    """Samples that are not in the score, by what became of them; one below the other, so that columns stay narrow."""
+    if cell is None:
+        return ""
+    fates = {"failed": cell.errors, "filtered": cell.filtered, "skipped": cell.skipped}
+    said = [f"{number} {fate}" for fate, number in fates.items() if number]
+    below = r" \\ ".join(said)
+    return rf"{{\scriptsize\begin{{tabular}}[t]{{@{{}}r@{{}}}}{below}\end{{tabular}}}}" if said else ""
+
+
 def _caption(report: Report, extras: Sequence[str]) -> str:
     words = "Scores (0 to 100) and KV cache a sample; best in bold, second best underlined."
     if "interval" in extras:
         words += r" Small: 95\,\% bootstrap interval."
+    if any(cell.errors or cell.filtered or cell.skipped for cell in report.cells.values()):
+        words += " Samples that failed, or were filtered or skipped, are counted below a score and are not in it."
     if any(cell.memory == "simulated" for cell in report.cells.values()):
         words += " $^{*}$: simulated, these bytes only count as dropped."
     models = list(dict.fromkeys(column.model for column in report.columns))

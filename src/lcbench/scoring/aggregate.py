@@ -83,6 +83,7 @@ def _buckets(task: TaskSamples, values: Sequence[Values | None], bootstrap: Boot
             n=len(scores),
             n_error=len(rows) - len(scores),
             interval=bootstrap.interval(replicates),
+            n_skipped=sum(n for size, n in task.skipped_lengths.items() if bucket_of(float(size)) == bucket),
         )
     return result
 
@@ -119,8 +120,11 @@ def _passkey_score(
             n_error=n_error,
             interval=bootstrap.interval(drawn),
             partial=percent([m[1] for m in own.values()]),
+            n_skipped=task.skipped_lengths.get(length, 0),
         )
         official[length] = {depth: _named(mean) for depth, mean in own.items()}
+    for length, count in task.skipped_lengths.items():
+        by_length.setdefault(length, LengthScore(None, 0, n_skipped=count))
     result = _make(
         task,
         score=percent([m[0] for m in means.values()]),
