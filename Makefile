@@ -7,7 +7,7 @@ DOCS_STAMP := $(VENV)/.installed-docs
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 --constraint constraints.txt
 DEMO_RUN ?= runs/demo
 
-.PHONY: setup demo test lint type bench bench-quick bench-gpu bench-score docs clean
+.PHONY: setup demo test lint type bench bench-quick bench-gpu bench-score bench-kvpress docs clean
 
 setup: $(STAMP)
 
@@ -58,6 +58,12 @@ bench-quick: setup
 bench-gpu: setup
 	$(BIN)/python tests/bench/bench_gpu_kivi.py
 
+# Against the public library kvpress, which needs an environment of its own with an older transformers.
+bench-kvpress: setup
+	@test -x .venv-kvpress/bin/python || $(PYTHON) -m venv .venv-kvpress
+	.venv-kvpress/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0" kvpress==0.5.5
+	$(BIN)/python tests/bench/bench_kvpress.py --python .venv-kvpress/bin/python
+
 bench-score: setup
 	$(BIN)/python tests/bench/bench_score.py
 
@@ -72,5 +78,5 @@ docs: $(DOCS_STAMP)
 	@echo "The docs are in site/. Look at them: $(BIN)/python -m http.server -d site"
 
 clean:
-	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	rm -rf $(VENV) .venv-kvpress build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

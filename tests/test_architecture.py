@@ -19,6 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"errors"},
     "data": {"config", "errors"},
     "tasks": {"data", "config", "errors"},
+    "endpoint": {"data", "config", "errors"},
     "measure": {"errors"},
     "store": {"config", "errors"},
     "models": {"config", "errors"},
@@ -28,15 +29,32 @@ ALLOWED: dict[str, set[str]] = {
     "engine": {
         "methods", "kv", "models", "measure", "store", "tasks", "data", "inspected", "config", "errors",
     },
+    "remote": {"engine", "methods", "models", "measure", "store", "tasks", "endpoint", "data", "config", "errors"},
+    "server": {"engine", "methods", "models", "config", "errors"},
     "bench": {"engine", "methods", "kv", "models", "measure", "store", "config", "errors"},
-    "scoring": {"store", "tasks", "data", "config", "errors"},
+    "scoring": {"store", "tasks", "endpoint", "data", "config", "errors"},
     "reporting": {"scoring", "store", "tasks", "data", "inspected", "config", "errors"},
+    "api": {
+        "reporting", "scoring", "remote", "engine", "methods", "models", "store", "config", "errors",
+    },
     "cli": {
-        "reporting", "scoring", "bench", "engine", "methods", "kv", "models", "measure", "store", "tasks", "data",
-        "inspected", "config", "errors",
+        "reporting", "scoring", "bench", "remote", "server", "engine", "methods", "kv", "models", "measure", "store",
+        "tasks", "endpoint", "data", "inspected", "config", "errors",
     },
 }  # fmt: skip
-LIGHT = {"inspected", "cli", "config", "data", "tasks", "store", "scoring", "reporting", "errors", "measure"}
+LIGHT = {
+    "endpoint",
+    "inspected",
+    "cli",
+    "config",
+    "data",
+    "tasks",
+    "store",
+    "scoring",
+    "reporting",
+    "errors",
+    "measure",
+}
 HEAVY = {"torch", "transformers", "datasets", "numpy", "pandas", "jieba", "tokenizers", "huggingface_hub"}
 MODULES = sorted(SOURCE.rglob("*.py"))
 

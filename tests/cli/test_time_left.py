@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
 
+from lcbench.cli.progress import JsonLog
 from lcbench.cli.time_left import Piece, TimeLeft
+from lcbench.engine.answer import Event
 
 
 @dataclass
@@ -153,3 +156,26 @@ def test_several_workers_are_told_by_what_is_done() -> None:
     assert left.left(10.0) == pytest.approx(30.0)
     left.group_ended(2, 10.0)
     assert left.left(12.0) == pytest.approx(8.0)
+
+
+# -- as the log tells it ---------------------------------------------------------------------------------------------
+
+
+def test_the_log_tells_running_out_of_memory_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("lcbench.cli.progress.time.monotonic", lambda: now[0])
+    lines: list[str] = []
+    log = JsonLog(write=lines.append)
+    log.time_left, log.finished, log._reading = TimeLeft([Piece("a", 100, 2, 10)] * 2), 0, {("a", 1): 100.0}
+    log.on_event(Event("prefill", "a", "", 1, 1))
+    now[0] = 10.0
+    log.on_event(Event("oom", "a", "", 0, 0, error="halved"))
+    log.on_event(Event("decode", "a", "2 answers", 1, 1))
+    now[0] = 30.0
+    log.on_event(Event("group", "", "", 1, 2))
+    told = [json.loads(line) for line in lines]
+    assert [one["event"] for one in told] == ["prefill", "oom", "decode", "group"]
+    assert (told[1]["task"], told[1]["then"]) == ("a", "halved")
+    assert "seconds_left" not in told[0]
+    assert told[2]["seconds_left"] == 2 * 10 * 0.8 + 10 + 2 * 10 * 0.8
+    assert told[3]["seconds_left"] == 10 + 2 * 10 * 0.8  # nothing was written: an answer token is still taken for eight

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from made_up import Half, Scaled, Shorter, Words, go
+from made_up import Half, Scaled, Shorter, Words, counted_passes, go
 from test_question import Asked
 
 from lcbench.config.spec import ModelSpec, RunSpec
@@ -20,6 +20,7 @@ from lcbench.engine.memory import Limits, prompt_bytes
 from lcbench.engine.prepare import prepare
 from lcbench.engine.stacked import Rules, decode_rows
 from lcbench.errors import ModelError
+from lcbench.measure.allocator import AllocatorPeak
 from lcbench.methods.base import require
 from lcbench.methods.full import Full
 from lcbench.methods.registry import all_methods, resolve
@@ -65,7 +66,8 @@ def test_answers_are_the_models_own_and_bytes_those_it_holds(name: str, tmp_path
         assert (record.prompt_tokens, record.new_tokens) == (len(ids), len(answer))
         assert record.kv_bytes == record.kv_bytes_full == record.resident_bytes == shape.full_bytes(len(ids))
         assert record.kept_tokens <= len(ids)
-        assert record.decode == "exact"
+        assert shape.state is not None
+        assert record.decode == ("stacked" if shape.state.stacks else "exact")
     assert shape.state is not None
     if not shape.state.attention_layers:
         assert len({r.kv_bytes for r in run.records("full", "words")}) == 1
@@ -74,31 +76,49 @@ def test_answers_are_the_models_own_and_bytes_those_it_holds(name: str, tmp_path
 
 @pytest.mark.parametrize("name", SOME)
 def test_a_run_that_was_stopped_ends_like_an_unbroken_one(name: str, tmp_path: Path) -> None:
-    go(loaded_linear(name), tmp_path / "whole", [Full()])
+    few = Limits(rows=2, tokens=1000, nbytes=2**30)
+    go(loaded_linear(name), tmp_path / "whole", [Full()], limits=few)
     written: list[Any] = []
     outcome, run = go(
         loaded_linear(name),
         tmp_path / "broken",
         [Full()],
+        limits=few,
         listener=lambda event: written.append(event) if event.kind == "sample" else None,
         should_stop=lambda: len(written) >= 2,
     )
     assert outcome.interrupted
     done = len(run.records("full", "words"))
     assert 0 < done < 4
-    outcome, _ = go(loaded_linear(name), tmp_path / "broken", [Full()])
+    outcome, _ = go(loaded_linear(name), tmp_path / "broken", [Full()], limits=few)
     assert outcome.written == 4 - done
     files = [tmp_path / run / "predictions" / "full" / "words.jsonl" for run in ("whole", "broken")]
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("name", [*SOME, "mamba2", "falcon_mamba", "rwkv5", "xlstm"])
 def test_rows_decoded_side_by_side_are_those_decoded_alone(name: str) -> None:
     loaded, rules = loaded_linear(name), Rules(max_new_tokens=5)
     records = [prefill(loaded, list(range(10, 10 + n))) for n in (12, 30, 7)]
     together = decode_rows(loaded, [r.cache.fork() for r in records], torch.stack([r.logits for r in records]), rules)
     alone = [decode_rows(loaded, [r.cache.fork()], r.logits[None], rules)[0] for r in records]
     assert [g.ids for g in together] == [g.ids for g in alone]
+
+
+@pytest.mark.parametrize("name", ["mamba", "rwkv5", "jamba"])
+def test_a_step_of_several_rows_is_one_pass_where_states_stand_side_by_side(name: str, tmp_path: Path) -> None:
+    loaded = loaded_linear(name)
+    with counted_passes(loaded) as passes:
+        go(loaded, tmp_path / "run", [Full()])
+    steps = [n for n in passes if n == 1]
+    stacks = name != "jamba"
+    assert (len(steps) <= 6) == stacks
+    with counted_passes(loaded) as passes:
+        go(loaded, tmp_path / "exact", [Full()], spec=replace(SPEC, exact=True))
+    assert len([n for n in passes if n == 1]) > 6
+    files = [tmp_path / run / "predictions" / "full" / "words.jsonl" for run in ("run", "exact")]
+    stacked, alone = (f.read_text().replace('"stacked"', '"exact"') for f in files)
+    assert stacked == alone
 
 
 @pytest.mark.parametrize("name", SOME)
@@ -189,8 +209,18 @@ def test_the_estimate_counts_states(tmp_path: Path) -> None:
     assert cost.seconds > 0
     state = loaded.info.state
     assert state is not None
-    assert state.scan_bytes == 2 * 4 * 96 * 8  # fp32 [d_inner, n], twice
+    assert state.scan_bytes == 3 * 4 * 96 * 8  # fp32 [d_inner, n], three times
     assert prompt_bytes(loaded.shape(), 100) > 100 * state.scan_bytes
+
+
+@pytest.mark.parametrize("name", ["mamba", "mamba2", "bamba", "rwkv5", "qwen3_next"])
+def test_the_memory_of_a_prompt_is_about_what_was_predicted(name: str) -> None:
+    loaded, length = loaded_linear(name), 600
+    prefill(loaded, [1] * 20)
+    with AllocatorPeak("cpu", held=loaded.info.weight_bytes) as meter, meter.part("read"):
+        prefill(loaded, [i % 256 for i in range(length)])
+    measured = meter.parts["read"] - loaded.info.weight_bytes
+    assert 0.4 < prompt_bytes(loaded.shape(), length) / measured < 2.5
 
 
 def test_a_sample_error_is_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,6 +88,15 @@ def _forced(loaded: LoadedModel, caches: Sequence[KVCache], ids: Tensor) -> Tens
     return torch.stack(rows)
 
 
+def _read_and_forced(
+    loaded: LoadedModel, case: Case, prompt: Tensor, copies: int, forced: Tensor
+) -> tuple[list[KVCache], Tensor]:
+    """Caches of a prompt and the logits of the tokens forced after it, on the model as the method makes it."""
+    with _made(case, loaded.shape().device).transform_model(loaded.model, len(prompt) + len(forced)):
+        caches = _caches(loaded, case, prompt, copies)
+        return caches, _forced(loaded, caches, forced)
+
+
 ALL = [case for cases in CASES.values() for case in cases]
 
 
@@ -95,17 +104,16 @@ ALL = [case for cases in CASES.values() for case in cases]
 def test_gpu_answers_as_a_cpu_does(case: Case) -> None:
     ids = harness.text(case, case.prompt + STEPS, seed=3)
     prompt, forced = ids[: case.prompt], ids[case.prompt :]
-    there = _caches(_loaded("cuda:0"), case, prompt, 3)
+    there, logits = _read_and_forced(_loaded("cuda:0"), case, prompt, 3, forced)
     for store in there[0].layers:
         kept = sum(t.numel() for t in store.tensors() if t.device.type == "cuda")
         assert kept > 0, "nothing of the cache is on the GPU"
-    logits = _forced(_loaded("cuda:0"), there, forced)
     assert torch.isfinite(logits).all()
     assert harness.largest_difference(logits[:, 0], logits[:, 1]) < 2e-3, "rows of one batch differ"
     assert harness.largest_difference(logits[:, 0], logits[:, 2]) < 2e-3, "rows of one batch differ"
     if case.seeded:  # the generators of the two devices draw different numbers
         return
-    here = _forced(_loaded("cpu"), _caches(_loaded("cpu"), case, prompt, 1), forced)
+    _, here = _read_and_forced(_loaded("cpu"), case, prompt, 1, forced)
     if harness.made(case).traits.family == "quantize":  # a number on the border of two codes may get the other one
         assert float((logits[:, 0] - here[:, 0]).abs().mean()) < 2e-2
     else:
@@ -117,8 +125,7 @@ def test_gpu_answers_as_a_cpu_does(case: Case) -> None:
 def test_gpu_in_sixteen_bits(case: Case, dtype: torch.dtype) -> None:
     loaded = _loaded("cuda:0", dtype)
     ids = harness.text(case, case.prompt + STEPS, seed=4)
-    caches = _caches(loaded, case, ids[: case.prompt], 2)
-    logits = _forced(loaded, caches, ids[case.prompt :])
+    caches, logits = _read_and_forced(loaded, case, ids[: case.prompt], 2, ids[case.prompt :])
     assert torch.isfinite(logits).all()
     assert [c.seen for c in caches] == [case.prompt + STEPS] * 2
     assert all(c.storage_nbytes >= c.nbytes > 0 for c in caches)

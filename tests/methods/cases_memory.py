@@ -1,4 +1,4 @@
-"""Harness cases of minference and lift."""
+"""Harness cases of em-llm, minference and lift."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import events_oracle
 import explicit_model
 import memory_oracle as oracle
 from harness import HEADS, LAYERS, Case, Models
 from torch import Tensor
 
+from lcbench.kv.cache import CacheShape, KVCache
 from lcbench.methods.base import Method
 from lcbench.methods.calibration import Calibration, bound
+from lcbench.methods.memory.em_llm import EventLayer
 
 # --- minference ------------------------------------------------------------------------------------------------------
 
@@ -82,4 +85,42 @@ _LIFT = Case(
     keeps_all=True,
 )
 
-CASES: dict[str, list[Case]] = {"lift": [_LIFT], "minference": [_minference("", PATTERNS), *map(_alike, KINDS)]}
+# --- em-llm ----------------------------------------------------------------------------------------------------------
+
+EVENTS = "em-llm@n_init=3,n_local=24,n_mem=0,exc_block_size=16,min_block=2,max_block=6,repr_topk=2"
+
+
+def _event_bytes(shape: CacheShape, cache: KVCache) -> int:
+    """A vector an event and query head, and 4 bytes a query head for each token after the events."""
+    total = 0
+    for layer in cache.layers:
+        assert isinstance(layer, EventLayer)
+        events = layer.segments.events
+        rest = events[-1][1] if events else layer.first
+        total += shape.heads * (shape.head_dim * shape.dtype.itemsize * len(events) + 4 * (layer.seen - rest))
+    return total
+
+
+def _em_llm(more: str) -> Case:
+    def logits(pair: Models, method: Any, ids: Tensor, prompt: int, seen: list[tuple[Tensor, Tensor]]) -> Tensor:
+        return events_oracle.em_llm(pair, method, ids, prompt)[prompt:]
+
+    return Case(
+        spec=f"{EVENTS}{more}",
+        noop=("em-llm@n_local=124,exc_block_size=32", "em-llm@n_local=124,exc_block_size=16,refine=modularity"),
+        nbytes=None,
+        extra_bytes=_event_bytes,
+        reference=logits,
+        short=(1, 2, 17, 24, 25, 34),
+        keeps_all=True,
+    )
+
+
+CASES: dict[str, list[Case]] = {
+    "em-llm": [
+        _em_llm(",gamma=0.5,contiguity=0.3"),
+        replace(_em_llm(",gamma=0,refine=modularity"), noop=(), short=(34,)),
+    ],
+    "lift": [_LIFT],
+    "minference": [_minference("", PATTERNS), *map(_alike, KINDS)],
+}

@@ -86,6 +86,7 @@ class Case:
         tolerance: greatest |logit difference| from the reference; logits of the tiny models have a deviation of 1.6,
             and summing in another order alone moves them by 3e-5.
         seeded: `spec` draws at random; see `compressed`.
+        extra_bytes: ``(shape, cache)`` to what is held beside the entries, where `nbytes` is None.
         bind: gives a method what was calibrated for the tiny models.
         keeps_all: the whole prompt is held, and its memory may be shared (retrieval).
         distinct: texts repeat no token: for methods that compare keys without positions, which are equal for equal
@@ -104,6 +105,7 @@ class Case:
     tolerance: float = 1e-4
     seeded: bool = False
     entry_bytes: int = 2 * HEAD_DIM * 4
+    extra_bytes: Callable[[CacheShape, KVCache], int] = lambda shape, cache_: 0
     bind: Callable[[Method], Method] = lambda method: method
     keeps_all: bool = False
     distinct: bool = False
@@ -173,7 +175,8 @@ def expected_bytes(case: Case, left: KVCache, prompt: int, new: int, dtype: torc
         return case.nbytes(replace(SHAPE, dtype=dtype), prompt, new)
     held = [layer.positions() for layer in left.layers]
     entry = case.entry_bytes - 2 * HEAD_DIM * (4 - dtype.itemsize)  # what is not key or value stays as it is
-    return entry * sum(int((h >= 0).sum()) * (KV_HEADS if h.ndim == 1 else 1) for h in held)
+    entries = sum(int((h >= 0).sum()) * (KV_HEADS if h.ndim == 1 else 1) for h in held)
+    return entry * entries + case.extra_bytes(replace(SHAPE, dtype=dtype), left)
 
 
 def compressed(case: Case, method: Method, record: PrefillRecord) -> KVCache:

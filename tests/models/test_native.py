@@ -120,6 +120,24 @@ def test_two_sequences_token_by_token_in_turn(name: str) -> None:
         assert (torch.stack(rows) - whole(model, ids)[19:26]).abs().max() < CLOSE
 
 
+@pytest.mark.parametrize("name", [name for name in EVERY if FAMILIES[linear_model(name).config.model_type].stacks])
+def test_many_sequences_of_all_lengths_take_a_step_as_one_batch(name: str) -> None:
+    model, lengths = linear_model(name), (3, 40, 17, 1)
+    texts = [text(length + 3, seed=i) for i, length in enumerate(lengths)]
+    caches = [NativeCache.empty(model) for _ in texts]
+    for cache, ids, length in zip(caches, texts, lengths, strict=True):
+        feed(model, cache, ids[:, :length])
+    bytes_before = [cache.storage_nbytes for cache in caches]
+    for step in range(3):
+        at = [length + step for length in lengths]
+        ids = torch.cat([one[:, i : i + 1] for one, i in zip(texts, at, strict=True)])
+        found = adapter.forward(model, ids, torch.tensor(at)[:, None], caches)
+        for row, (one, i) in enumerate(zip(texts, at, strict=True)):
+            assert (found[row, -1] - whole(model, one)[i]).abs().max() < CLOSE
+    assert [cache.storage_nbytes for cache in caches] == bytes_before
+    assert [cache.seen for cache in caches] == [length + 3 for length in lengths]
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_a_copy_goes_its_own_way_and_wastes_nothing(name: str) -> None:
     model, ids = linear_model(name), text(LENGTH)

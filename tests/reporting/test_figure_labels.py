@@ -12,7 +12,7 @@ from made_runs import failed, make, passkey, right
 pytest.importorskip("matplotlib")
 
 from lcbench.reporting.build import build
-from lcbench.reporting.figures import heatmap, lengths, pareto, radar
+from lcbench.reporting.figures import efficiency, heatmap, lengths, pareto, radar
 from lcbench.reporting.figures.make import figures_of
 from lcbench.reporting.samples import samples_of
 from lcbench.reporting.words import short_names
@@ -132,6 +132,15 @@ def test_markers_at_one_place_can_all_be_seen() -> None:
     sizes = [line.get_markersize() for line in figure.axes[0].lines if line.get_marker() in ("o", "s")]
     assert len(sizes) == 2
     assert sizes[1] < 0.8 * sizes[0]
+
+
+def test_speeds_of_many_methods_get_numbers_and_a_key() -> None:
+    made = [efficiency.SpeedPoint(f"m{i}", 1024, 1, 1e9 + 1e8 * i, 50.0 + i) for i in range(16)]
+    figure = efficiency.draw(made, title="t", bandwidth=1e12)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()][:2] == ["1  m0, 1,024 tokens", "2  m1, 1,024 tokens"]
+    assert {str(n) for n in range(1, 17)} <= set(texts_of(figure))
+    assert not efficiency.draw(made[:7], title="t").legends
 
 
 # -- from runs -------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_runs import failed, make, right, wrong
+from made_runs import failed, make, passkey, right, wrong
 from rich.console import Console
 from test_renderers import HOSTILE, hostile_report
 from test_renderers import make as made_report
@@ -22,6 +22,8 @@ from lcbench.reporting.build import build
 from lcbench.reporting.folding import folded
 from lcbench.reporting.rows import COLUMNS, flat_rows
 from lcbench.reporting.table import Cell, Column, Line, Report
+from lcbench.scoring.longscore.result import LongScoreOptions
+from lcbench.scoring.run import ScoreOptions, score_run
 
 ENGLISH = ("narrativeqa", "qasper", "multifieldqa_en", "hotpotqa", "2wikimqa", "musique", "gov_report", "lcc")
 
@@ -95,7 +97,7 @@ def test_models_missing_cells_and_simulated_memory_are_marked() -> None:
 def test_wide_tables_are_scaled_and_their_headings_stand() -> None:
     text = latex.render(made_report(2, tasks=9))
     assert "\\usepackage{booktabs,graphicx}" in text
-    assert "\\resizebox{\\linewidth}{!}{%" in text
+    assert "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%" in text
     assert "\\rotatebox{90}{task\\_0}" in text
 
 
@@ -117,6 +119,40 @@ def test_it_compiles(tmp_path: Path) -> None:
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "x.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout[-2000:]
+
+
+def run_with_everything(path: Path) -> Report:
+    cells = [(n, d / 10, 0) for n in (256, 512, 1024) for d in range(11)]
+    records = {
+        (m, "passkey"): [passkey(*c, found=m == "full" or c[0] < 1024) for c in cells] for m in ("full", "h2o_x")
+    }
+    run = make(path, records)
+    run.write_scores(score_run(run, ScoreOptions(longscore=LongScoreOptions(wanted=True))))
+    row = {"method": "h2o_x", "prompt_tokens": 64, "batch": 1, "decode_tokens_per_second": 9.0, "kv_bytes": 1e6}
+    run.append_efficiency({**row, "model": "demo"})
+    return build([run])
+
+
+def test_longscores_and_speeds_are_tables_of_their_own(tmp_path: Path) -> None:
+    text = latex.render(run_with_everything(tmp_path / "r"))
+    assert "graphicx" in text.split("\n")[0]
+    assert text.count("\\begin{table}") == text.count("\\end{table}") >= 4
+    assert "Two rankings" in text
+    assert "\\caption{Speed and memory, each method alone.}" in text
+    labels = re.findall(r"\\label\{([^}]*)\}", text)
+    assert len(labels) == len(set(labels))
+    assert not set("↓▲▼†–") & set("".join(line for line in text.split("\n") if not line.startswith("%")))
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX here")
+def test_they_compile_too(tmp_path: Path) -> None:
+    text = latex.render(run_with_everything(tmp_path / "r"))
+    source = f"\\documentclass{{article}}\\usepackage{{booktabs,graphicx}}\\begin{{document}}{text}\\end{{document}}"
+    (tmp_path / "x.tex").write_text(source.replace("{document}%", "{document}\n%"), encoding="utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "x.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in done.stdout
 
 
 # -- Parquet ---------------------------------------------------------------------------------------------------------
@@ -196,15 +232,3 @@ def test_latex_counts_what_is_in_no_score_inside_the_table(tmp_path: Path) -> No
     assert "counted below a score" in text
     quiet = make(tmp_path / "q", {("full", "qasper"): [right(0)]})
     assert "counted below" not in latex.render(build([quiet]))
-
-
-def test_latex_has_the_tables_of_longscore(tmp_path: Path) -> None:
-    tasks = [f"100-longbench/kv_retrieval@{n}" for n in ("base", "8k", "16k")]
-    answer = "12345678-1234-1234-1234-123456789012"
-    rows = [right(n, pred=answer, answers=[answer]) for n in range(4)]
-    made = {(m, t): rows if t != tasks[2] else [] for m in ("full", "h2o") for t in tasks}
-    text = latex.render(build([make(tmp_path / "r", made, facts={tasks[2]: {"rows": 4, "skipped": 4}})]))
-    own = text[text.index("LongScore by task") :]
-    assert r"kv\_retrieval & full & 100.00 & -- & -- & 8 & 4 \\" in own
-    assert "% h2o, 100-longbench/kv_retrieval: No sample was scored at 16k" in text
-    assert text.count(r"\begin{table}") == text.count(r"\end{table}") > 1

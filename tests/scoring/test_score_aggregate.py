@@ -18,6 +18,7 @@ from lcbench.scoring.metrics import score
 from lcbench.scoring.rows import task_facts
 from lcbench.scoring.samples import Sample, TaskSamples
 from lcbench.scoring.table import MethodScores, ScoreTable, TaskScore
+from lcbench.tasks.facts import TaskFacts
 
 QUICK = Bootstrap(seed=0, resamples=50)
 

@@ -28,6 +28,7 @@ from lcbench.cli import (
     run,
     runs,
     score,
+    serve,
 )
 from lcbench.errors import LcbenchError
 
@@ -51,6 +52,7 @@ app.command("inspect")(inspect.inspect)
 app.command("bench")(bench.bench)
 app.command("calibrate")(calibrate.calibrate)
 app.command("convert")(convert.convert)
+app.command("serve")(serve.serve)
 app.command("list")(list_.list_)
 app.command("doctor")(doctor.doctor)
 

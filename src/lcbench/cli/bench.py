@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from lcbench.cli.least import at_least
 from lcbench.config.home import home as lcbench_home
 from lcbench.config.options import split_items
 from lcbench.config.sizes import parse_bytes
@@ -49,13 +50,17 @@ def bench(
         None, "--memory", help="For --max-batch: 80GiB. Default: all of the GPU, or machine.", rich_help_panel=_WHAT
     ),
     new_tokens: int = typer.Option(
-        32, "--new-tokens", min=2, help="Tokens decoded of each sequence.", rich_help_panel=_HOW
+        32, "--new-tokens", callback=at_least(2), help="Tokens decoded of each sequence.", rich_help_panel=_HOW
     ),
     repeats: int = typer.Option(
-        3, "--repeats", min=1, help="Measured passes, after one that warms up.", rich_help_panel=_HOW
+        3, "--repeats", callback=at_least(1), help="Measured passes, after one that warms up.", rich_help_panel=_HOW
     ),
     prefill_chunk: int | None = typer.Option(
-        None, "--prefill-chunk", min=1, help="Read prompts in pieces of this many tokens.", rich_help_panel=_HOW
+        None,
+        "--prefill-chunk",
+        callback=at_least(1),
+        help="Read prompts in pieces of this many tokens.",
+        rich_help_panel=_HOW,
     ),
     dtype: str | None = typer.Option(
         None, "--dtype", help="auto | float32 | float16 | bfloat16.", rich_help_panel=_MODEL

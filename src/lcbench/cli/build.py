@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lcbench.cli.least import at_least
 from lcbench.config.home import home as lcbench_home
 from lcbench.config.spec import default_model
 from lcbench.errors import BadValue, CorruptFile, DataMissing, UnknownName, UsageError
@@ -37,7 +38,9 @@ def build(
     lengths: str | None = typer.Option(
         None, "--lengths", help="Lengths in tokens: 8k,16k,1000 (k = 1024).", rich_help_panel=_WHAT
     ),
-    rows: int = typer.Option(100, "--rows", min=1, help="Contexts a task and length.", rich_help_panel=_WHAT),
+    rows: int = typer.Option(
+        100, "--rows", callback=at_least(1), help="Contexts a task and length.", rich_help_panel=_WHAT
+    ),
     tasks: str | None = typer.Option(
         None, "--tasks", help="Tasks, e.g. kv_retrieval,single_doc_qa. Default: all eight.", rich_help_panel=_WHAT
     ),
@@ -86,7 +89,9 @@ def build(
     base_below: str = typer.Option(
         "8k", "--base-below", help="Documents of the base sets are shorter than this.", rich_help_panel=_HOW
     ),
-    jobs: int | None = typer.Option(None, "--jobs", min=1, help="Threads. Default: all cores.", rich_help_panel=_HOW),
+    jobs: int | None = typer.Option(
+        None, "--jobs", callback=at_least(1), help="Threads. Default: all cores.", rich_help_panel=_HOW
+    ),
     overwrite: bool = typer.Option(
         False, "--overwrite", help="Replace files of the build that were made differently.", rich_help_panel=_HOW
     ),

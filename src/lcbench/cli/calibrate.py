@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from lcbench.cli.least import at_least
 from lcbench.config.home import home as lcbench_home
 from lcbench.config.spec import make_spec
 from lcbench.errors import BadValue
@@ -18,12 +19,17 @@ from lcbench.errors import BadValue
 def calibrate(
     name: str = typer.Argument(
         help="headkv (both tables of head scores), headkv-r2, aqua-kv (predictors for 2 bits), aqua-kv-3bit, "
-        "aqua-kv-4bit, minference (head patterns) or end (a prober on early layers)."
+        "aqua-kv-4bit, minference (head patterns), end (a prober on early layers) or positional-hidden (the channel it "
+        "scales)."
     ),
     model: str | None = typer.Option(None, "--model", "-m", help="As in `lcbench run`."),
-    samples: int | None = typer.Option(None, "--samples", min=1, help="Probes asked of each kind, or texts read."),
+    samples: int | None = typer.Option(
+        None, "--samples", callback=at_least(1), help="Probes asked of each kind, or texts read."
+    ),
     lengths: str | None = typer.Option(
-        None, "--lengths", help="Words of filler in the probes, e.g. 150,300,600; or tokens of each text, e.g. 1024."
+        None,
+        "--lengths",
+        help="Words of filler in the probes, e.g. 150,300,600; or tokens of each text or string, e.g. 1024.",
     ),
     seed: int = typer.Option(42, "--seed", help="Of everything that is drawn."),
     source: Path | None = typer.Option(

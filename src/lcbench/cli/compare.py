@@ -9,6 +9,8 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from lcbench.cli.least import at_least
+
 
 def compare(
     what: list[str] | None = typer.Argument(
@@ -24,7 +26,9 @@ def compare(
         help="Compare every method with this one; or published:TABLE/MODEL, e.g. published:longctx_bench/llama3-8b.",
         show_default=False,
     ),
-    show: int = typer.Option(5, "--show", min=0, help="How many of the samples that changed most are shown."),
+    show: int = typer.Option(
+        5, "--show", callback=at_least(0), help="How many of the samples that changed most are shown."
+    ),
     as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout."),
     out: Path | None = typer.Option(None, "--out", "-o", help="Also write the JSON to this file."),
 ) -> None:

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from lcbench.cli.least import at_least
 from lcbench.config.home import home as lcbench_home
 from lcbench.config.spec import make_spec
 from lcbench.errors import BadValue
@@ -29,11 +30,13 @@ def convert(
     select: str = typer.Option(
         "high", "--select", help="mha2mla: which pairs stay rotated: high, low (frequencies), uniform or 2-norm."
     ),
-    start: int = typer.Option(0, "--start", min=0, help="mha2mla: first pair of --select uniform."),
+    start: int = typer.Option(0, "--start", callback=at_least(0), help="mha2mla: first pair of --select uniform."),
     text: Path | None = typer.Option(
         None, "--text", help="Text for --select 2-norm; default: the language reference that Python carries."
     ),
-    samples: int = typer.Option(16, "--samples", min=2, help="Sequences of 512 tokens read for --select 2-norm."),
+    samples: int = typer.Option(
+        16, "--samples", callback=at_least(2), help="Sequences of 512 tokens read for --select 2-norm."
+    ),
     source: Path | None = typer.Option(None, "--from", help="rwkv5: the .pth file."),
     vocabulary: Path | None = typer.Option(
         None, "--vocabulary", help="rwkv5: the World vocabulary, rwkv_vocab_v20230424.txt."

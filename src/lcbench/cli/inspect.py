@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from lcbench.cli.least import at_least
 from lcbench.config.home import home as lcbench_home
 from lcbench.config.spec import make_spec
 from lcbench.errors import UsageError
@@ -32,7 +33,12 @@ def inspect(
         None, "--task", "-t", help="One task: the prompt that a run would ask.", rich_help_panel=_PROMPT
     ),
     index: int | None = typer.Option(
-        None, "--index", "-i", min=0, help="Row of the task, from 0. Default: 0.", rich_help_panel=_PROMPT
+        None,
+        "--index",
+        "-i",
+        callback=at_least(0),
+        help="Row of the task, from 0. Default: 0.",
+        rich_help_panel=_PROMPT,
     ),
     token_ids: Path | None = typer.Option(
         None, "--token-ids", metavar="FILE", help="JSON list of ids; needs no tokenizer.", rich_help_panel=_PROMPT
@@ -46,7 +52,7 @@ def inspect(
     steps: int | None = typer.Option(
         None,
         "--steps",
-        min=0,
+        callback=at_least(0),
         help="Tokens decoded, to see what is fetched and merged then. Default: 8 for such methods, else 0.",
         rich_help_panel=_STEPS,
     ),
@@ -54,7 +60,7 @@ def inspect(
         None,
         "--logits",
         metavar="N",
-        min=1,
+        callback=at_least(1),
         help="Decode N tokens and add the logits at each to --json.",
         rich_help_panel=_STEPS,
     ),
@@ -73,7 +79,11 @@ def inspect(
         False, "--details", help="Add errors, merges and what was fetched to --json.", rich_help_panel=_OUT
     ),
     prefill_chunk: int | None = typer.Option(
-        None, "--prefill-chunk", min=1, help="Read the prompt in pieces of this many tokens.", rich_help_panel=_MODEL
+        None,
+        "--prefill-chunk",
+        callback=at_least(1),
+        help="Read the prompt in pieces of this many tokens.",
+        rich_help_panel=_MODEL,
     ),
     dtype: str | None = typer.Option(
         None, "--dtype", help="auto | float32 | float16 | bfloat16.", rich_help_panel=_MODEL

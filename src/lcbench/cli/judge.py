@@ -171,10 +171,10 @@ class LocalJudge:
         Raises:
             NoReply: the question is longer than the model's window.
         """
+        from lcbench.endpoint.client import NoReply
         from lcbench.engine.generate import decode, prefill
         from lcbench.models.chat import encode_prompt
         from lcbench.models.load import load
-        from lcbench.scoring.judge.asking import NoReply
 
         if self._loaded is None:
             self._loaded = load(self._spec, self.home)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from rich.table import Table
 from lcbench.tasks.notes import said_once
 
 if TYPE_CHECKING:
+    from lcbench.engine.plan import PromptSet
     from lcbench.engine.session import Plan
 
 
@@ -41,18 +43,28 @@ def show_plan(plan: Plan, path: Path) -> None:
             str(len(good)),
         )
     console.print(table, soft_wrap=False)
-    for line in said_once((prompts.task.id, note) for prompts in plan.sets for note in prompts.notes):
-        console.print(escape(line))
-    for prompts in {s.task.id: s for s in plan.sets}.values():
-        begins, ends = (repr(end) for end in prompts.sample)
-        console.print(escape(f"{prompts.task.id} prompt begins {begins}"))
-        console.print(escape(f"{prompts.task.id} prompt ends   {ends}"))
+    show_notes(console, plan.sets)
+    show_samples(console, plan.sets)
     console.print(
         f"{cost.answers:,} samples from {cost.prefills:,} prefills. Memory about {cost.peak_bytes / 2**30:.2f} GiB "
         f"(weights {cost.weight_bytes / 2**30:.2f}, full KV cache of the longest prompt {cost.kv_bytes / 2**30:.2f}). "
         f"Time about {duration(cost.seconds)} at the speed measured now, within a factor of two."
     )
     console.print(escape(f"Run directory would be {path}. Nothing was run."))
+
+
+def show_notes(console: Console, sets: Sequence[PromptSet]) -> None:
+    """What the user should know about the prompts, each note once."""
+    for line in said_once((prompts.task.id, note) for prompts in sets for note in prompts.notes):
+        console.print(escape(line))
+
+
+def show_samples(console: Console, sets: Sequence[PromptSet]) -> None:
+    """Both ends of one prompt of each task."""
+    for prompts in {s.task.id: s for s in sets}.values():
+        begins, ends = (repr(end) for end in prompts.sample)
+        console.print(escape(f"{prompts.task.id} prompt begins {begins}"))
+        console.print(escape(f"{prompts.task.id} prompt ends   {ends}"))
 
 
 def duration(seconds: float) -> str:

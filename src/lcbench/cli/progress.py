@@ -24,11 +24,12 @@ from lcbench.errors import LcbenchError, UnknownName
 if TYPE_CHECKING:
     from lcbench.engine.run import Event, Outcome
     from lcbench.engine.session import Running
+    from lcbench.remote.session import RemoteRunning
 
 LOGS = ("text", "json")
 _LINE_EVERY = 60.0  # seconds between two lines of a long run where nothing can be animated
 _MOST_BARS = 6  # tasks with a bar of their own
-_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "LCBENCH_JUDGE_KEY")
+_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "LCBENCH_API_KEY", "LCBENCH_JUDGE_KEY", "OPENAI_API_KEY")
 
 
 def watcher(log: str, quiet: bool) -> Watcher:
@@ -63,7 +64,7 @@ class Watcher:
         """What ends the command; False leaves it to `lcbench.cli.main`."""
         return False
 
-    def begin(self, running: Running, path: Path) -> None:
+    def begin(self, running: Running | RemoteRunning, path: Path) -> None:
         """A run is open and about to be answered."""
 
     def on_event(self, event: Event) -> None:
@@ -81,10 +82,10 @@ class _Counting(Watcher):
 
     tables = True
 
-    def begin(self, running: Running, path: Path) -> None:
+    def begin(self, running: Running | RemoteRunning, path: Path) -> None:
         _, self.samples = running.remaining_cost
         pieces, self._reading = pieces_of(running)
-        self.time_left, self.finished = TimeLeft(pieces, max(1, len(running.devices))), 0
+        self.time_left, self.finished = TimeLeft(pieces, running.at_once), 0
         self.so_far = SoFar.of(running.run)
 
     def on_event(self, event: Event) -> None:
@@ -121,7 +122,7 @@ class Lines(_Counting):
     def say(self, text: str) -> None:
         self._console.print(escape(text))
 
-    def begin(self, running: Running, path: Path) -> None:
+    def begin(self, running: Running | RemoteRunning, path: Path) -> None:
         super().begin(running, path)
         self._seen: set[str] = set()
         self._told = time.monotonic()
@@ -156,7 +157,7 @@ class Bars(_Counting):
     def say(self, text: str) -> None:
         (self._live.console if self._live else self._console).print(escape(text))
 
-    def begin(self, running: Running, path: Path) -> None:
+    def begin(self, running: Running | RemoteRunning, path: Path) -> None:
         super().begin(running, path)
         if not self.samples:
             return
@@ -267,7 +268,7 @@ class JsonLog(_Counting):
         self._emit("error", message=error.message, next=error.next_step)
         return True
 
-    def begin(self, running: Running, path: Path) -> None:
+    def begin(self, running: Running | RemoteRunning, path: Path) -> None:
         super().begin(running, path)
         self._emit(
             "start",

@@ -27,6 +27,7 @@ _SUFFIXES = {
     ".parquet": "parquet",
     ".html": "html",
     ".htm": "html",
+    ".txt": "table",
 }
 _FILE_WIDTH = 200
 
@@ -62,7 +63,7 @@ def report(
 
     Example: lcbench report runs/a runs/b --out results.html --figures figures
     """
-    chosen = format_ or _SUFFIXES.get(out.suffix.lower() if out else "", "table")
+    chosen = format_ or _by_name(out)
     if chosen not in FORMATS:
         raise UnknownName("format", chosen, FORMATS)
     wanted = _extras(extras, chosen)
@@ -84,6 +85,17 @@ def report(
         _table(made, out, fold=not every_task)
         return
     _deliver(_rendered(chosen, made, opened, samples, drawn, missing, wanted), out)
+
+
+def _by_name(out: Path | None) -> str:
+    """The format that a file's name asks for."""
+    suffix = out.suffix.lower() if out else ""
+    if suffix and suffix not in _SUFFIXES:
+        raise BadValue(
+            f"No format is known for {out}: the name ends in {out.suffix if out else suffix}.",
+            f"End it in one of {' '.join(_SUFFIXES)}, or add --format table.",
+        )
+    return _SUFFIXES.get(suffix, "table")
 
 
 def _extras(text: str, chosen: str) -> list[str]:

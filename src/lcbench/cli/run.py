@@ -11,7 +11,11 @@ from lcbench.cli.studying import run_study
 from lcbench.config.study import make_study
 from lcbench.errors import LcbenchError, UsageError
 
-MODEL = "Demo model ('demo'), hub id, local folder or GGUF file. Default: LCBENCH_MODEL, else demo."
+MODEL = (
+    "Demo model ('demo'), hub id, local folder or GGUF file; openai:NAME for a model behind --base-url. "
+    "Default: LCBENCH_MODEL, else demo."
+)
+_SERVED = "Model behind an address"
 
 
 def run(
@@ -126,6 +130,33 @@ def run(
         help="Processes, each with the model: one a GPU, or N on a CPU. auto: every GPU.",
         rich_help_panel="Model",
     ),
+    base_url: str | None = typer.Option(
+        None,
+        "--base-url",
+        help="Address of an OpenAI-compatible server, /v1 included. Default: OpenAI's. Key: LCBENCH_API_KEY.",
+        rich_help_panel=_SERVED,
+    ),
+    api: str | None = typer.Option(
+        None,
+        "--api",
+        help="completions | token-ids | chat (the server applies its chat template). Default: by task and server.",
+        rich_help_panel=_SERVED,
+    ),
+    tokenizer: str | None = typer.Option(
+        None,
+        "--tokenizer",
+        help="The model's own (hub id, folder, GGUF file): prompts are then counted, cut and formatted here.",
+        rich_help_panel=_SERVED,
+    ),
+    window: int | None = typer.Option(
+        None, "--window", help="Its tokens of prompt and answer, where it does not tell.", rich_help_panel=_SERVED
+    ),
+    concurrency: int | None = typer.Option(
+        None, "--concurrency", help="Calls at a time. Default: 8.", rich_help_panel=_SERVED
+    ),
+    timeout: float | None = typer.Option(
+        None, "--timeout", help="Seconds for one call. Default: 600.", rich_help_panel=_SERVED
+    ),
     quiet: bool = typer.Option(
         False, "--quiet", "-q", help="No progress and no table; only the result and errors.", rich_help_panel="Output"
     ),
@@ -163,11 +194,16 @@ def run(
         "chat": chat,
         "prefill_chunk": prefill_chunk,
         "seed": seed,
+        "base_url": base_url,
+        "api": api,
+        "tokenizer": tokenizer,
+        "window": window,
     }
+    calls = {"concurrency": concurrency, "timeout": timeout}
     watcher = make_watcher(log, quiet)
     try:
         study = make_study(given, config)
-        failed = run_study(study, out or study.out, watcher, workers=workers, dry_run=dry_run)
+        failed = run_study(study, out or study.out, watcher, workers=workers, dry_run=dry_run, calls=calls)
     except LcbenchError as error:
         if watcher.error(error):
             raise typer.Exit(2) from None

@@ -6,7 +6,7 @@ import gc
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,19 +15,25 @@ from rich.console import Console
 
 from lcbench.cli.progress import Watcher
 from lcbench.config.home import home
+from lcbench.config.spec import RunSpec
 from lcbench.config.study import Study
+from lcbench.errors import UsageError
 
 if TYPE_CHECKING:
     from lcbench.engine.run import Outcome
     from lcbench.engine.session import Session
+    from lcbench.remote.session import RemoteSession
 
 
-def run_study(study: Study, out: Path | None, watcher: Watcher, *, workers: str, dry_run: bool) -> bool:
+def run_study(
+    study: Study, out: Path | None, watcher: Watcher, *, workers: str, dry_run: bool, calls: Mapping[str, Any]
+) -> bool:
     """Answer what is missing of every run. Everything but weights and prompts is resolved before the first begins, so
     that a mistake in the last is told at once.
 
     Args:
         out: the run directory, or the folder of those of several models; None for names under runs/.
+        calls: ``concurrency`` and ``timeout`` of models behind an address, where they were given.
 
     Returns:
         Whether samples failed.
@@ -35,15 +41,11 @@ def run_study(study: Study, out: Path | None, watcher: Watcher, *, workers: str,
     Raises:
         typer.Exit: 130, stopped on request.
     """
-    from lcbench.engine.session import open_session
-
-    sessions = [open_session(spec, home(), say=watcher.say, tell_notes=not dry_run) for spec in study.runs]
+    sessions = [_session(spec, watcher, workers, calls, tell_notes=not dry_run) for spec in study.runs]
     paths = _paths(study, sessions, out)
     if dry_run:
-        from lcbench.cli.plan_view import show_plan
-
         for session, path in zip(sessions, paths, strict=True):
-            show_plan(session.plan(), path)
+            _show_plan(session, path)
         return False
     failed = False
     for number, path in enumerate(paths, start=1):
@@ -57,7 +59,40 @@ def run_study(study: Study, out: Path | None, watcher: Watcher, *, workers: str,
     return failed
 
 
-def _paths(study: Study, sessions: Sequence[Session], out: Path | None) -> list[Path]:
+def _session(
+    spec: RunSpec, watcher: Watcher, workers: str, calls: Mapping[str, Any], *, tell_notes: bool
+) -> Session | RemoteSession:
+    """A run resolved: of a model of this machine, or of one behind an address."""
+    given = {name: value for name, value in calls.items() if value is not None}
+    if not spec.model.served:
+        for name in given:
+            raise UsageError(
+                f"--{name} is for models behind an address, and {spec.model.name} is none.", f"Leave --{name} out."
+            )
+        from lcbench.engine.session import open_session
+
+        return open_session(spec, home(), say=watcher.say, tell_notes=tell_notes)
+    from lcbench.remote.session import Calls, open_remote
+
+    if workers != "1":
+        raise UsageError("--workers is for models of this machine.", "Say --concurrency N: calls at a time.")
+    return open_remote(spec, home(), Calls(**given), say=watcher.say, tell_notes=tell_notes)
+
+
+def _show_plan(session: Session | RemoteSession, path: Path) -> None:
+    from lcbench.remote.session import RemoteSession
+
+    if isinstance(session, RemoteSession):
+        from lcbench.cli.remote_view import show_remote_plan
+
+        show_remote_plan(session.plan(), path)
+    else:
+        from lcbench.cli.plan_view import show_plan
+
+        show_plan(session.plan(), path)
+
+
+def _paths(study: Study, sessions: Sequence[Session | RemoteSession], out: Path | None) -> list[Path]:
     from lcbench.store.locate import study_paths
 
     if out is None:
@@ -67,10 +102,13 @@ def _paths(study: Study, sessions: Sequence[Session], out: Path | None) -> list[
     return study_paths(out, [session.spec.model for session in sessions])
 
 
-def _run(session: Session, path: Path, watcher: Watcher, workers: str) -> bool:
+def _run(session: Session | RemoteSession, path: Path, watcher: Watcher, workers: str) -> bool:
+    from lcbench.engine.session import Session
     from lcbench.engine.workers import devices_of
 
-    devices = devices_of(workers, session.spec.model.device, session.info.device)
+    devices: Sequence[str] = ()
+    if isinstance(session, Session):
+        devices = devices_of(workers, session.spec.model.device, session.info.device)
     stop = _StopOnInterrupt(watcher.say)
     with session.open_run(path, devices) as running:
         for message in running.messages:

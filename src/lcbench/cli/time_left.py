@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lcbench.engine.session import Running
+    from lcbench.models.info import ModelInfo
+    from lcbench.remote.session import RemoteRunning
 
 _ANSWER_TOKEN = 8.0  # prompt tokens that a token of an answer costs, before decoding was measured
 _KEEP = 0.75  # what of the older measurements counts when a group ends: machines get busier and prompts shorter
@@ -174,15 +177,18 @@ class TimeLeft:
         self._phase = None
 
 
-def pieces_of(running: Running) -> tuple[list[Piece], Mapping[tuple[str, int], float]]:
+def _even(info: ModelInfo) -> float:
+    shape = info.shape()
+    width = shape.heads * shape.head_dim
+    return max(1.0, max(info.parameters - info.vocab * width, 1) / max(1, shape.layers * width))
+
+
+def pieces_of(running: Running | RemoteRunning) -> tuple[list[Piece], Mapping[tuple[str, int], float]]:
     """The groups of a run that owe answers, and (task, prompt from 1) to the work of reading it in tokens.
 
     A token costs more the longer the text before it: of attention as much again as of all else at ``even`` tokens.
     """
-    info = running.session.info
-    shape = info.shape()
-    width = shape.heads * shape.head_dim
-    even = max(1.0, max(info.parameters - info.vocab * width, 1) / max(1, shape.layers * width))
+    even = _even(running.session.info) if running.session.info is not None else math.inf
     work = {
         (prompts.task.id, i + 1): 0.0 if prompt.error is not None else prompt.tokens * (1 + prompt.tokens / even)
         for prompts in running.sets

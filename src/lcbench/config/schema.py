@@ -19,14 +19,26 @@ FILE_NAME = "lcbench.schema.json"
 MODELINE = f"# yaml-language-server: $schema={FILE_NAME}"
 """First line of a YAML file: editors then check and complete its keys."""
 
-_TEXTS = {"type": ["string", "array"], "items": {"type": "string"}}
-_BUDGET = {"type": ["string", "number"]}
+_SAID = {"type": "string", "pattern": r"[^\s,]"}
+_TEXTS = {"anyOf": [_SAID, {"type": "array", "items": {"type": "string"}, "contains": _SAID}]}
+_ONE = r"\s*(?:[2468]x|(?:\d{1,2}(?:\.\d+)?|100(?:\.0*)?)%|0*[1-9]\d*|0?\.\d+|1\.0*|\d(?:\.\d+)?e-\d+)\s*"
+_NOT_NOTHING = r"(?!\s*0*\.?0*%?\s*(?:,|$))"
+_BUDGET = {
+    "anyOf": [
+        {"type": "string", "pattern": f"^{_NOT_NOTHING}{_ONE}(?:,{_NOT_NOTHING}{_ONE})*$"},
+        {"type": "integer", "minimum": 1},
+        {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+    ]
+}
 _SPECIAL: dict[str, dict[str, Any]] = {
     "methods": _TEXTS,
     "tasks": _TEXTS,
-    "budgets": {"type": ["string", "number", "array"], "items": _BUDGET},
+    "budgets": {"anyOf": [*_BUDGET["anyOf"], {"type": "array", "items": _BUDGET}]},
     "settings": {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}},
 }
+
+_TWICE = [["model", MODELS], *([alias, name] for alias, name in ALIASES.items())]
+"""Keys of which a file has one."""
 
 
 def json_schema() -> dict[str, Any]:
@@ -59,9 +71,20 @@ def json_schema() -> dict[str, Any]:
         "title": "lcbench study",
         "description": "What `lcbench run --config FILE` runs. The command line goes over the file.",
         "type": "object",
-        "properties": properties,
+        "properties": {key: _or_nothing(schema) for key, schema in properties.items()},
         "additionalProperties": False,
+        "not": {"anyOf": [{"required": pair} for pair in _TWICE]},
     }
+
+
+def _or_nothing(schema: dict[str, Any]) -> dict[str, Any]:
+    """A key whose value is left empty is none."""
+    if "enum" in schema:
+        return schema if None in schema["enum"] else {**schema, "enum": [*schema["enum"], None]}
+    if "anyOf" in schema:
+        return {**schema, "anyOf": [*schema["anyOf"], {"type": "null"}]}
+    kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    return schema if "null" in kinds else {**schema, "type": [*kinds, "null"]}
 
 
 def render() -> str:

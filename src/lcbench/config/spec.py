@@ -20,10 +20,17 @@ OverLength = Literal["error", "truncate", "skip"]
 Truncation = Literal["middle", "exact-ids"]
 Context = Literal["full", "none"]
 Question = Literal["visible", "hidden"]
+Api = Literal["completions", "token-ids", "chat"]
 
 
-COUNTS = ("limit", "max_input_tokens", "prefill_chunk")
+COUNTS = ("limit", "max_input_tokens", "prefill_chunk", "window")
 """Fields whose least value is 1."""
+
+
+SERVED = "openai:"
+"""How the name of a model behind an OpenAI-compatible address begins."""
+
+_SERVED_ONLY = ("base_url", "api", "tokenizer", "window")
 
 
 def default_model() -> str:
@@ -36,7 +43,7 @@ class ModelSpec:
     """Which model, and how it is put in memory.
 
     Attributes:
-        name: "demo", a hub id, a local folder, or a GGUF file.
+        name: "demo", a hub id, a local folder, a GGUF file, or "openai:NAME" for a model behind an address.
         revision: hub revision (branch, tag or commit).
         dtype: of the weights; "auto" is float32 on a CPU and bfloat16 on a GPU.
         device: "auto", "cpu", "cuda:0", or "auto-map" to spread a large model over all GPUs.
@@ -45,6 +52,12 @@ class ModelSpec:
         trust_remote_code: run Python that the model's repository ships.
         chat: "auto" (the tokenizer's template), "official" (LongBench's hand-written format of the model's family),
             "none", or a Jinja file.
+        base_url: of an "openai:" model: address of its server, /v1 included; OpenAI's own without it.
+        api: of an "openai:" model: prompts go to "completions" as text or as "token-ids", or to "chat" completions,
+            where the server applies its own chat template; without it chosen by task and by what the server has.
+        tokenizer: of an "openai:" model: the tokenizer that its prompts are counted, cut and formatted with, a hub id,
+            folder or GGUF file.
+        window: of an "openai:" model: tokens of prompt and answer together, where its server does not tell.
     """
 
     name: str = field(default_factory=default_model)
@@ -55,6 +68,25 @@ class ModelSpec:
     load_in: LoadIn | None = None
     trust_remote_code: bool = False
     chat: str = "auto"
+    base_url: str | None = None
+    api: Api | None = None
+    tokenizer: str | None = None
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.window is not None and self.window < 1:
+            raise BadValue(f"window={self.window} is below the least value 1.", "Use 1 or more.")
+        for name in () if self.served else _SERVED_ONLY:
+            if getattr(self, name) is not None:
+                raise UsageError(
+                    f"{name} is for models behind an address, and {self.name} is none.",
+                    f"Write --model {SERVED}NAME, or leave it out.",
+                )
+
+    @property
+    def served(self) -> bool:
+        """Whether it is a model behind an address."""
+        return self.name.startswith(SERVED)
 
 
 @dataclass(frozen=True)
@@ -99,7 +131,7 @@ class RunSpec:
 
     def __post_init__(self) -> None:
         for name in COUNTS:
-            value = getattr(self, name)
+            value = getattr(self, name, None)
             if value is not None and value < 1:
                 raise BadValue(f"{name}={value} is below the least value 1.", "Use 1 or more.")
         if not self.methods:
@@ -109,8 +141,11 @@ class RunSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, keys in field order. Budgets stand in the methods of a resolved spec: empty, they are
-        left out."""
+        left out, as is what only models behind an address have."""
         data = dataclasses.asdict(self)
+        for name in _SERVED_ONLY:
+            if data["model"][name] is None:
+                del data["model"][name]
         data["methods"], data["tasks"], data["settings"] = (
             list(self.methods),
             list(self.tasks),

@@ -33,15 +33,28 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"Cannot read {path}: {error.strerror}.",
             "Give --config an existing YAML file, or write an example: lcbench init",
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark is not None else ""
-        raise UsageError(f"{path}{line} is not valid YAML.", "Mend the file.") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{path} is not text in UTF-8: byte {error.start} cannot be read.", "Give --config a YAML file."
+        ) from None
+    except yaml.YAMLError as error:
+        where, what = _problem(error)
+        raise UsageError(
+            f"{path}{where} is not valid YAML: {what}.", "Mend that line; `lcbench init` writes an example."
+        ) from None
     if data is None:
         return {}
     if not isinstance(data, dict) or not all(isinstance(k, str) for k in data):
         raise UsageError(f"{path} is not a mapping of keys to values.", "Write lines like `model: demo`.")
     return data
+
+
+def _problem(error: yaml.YAMLError) -> tuple[str, str]:
+    """Where and what: ", line 2" and the parser's words."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    words = [getattr(error, "context", None), getattr(error, "problem", None) or getattr(error, "reason", None)]
+    what = ", ".join(str(word) for word in words if word).replace("\t", "tab").replace("\\t", "tab")
+    return (f", line {mark.line + 1}" if mark is not None else ""), what or "it cannot be read"
 
 
 def to_yaml(spec: RunSpec) -> str:

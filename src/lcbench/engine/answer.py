@@ -234,7 +234,8 @@ class Answerer:
 
     def _alone(self, method: Method) -> bool:
         """Whether a method's answers are decoded one by one."""
-        return self.options.exact or not method.traits.stackable or self.loaded.shape().state is not None
+        state = self.loaded.shape().state
+        return self.options.exact or not method.traits.stackable or (state is not None and not state.stacks)
 
     def _answers(self, prompts: PromptSet, group: Group, todo: deque[_Batch]) -> Iterator[_Answer]:
         """Batch after batch; one that fails as a whole is halved and tried again."""
@@ -350,7 +351,8 @@ class Answerer:
                 ids, kept = chosen_tokens(self.loaded, methods[0], ids)
             if kept is not None:
                 seconds["rewrite"] = choosing.seconds
-        cache = None if prompts.shared else empty_cache(self.loaded, methods[0], ids.shape[-1])
+        plain = prompts.shared and not prompts.reading
+        cache = None if plain else empty_cache(self.loaded, methods[0], ids.shape[-1])
         with Stopwatch(self.loaded.info.device) as reading:
             record = prefill(
                 self.loaded,

@@ -84,6 +84,7 @@ def calibrate(request: Request, *, say: Say, progress: Progress) -> list[Made]:
 # Name to "module:function"; the function takes (request, say=, progress=) and returns what it stored.
 CALIBRATORS: Mapping[str, str] = {
     "headkv": "lcbench.engine.calibrate:calibrate_heads",
+    "positional-hidden": "lcbench.engine.calibrate_positional:calibrate_positional",
     "headkv-r2": "lcbench.engine.calibrate:calibrate_heads",
     "aqua-kv": "lcbench.engine.calibrate_aqua:calibrate_aqua",
     "aqua-kv-3bit": "lcbench.engine.calibrate_aqua:calibrate_aqua",

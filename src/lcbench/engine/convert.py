@@ -23,6 +23,7 @@ from lcbench.models.identity import Say, file_sha256
 from lcbench.models.info import LoadedModel
 from lcbench.models.load import load
 from lcbench.models.mha2mla.conversion import Selection, check, convert, select_pairs
+from lcbench.models.quiet import quiet
 from lcbench.models.rwkv5 import published
 from lcbench.store.provenance import software
 
@@ -156,7 +157,7 @@ CONVERSIONS: dict[str, Callable[[Request, Say], str]] = {"mha2mla": to_latent, "
 
 def _write(out: Path, model: Any, tokenizer: Any, facts: dict[str, Any]) -> None:
     """Write a model folder, whole or not at all."""
-    with _beside(out) as part:
+    with _beside(out) as part, quiet():
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
         (part / MARKER).write_text(json.dumps({**facts, "software": software()}, indent=1) + "\n", encoding="utf-8")

@@ -90,7 +90,7 @@ def estimate(
     width = shape.heads * shape.head_dim
     linear = 2.0 * max(info.parameters - info.vocab * width, 0)
     attending = shape.layers if shape.state is None else shape.state.attention_layers
-    exact = exact or shape.state is not None
+    exact = exact or (shape.state is not None and not shape.state.stacks)
     seconds, prefills, answers, longest = 0.0, 0, 0, 0
     for group in groups:
         prompts = sets[group.set_index]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +35,8 @@ SCHEMA = 1
 EXTRA_TOKENS = [
     f"[NEW{i}]" for i in range(100)
 ]  # as LLMLingua-2 adds them, for texts that tokenizers have no token for
+
+_SAY_EVERY = 25  # prompts
 
 Say = Callable[[str], None]
 
@@ -63,6 +66,7 @@ class Rewriters:
     def __init__(self, model: ModelSpec, home: Path, say: Say = lambda text: None) -> None:
         self._model, self._home, self._say = model, home, say
         self._loaded: dict[Helper, Any] = {}
+        self._made: Counter[str] = Counter()
         self._identities: dict[Helper, tuple[str, FoundClassifier | None]] = {}
 
     def rewrite(self, method: PromptTransform, prompt: PromptText) -> Rewritten:
@@ -86,6 +90,9 @@ class Rewriters:
         if entry is None:
             entry = self._computed(method, part)
             make_folder(path.parent)
+            self._made[method.name] += 1
+            if self._made[method.name] % _SAY_EVERY == 0:
+                self._say(f"{method.name}: {self._made[method.name]} prompts shortened so far.")
             described = {name: value for name, value in key.items() if name not in ("passage", "asked")}
             write_json(path, {**entry, "made_by": described})
         return Rewritten(part.replaced(entry["text"]), float(entry["seconds"]), kept)

@@ -85,10 +85,7 @@ def open_session(spec: RunSpec, home: Path, *, say: Say, tell_notes: bool = True
     """
     methods = resolve_methods(spec)
     refuse_hidden_question(spec, methods)
-    tasks: list[Task] = []
-    for text in spec.tasks:
-        tasks += [task for task in resolve_tasks(text, home) if task.id not in {t.id for t in tasks}]
-    loaded = [(task, task.load(home, spec.limit)) for task in tasks]
+    loaded = load_tasks(spec, home)
     for line in said_once((task.id, rows.note) for task, rows in loaded) if tell_notes else ():
         say(line)
     turned_by = [method.id for method in methods if method.turns]
@@ -107,10 +104,21 @@ def open_session(spec: RunSpec, home: Path, *, say: Say, tell_notes: bool = True
             f"{info.name} does not say how long its training texts were: no prompt is cut. "
             "--max-input-tokens cuts them to a length of your choice."
         )
-    resolved = replace(
-        spec, methods=tuple(m.id for m in methods), tasks=tuple(t.id for t in tasks), settings={}, budgets=()
-    )
-    return Session(resolved, home, methods, loaded, info, tokenizer, say, tell_notes)
+    return Session(canonical(spec, methods, loaded), home, methods, loaded, info, tokenizer, say, tell_notes)
+
+
+def load_tasks(spec: RunSpec, home: Path) -> list[tuple[Task, Loaded]]:
+    """The tasks of a spec, each once, with their rows. Raises UnknownName, BadValue, DataError."""
+    tasks: list[Task] = []
+    for text in spec.tasks:
+        tasks += [task for task in resolve_tasks(text, home) if task.id not in {t.id for t in tasks}]
+    return [(task, task.load(home, spec.limit)) for task in tasks]
+
+
+def canonical(spec: RunSpec, methods: Sequence[Method], tasks: Sequence[tuple[Task, Loaded]]) -> RunSpec:
+    """The spec with method and task ids as they are in files, what `resolve_methods` has settled left out."""
+    ids = tuple(task.id for task, _ in tasks)
+    return replace(spec, methods=tuple(m.id for m in methods), tasks=ids, settings={}, budgets=())
 
 
 @dataclass
@@ -173,69 +181,79 @@ class Session:
             remember_run(path)
             run.write_config(to_yaml(self.spec))
             limits = Limits.from_dict(run.batching(measure_limits(self.info, workers=max(1, len(devices))).to_dict()))
-            yield Running(self, run, sets, self.groups(limits), limits, tuple(devices))
+            yield Running(run, sets, self.groups(limits), self, limits, tuple(devices))
 
     def provenance(self) -> dict[str, Any]:
         """What the run stands on, for run.json. No token, no absolute path of data."""
-        tasks = {}
-        for task, rows in self.tasks:
-            own = [s for s in self.sets if s.task.id == task.id]
-            tasks[task.id] = {
-                "task_version": task.version,
-                "options": task.options,
-                "rows": len(rows.rows),
-                "note": rows.note,
-                "data_sha256": rows.sha256,
-                "prompts_sha256": {(s.reading or "shared" if s.shared else s.methods[0].id): s.sha256 for s in own},
-                "max_new_tokens": own[0].max_new_tokens,
-                "prompt_begins": own[0].sample[0],
-                "prompt_ends": own[0].sample[1],
-                "notes": list(own[0].notes),
-                "once": task.once,
-                **own[0].counts,
-            }
-            # Methods with a window of their own (or shorter prompts) skip others than the rest.
-            skipping = {m.id: s for s in own for m in s.methods if s.counts.get("skipped")}
-            if skipping:
-                tasks[task.id]["skipped_by_method"] = {
-                    method: {"rows": s.counts["skipped"], "lengths": dict(s.skipped_lengths)}
-                    for method, s in skipping.items()
-                }
-        methods = {
-            m.id: {
-                "name": m.name,
-                "paper": m.paper,
-                "parameters": m.parameters,
-                "calibration_sha256": m.calibration or None,
-                **dataclasses.asdict(m.traits),
-            }
-            for m in self.methods
-        }
         return {
             **software(),
             "model": {k: v for k, v in self.info.to_dict().items() if k != "versions"}
             | {"identity": self.info.identity},
-            "tasks": tasks,
-            "methods": methods,
+            "tasks": task_facts(self.tasks, self.sets),
+            "methods": method_facts(self.methods),
             "seed": self.spec.seed,
         }
 
 
+def task_facts(tasks: Sequence[tuple[Task, Loaded]], sets: Sequence[PromptSet]) -> dict[str, Any]:
+    """Task id to what run.json says of it: version, rows, data and prompts."""
+    facts = {}
+    for task, rows in tasks:
+        own = [s for s in sets if s.task.id == task.id]
+        facts[task.id] = {
+            "task_version": task.version,
+            "options": task.options,
+            "rows": len(rows.rows),
+            "note": rows.note,
+            "data_sha256": rows.sha256,
+            "prompts_sha256": {(s.reading or "shared" if s.shared else s.methods[0].id): s.sha256 for s in own},
+            "max_new_tokens": own[0].max_new_tokens,
+            "prompt_begins": own[0].sample[0],
+            "prompt_ends": own[0].sample[1],
+            "notes": list(own[0].notes),
+            "once": task.once,
+            **own[0].counts,
+        }
+        # Methods with a window of their own (or shorter prompts) skip others than the rest.
+        skipping = {m.id: s for s in own for m in s.methods if s.counts.get("skipped")}
+        if skipping:
+            facts[task.id]["skipped_by_method"] = {
+                method: {"rows": s.counts["skipped"], "lengths": dict(s.skipped_lengths)}
+                for method, s in skipping.items()
+            }
+    return facts
+
+
+def method_facts(methods: Sequence[Method]) -> dict[str, Any]:
+    """Method id to what run.json says of it: parameters, calibration, traits."""
+    return {
+        m.id: {
+            "name": m.name,
+            "paper": m.paper,
+            "parameters": m.parameters,
+            "calibration_sha256": m.calibration or None,
+            **dataclasses.asdict(m.traits),
+        }
+        for m in methods
+    }
+
+
 @dataclass
-class Running:
-    """An open run directory with its plan; `execute` loads the weights and answers what is missing.
+class OpenRun:
+    """An open run directory with its plan.
 
     Attributes:
-        groups: of all samples, done or not. limits: what made them so large.
-        devices: of the worker processes; with fewer than two this process answers alone.
+        groups: of all samples, done or not.
     """
 
-    session: Session
     run: RunDirectory
     sets: list[PromptSet]
     groups: list[Group]
-    limits: Limits
-    devices: tuple[str, ...] = ()
+
+    @property
+    def at_once(self) -> int:
+        """Groups that are worked on at a time."""
+        return 1
 
     @property
     def messages(self) -> list[str]:
@@ -262,6 +280,24 @@ class Running:
                 work += cost_of(prompts, prompts.prompts[p], len(prompts.methods)) / len(prompts.methods)
             samples += len(item.wanted)
         return work, samples
+
+
+@dataclass
+class Running(OpenRun):
+    """An open run of a model on this machine; `execute` loads the weights and answers what is missing.
+
+    Attributes:
+        limits: what made the groups so large.
+        devices: of the worker processes; with fewer than two this process answers alone.
+    """
+
+    session: Session
+    limits: Limits
+    devices: tuple[str, ...] = ()
+
+    @property
+    def at_once(self) -> int:
+        return max(1, len(self.devices))
 
     def execute(self, *, listener: Listener | None = None, should_stop: Callable[[], bool] | None = None) -> Outcome:
         """Answer every sample without a good record. The weights are loaded only when there is one."""

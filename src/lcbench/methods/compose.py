@@ -168,7 +168,8 @@ class Extended(Method):
         return self.inner.logical_nbytes(shape, prompt_tokens)
 
     def prefill_cache(self, shape: CacheShape, prompt_tokens: int) -> KVCache:
-        return self.inner.prefill_cache(shape, prompt_tokens)
+        reader = self.inner if self.inner.reading is None else self.extension
+        return reader.prefill_cache(shape, prompt_tokens)
 
     def observes(self) -> frozenset[Observation]:
         return self.inner.observes()

@@ -36,12 +36,14 @@ kept tokens of each head in the order of the text, as if they were the prompt, a
 text. Bytes are those of the codes, scales and exact residual of so many tokens; heads with budgets of their own (adakv,
 headkv) are quantized one by one. The column *together* says which methods come first and which second. Compared with
 the quantizer run by hand on the kept tokens of each head, on the three families below, and with the dropper alone
-where nothing is quantized yet.
+where nothing is quantized yet. A method that shortens the prompt comes before any cache method:
+`llmlingua2@rate=0.5+kivi@bits=4`, `gemfilter+snapkv+kivi` ([prompt-compression.md](prompt-compression.md)).
 """
 
 _COLUMNS = """\
 * **prefill**: shared means that the method compresses the result of the unmodified dense pass over the prompt, so that
-  one pass serves all such methods of a run; own means that it reads the prompt in its own way.
+  one pass serves all such methods of a run; own means that it reads the prompt in its own way. Methods on one context
+  extension share the pass of the extended model.
 * **memory**: real means that dropped bytes are freed and the bytes in a record are those of the tensors held; simulated
   means that they only count as dropped.
 * **needs**: what must be there before: a calibration of the model, which the command shown makes, or weights that
@@ -106,7 +108,7 @@ def _together(cls: type[Method]) -> str:
     """Which place a method has in a composition."""
     if issubclass(cls, Extension):
         return "before others"
-    if cls().leaves_subset:
+    if cls.traits.family == "prompt" or cls().leaves_subset:
         return "first"
     for field in dataclasses.fields(cls):
         if field.default is True and cls(**{field.name: False}).leaves_subset:

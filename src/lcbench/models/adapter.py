@@ -9,12 +9,13 @@ ragged lengths are the store's business.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MethodType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -55,6 +56,29 @@ class CacheStore(Protocol):
     def seen(self) -> int: ...
 
 
+@runtime_checkable
+class ReadsInRuns(Protocol):
+    """A cache whose prompt goes through the whole model run by run, since what the model foretells after one run
+    decides how the next is read."""
+
+    @property
+    def reading(self) -> bool:
+        """Whether prompt tokens are still to come."""
+        ...
+
+    def runs(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """The runs that the tokens ``start`` to ``stop`` make up."""
+        ...
+
+    def before_run(self, ids: Tensor) -> None:
+        """The ids ``[q]`` of the run that comes."""
+        ...
+
+    def after_run(self, ids: Tensor, logits: Tensor) -> None:
+        """The same ids and the logits ``[q, vocab]`` after each of them."""
+        ...
+
+
 class Observer(Protocol):
     """Watches the attention of one sequence in a forward pass; must not change what it is given.
 
@@ -90,6 +114,53 @@ _distances: contextvars.ContextVar[tuple[tuple[Any, Callable[[], Any]], ...]] = 
 )
 
 
+_instead: contextvars.ContextVar[tuple[tuple[Any, dict[Any, tuple[Tensor, Tensor]]], ...]] = contextvars.ContextVar(
+    "lcbench_instead", default=()
+)
+
+
+@contextmanager
+def other_input(model: Any, change: Mapping[torch.nn.Module, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    """Context in which some attention modules of a model make queries and keys of a changed input, values of their own.
+
+    Stores are told (`kv.layer.LayerKV.beside`); those that do not take both get the changed ones in their place.
+
+    Args:
+        change: attention module to what its input ``[B, q, hidden]`` becomes.
+    """
+    held: dict[Any, tuple[Tensor, Tensor]] = {}
+    busy: set[Any] = set()
+
+    def made(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        session = _session.get()
+        if module in busy or session is None or session.model is not model:
+            return
+        hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        busy.add(module)
+        try:
+            held[module] = made_of(module, change[module](hidden), kwargs["position_embeddings"])
+        finally:
+            busy.discard(module)
+
+    handles = [module.register_forward_pre_hook(made, with_kwargs=True) for module in change]
+    token = _instead.set(((model, held), *_instead.get()))
+    try:
+        yield
+    finally:
+        _instead.reset(token)
+        for handle in handles:
+            handle.remove()
+
+
+def _replaced(
+    stores: Sequence[Any], query: Tensor, key: Tensor, other_query: Tensor, other_key: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The queries and keys that stores are given, where there are others of a changed input."""
+    both = [store.beside(other_query[row], other_key[row]) for row, store in enumerate(stores)]
+    assert all(both) or not any(both), "rows of one pass are prompts or answers"
+    return (query, key) if all(both) else (other_query, other_key)
+
+
 @contextmanager
 def distances(model: Any, make: Callable[[], Any]) -> Iterator[None]:
     """Context in which the layers of a model see far keys at other distances.
@@ -121,6 +192,50 @@ class _PassThrough(Cache):
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         return self._seen + query_length, 0
+
+
+class HeldCache(_PassThrough):
+    """What a step of `generate` hands to the next: the caches of its rows. Stores nothing of its own.
+
+    Args:
+        rows: a cache a sequence. seen: tokens of the batch so far, padding included.
+    """
+
+    def __init__(self, rows: Sequence[CacheStore], seen: int) -> None:
+        super().__init__(seen)
+        self.rows = list(rows)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        raise ModelError("Beam search reorders caches, which a compressed cache does not allow.", "Use num_beams=1.")
+
+    def crop(self, max_length: int) -> None:
+        raise ModelError(
+            "Assisted generation takes tokens back, which a compressed cache does not allow.", "Generate without it."
+        )
+
+
+@contextlib.contextmanager
+def routed(model: Any) -> Iterator[None]:
+    """The attention of a model goes through ours inside the context, and as before outside; no-op after `install`.
+
+    Raises:
+        ModelError: as `check_supported`; Falcon models, which are changed for good.
+    """
+    before = model.config._attn_implementation
+    if before == ATTENTION_NAME:
+        yield
+        return
+    check_supported(model)
+    if model.config.model_type == "falcon":
+        raise ModelError(
+            f"The attention of {type(model).__name__} cannot be routed for a while only.",
+            "Load it with lcbench.load_model.",
+        )
+    model.set_attn_implementation(ATTENTION_NAME)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 def _attention(
@@ -162,6 +277,9 @@ def _attention(
         next((make() for model, make in _distances.get() if model is session.model), None),
     )
     stores = [cache.layers[layer] for cache in session.rows]
+    for owner, held in _instead.get():
+        if owner is session.model and module in held:
+            query, key = _replaced(stores, query, key, *held.pop(module))
     starts = [store.seen for store in stores]
     twins, count = len(query), len(stores)
     query, key, value = query[:count], key[:count], value[:count]
@@ -199,12 +317,12 @@ def observed() -> tuple[Any, torch.nn.Module]:
 
 
 class _Catch:
-    """A cache that keeps nothing but the queries it is asked with."""
+    """A cache that keeps nothing but the queries and keys it is given."""
 
     seen = 0
 
     def __init__(self) -> None:
-        self.queries: list[Tensor] = []
+        self.made: list[tuple[Tensor, Tensor]] = []
 
     @property
     def layers(self) -> _Catch:
@@ -217,7 +335,7 @@ class _Catch:
     def attend_rows(
         cls, stores: Sequence[_Catch], query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule
     ) -> Tensor:
-        stores[0].queries.append(query[0])
+        stores[0].made.append((query, key))
         return torch.zeros_like(query)
 
 
@@ -227,13 +345,21 @@ def query_of(attention: torch.nn.Module, hidden: Tensor, position_embeddings: tu
     Args:
         position_embeddings: the cosines and sines ``[1, n, …]`` its layer would hand to it.
     """
+    return made_of(attention, hidden, position_embeddings)[0][0]
+
+
+def made_of(
+    attention: torch.nn.Module, hidden: Tensor, position_embeddings: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The queries ``[B, H, n, d]`` and keys ``[B, Hk, n, d]`` that an attention module makes of ``[B, n, hidden]``;
+    arguments as `query_of`."""
     catch = _Catch()
-    token = _session.set(_Session([catch]))  # type: ignore[list-item]
+    token = _session.set(_Session([catch] * len(hidden)))  # type: ignore[list-item]
     try:
         attention(hidden_states=hidden, position_embeddings=position_embeddings, attention_mask=None)
     finally:
         _session.reset(token)
-    return catch.queries[0]
+    return catch.made[0]
 
 
 def check_supported(model: Any) -> None:
@@ -343,12 +469,53 @@ def forward(
     Returns:
         Logits ``[R, q or 1, vocab]``, fp32 (of a quantized head, as it makes them).
     """
+    if any(isinstance(row, ReadsInRuns) and row.reading for row in rows):
+        parts = [
+            _in_runs(model, input_ids[i : i + 1], positions[i : i + 1], row, observers[i : i + 1], all_logits)
+            for i, row in enumerate(rows)
+        ]
+        return torch.cat(parts)
+    return _one_pass(model, input_ids, positions, rows, observers, all_logits=all_logits)
+
+
+def _in_runs(
+    model: Any,
+    input_ids: Tensor,
+    positions: Tensor,
+    row: CacheStore,
+    observers: Sequence[Sequence[Observer]],
+    all_logits: bool,
+) -> Tensor:
+    """`forward` of one row, in the runs that its cache asks for."""
+    if not (isinstance(row, ReadsInRuns) and row.reading):
+        return _one_pass(model, input_ids, positions, [row], observers, all_logits=all_logits)
+    start, parts = row.seen, list[Tensor]()
+    for first, stop in row.runs(start, start + input_ids.shape[1]):
+        piece = slice(first - start, stop - start)
+        ids = input_ids[0, piece]
+        row.before_run(ids)
+        logits = _one_pass(model, ids[None], positions[:, piece], [row], observers, all_logits=True)
+        row.after_run(ids, logits[0])
+        parts = [*parts, logits] if all_logits else [logits[:, -1:]]
+    return torch.cat(parts, dim=1)
+
+
+def _one_pass(
+    model: Any,
+    input_ids: Tensor,
+    positions: Tensor,
+    rows: Sequence[CacheStore],
+    observers: Sequence[Sequence[Observer]],
+    *,
+    all_logits: bool,
+) -> Tensor:
+    """`forward` of tokens that go through the model together."""
     groups = rows_of_one_length(model.config.get_text_config(decoder=True), positions)
     if len(groups) > 1:
         logits: Tensor | None = None
         for group in groups:
             mine, watching = [rows[row] for row in group], [observers[row] for row in group] if observers else ()
-            out = forward(model, input_ids[group], positions[group], mine, watching, all_logits=all_logits)
+            out = _one_pass(model, input_ids[group], positions[group], mine, watching, all_logits=all_logits)
             logits = out.new_empty(len(rows), *out.shape[1:]) if logits is None else logits
             logits[group] = out
         assert logits is not None
@@ -388,6 +555,7 @@ def loss(model: Any, ids: Tensor, cache: CacheStore) -> Tensor:
     Returns:
         fp32 scalar.
     """
+    forget_longer_texts(model)
     session = _Session([cache], model=model)
     token = _session.set(session)
     try:
@@ -410,12 +578,16 @@ def _forward_native(
     observers: Sequence[Sequence[Observer]],
     all_logits: bool,
 ) -> Tensor:
-    """`forward` of a model that brings its own cache: one row after another, each through its `NativeState`."""
+    """`forward` of a model that brings its own cache: each row through its `NativeState`, together where a family's
+    states can be put side by side, else one after another."""
     if any(watching for watching in observers) or not all(hasattr(row, "native") for row in rows):
         raise ModelError(
             f"{type(model).__name__} runs on its own cache, which nothing can watch or replace.",
             "Use --method full, or a model whose layers are all attention.",
         )
+    states = [row.native for row in rows]
+    if len(states) > 1 and input_ids.shape[1] == 1 and native.may_step_together(model, states):
+        return native.step_together(model, states, input_ids)
     logits = [
         row.native.forward(model, input_ids[i : i + 1], positions[i : i + 1], all_logits=all_logits)
         for i, row in enumerate(rows)

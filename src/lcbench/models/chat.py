@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,29 @@ def format_chat(tokenizer: Any, text: str, chat: str, name: str = "") -> str | N
     return None if template is None else _render(tokenizer, text, template, chat)
 
 
+def encode_messages(loaded: LoadedModel, messages: Sequence[Mapping[str, str]], chat_option: str) -> Encoded:
+    """Tokenize a conversation, the assistant's turn opened; a single user turn gives what `encode_prompt` gives.
+
+    Args:
+        messages: each with ``role`` and ``content``. chat_option: "auto", "official", "none" (the contents alone, in
+            lines) or a Jinja file.
+
+    Raises:
+        ModelError: as `format_chat`.
+    """
+    if len(messages) == 1 and messages[0]["role"] == "user":
+        return encode_prompt(loaded, messages[0]["content"], chat=True, chat_option=chat_option)
+    tokenizer = loaded.tokenizer
+    template = chat_template(tokenizer, chat_option, loaded.info.name)
+    if template is None:
+        text = "\n".join(message["content"] for message in messages)
+        return Encoded(_ids(tokenizer, text, True), text, None, False)
+    rendered = _rendered(tokenizer, messages, template, chat_option)
+    written = bool(tokenizer.bos_token) and rendered.startswith(tokenizer.bos_token)
+    doubled = written and _adds_bos(tokenizer)
+    return Encoded(_ids(tokenizer, rendered, not written), rendered, template_sha256(template), doubled)
+
+
 def encode_prompt(
     loaded: LoadedModel, text: str, *, chat: bool, chat_option: str, question_start: int | None = None
 ) -> Encoded:
@@ -159,22 +183,28 @@ def _tokens_from(tokenizer: Any, text: str, special: bool, ids: list[int], index
 
 
 def _render(tokenizer: Any, text: str, template: str, option: str) -> str:
+    rendered = _rendered(tokenizer, [{"role": "user", "content": text}], template, option)
+    if option not in _NAMED and text.strip() and text.strip() not in rendered:
+        raise ModelError(
+            f"The chat template {option} leaves the prompt out.",
+            "Write the user's turn as {{ messages[0]['content'] }}, as the templates of tokenizers do.",
+        )
+    return rendered
+
+
+def _rendered(tokenizer: Any, messages: Sequence[Mapping[str, str]], template: str, option: str) -> str:
     program = _FIXED_DAY + template if "strftime_now" in template else template
     try:
-        rendered = tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], chat_template=program, tokenize=False, add_generation_prompt=True
+        return str(
+            tokenizer.apply_chat_template(
+                list(messages), chat_template=program, tokenize=False, add_generation_prompt=True
+            )
         )
     except Exception as error:  # templates are programs of strangers: anything can come out of one
         where = "of the tokenizer" if option == "auto" else option
         raise ModelError(
             f"The chat template {where} failed: {plain(error)}.", "Use --chat none, or another --chat FILE.jinja."
         ) from None
-    if option not in _NAMED and text.strip() and text.strip() not in str(rendered):
-        raise ModelError(
-            f"The chat template {option} leaves the prompt out.",
-            "Write the user's turn as {{ messages[0]['content'] }}, as the templates of tokenizers do.",
-        )
-    return str(rendered)
 
 
 def _ids(tokenizer: Any, text: str, special: bool) -> list[int]:

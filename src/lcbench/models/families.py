@@ -24,6 +24,8 @@ class Family:
             ignored), they go in one by one.
         on_modules: attributes of its modules that hold state, for an architecture whose cache object does not.
         scans: reading a prompt makes the states of all its tokens at once, layer by layer.
+        stacks: all that is held are states of fixed size, so that several sequences, however long, can take a step as
+            one batch. (Not RWKV-4: its class mixes the rows of a batch up when it is fed single tokens.)
     """
 
     title: str
@@ -31,6 +33,7 @@ class Family:
     continues: bool = True
     on_modules: tuple[str, ...] = ()
     scans: bool = False
+    stacks: bool = False
 
 
 _MAMBA_1, _MAMBA_2 = "Mamba-1", "Mamba-2"
@@ -38,11 +41,11 @@ _DELTA = "gated delta rule"
 
 #: By ``model_type`` of the config. What each entry says is held to by tests on random weights of every class.
 FAMILIES: Mapping[str, Family] = {
-    "mamba": Family("Mamba", _MAMBA_1, continues=False, scans=True),
-    "falcon_mamba": Family("FalconMamba", _MAMBA_1, continues=False, scans=True),
-    "mamba2": Family("Mamba-2", _MAMBA_2),
+    "mamba": Family("Mamba", _MAMBA_1, continues=False, scans=True, stacks=True),
+    "falcon_mamba": Family("FalconMamba", _MAMBA_1, continues=False, scans=True, stacks=True),
+    "mamba2": Family("Mamba-2", _MAMBA_2, stacks=True),
     "rwkv": Family("RWKV-4", "RWKV-4 time mixing"),
-    "rwkv5": Family("RWKV-5", "RWKV-5 time mixing (lcbench's own code)"),
+    "rwkv5": Family("RWKV-5", "RWKV-5 time mixing (lcbench's own code)", stacks=True),
     "xlstm": Family("xLSTM", "mLSTM"),
     "recurrent_gemma": Family(
         "RecurrentGemma",
@@ -79,11 +82,15 @@ def titles() -> list[str]:
 
 def table() -> str:
     """The families as a Markdown table."""
-    lines = ["| architecture | `model_type` | layers | read in chunks | state lies in |", "|---|---|---|---|---|"]
+    lines = [
+        "| architecture | `model_type` | layers | read in chunks | answers decode | state lies in |",
+        "|---|---|---|---|---|---|",
+    ]
     for model_type, family in FAMILIES.items():
         place = "its modules" if family.on_modules else "its cache"
         chunks = "yes" if family.continues else "no"
-        lines.append(f"| {family.title} | `{model_type}` | {family.layers} | {chunks} | {place} |")
+        decode = "together" if family.stacks else "one by one"
+        lines.append(f"| {family.title} | `{model_type}` | {family.layers} | {chunks} | {decode} | {place} |")
     return "\n".join(lines)
 
 

@@ -152,6 +152,11 @@ class Reader:
             return ModelError(
                 f"transformers {version} does not know the architecture of {name}.", "Run: pip install -U transformers"
             )
+        if part == "tokenizer" and "instantiate the backend tokenizer" in text:
+            return ModelError(
+                f"{name} has no tokenizer: neither tokenizer.json nor tokenizer.model is beside its weights.",
+                "Put the model's tokenizer files there; `lcbench inspect --token-ids FILE` needs none.",
+            )
         if part == "tokenizer":
             return ModelError(f"{name} has no tokenizer that can be read: {plain(error)}.", _AGAIN)
         if part == "config":

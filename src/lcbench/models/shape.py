@@ -18,6 +18,7 @@ class StateShape:
         attention_layers: layers with keys and values. hidden: width of the residual stream.
         scan_bytes: memory that a token of a prompt needs while a layer runs, beside activations.
         continues: several tokens may be read at once into a state that is not empty.
+        stacks: several sequences can take a step as one batch.
     """
 
     state_bytes: int
@@ -28,6 +29,7 @@ class StateShape:
     hidden: int
     scan_bytes: int
     continues: bool
+    stacks: bool = False
 
     def bytes_at(self, tokens: int) -> int:
         """Bytes of one sequence of ``tokens``."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lcbench.config.spec import SERVED
 from lcbench.errors import ModelError, nearest
 
 if TYPE_CHECKING:
@@ -33,6 +34,11 @@ def find(name: str) -> Found:
     Raises:
         ModelError: nothing of that name here, and it cannot be a hub id; or a file or folder that holds no model.
     """
+    if name.startswith(SERVED):
+        raise ModelError(
+            f"{name} is a model behind an address; its weights are not here.",
+            "`lcbench run` asks such models; here give a hub id, a local folder or a GGUF file.",
+        )
     if name == DEMO:
         from lcbench.models.demo import demo_file
 

@@ -172,6 +172,8 @@ def _part(run: RunDirectory, ids: Mapping[tuple[str, str], str]) -> _Part:
 
 def _cell(score: Mapping[str, Any], records: Sequence[PredictionRecord], path: str, method: str) -> Cell:
     good = [record for record in records if record.ok]
+    held = [record.kv_bytes for record in good if record.kv_bytes is not None]
+    full = [record.kv_bytes_full for record in good if record.kv_bytes_full is not None]
     low, high = score["interval"] or (None, None)
     return Cell(
         score=score["score"],
@@ -181,8 +183,8 @@ def _cell(score: Mapping[str, Any], records: Sequence[PredictionRecord], path: s
         errors=score["n_error"],
         filtered=score.get("n_filtered", 0),
         skipped=score.get("n_skipped", 0),
-        kv_bytes=statistics.fmean(r.kv_bytes for r in good) if good else None,
-        kv_bytes_full=statistics.fmean(r.kv_bytes_full for r in good) if good else None,
+        kv_bytes=statistics.fmean(held) if held else None,
+        kv_bytes_full=statistics.fmean(full) if full else None,
         memory="simulated" if any(r.memory == "simulated" for r in records) else "real",
         run=path,
         run_method=method,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -39,7 +40,8 @@ class Comparison:
         first, second: the sides. tasks: task id, metric and result, the p corrected over tasks.
         overall: the mean over tasks; with one task that task's result.
         p_holm: of ``overall``, corrected over several comparisons with one baseline; else ``overall.p``.
-        changes: the samples that changed most, the largest first. kv_bytes: mean bytes a sample of each side.
+        changes: the samples that changed most, the largest first. kv_bytes: mean bytes a sample of each side,
+        None where they are not known.
         failed, unmatched: pairs left out. refused: task id to why it cannot be paired. notes: sentences.
         differs: what the runs differ in beside the methods; the verdict says it.
     """
@@ -50,7 +52,7 @@ class Comparison:
     overall: PairedResult
     p_holm: float
     changes: tuple[Change, ...]
-    kv_bytes: tuple[float, float]
+    kv_bytes: tuple[float | None, float | None]
     failed: int
     unmatched: int
     refused: dict[str, str]
@@ -136,13 +138,16 @@ def _changes(tasks: Sequence[PairedTask]) -> list[Change]:
     return sorted(found, key=lambda change: -abs(change.second - change.first))
 
 
-def _kv_bytes(tasks: Sequence[PairedTask]) -> tuple[float, float]:
-    """Mean bytes a sample: the mean over tasks of their means, as every task weighs the same in the score."""
+def _kv_bytes(tasks: Sequence[PairedTask]) -> tuple[float | None, float | None]:
+    """Mean bytes a sample: the mean over tasks of their means, as every task weighs the same in the score; None where
+    a sample's are not known."""
 
     def mean(samples: Sequence[ScoredSample]) -> float:
-        return statistics.fmean(sample.record.kv_bytes for sample in samples)
+        held = [sample.record.kv_bytes for sample in samples]
+        return math.nan if None in held else statistics.fmean(size or 0 for size in held)
 
-    return statistics.fmean(mean(t.first) for t in tasks), statistics.fmean(mean(t.second) for t in tasks)
+    first, second = (statistics.fmean(mean(getattr(t, side)) for t in tasks) for side in ("first", "second"))
+    return None if math.isnan(first) else first, None if math.isnan(second) else second
 
 
 # -- the sentence ----------------------------------------------------------------------------------------------------

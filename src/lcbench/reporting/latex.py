@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from lcbench.reporting.best import Rank, ranks
-from lcbench.reporting.longscore import latex as longscore
+from lcbench.reporting.efficiency import efficiency_notes
+from lcbench.reporting.efficiency_table import cells_of, columns_of
+from lcbench.reporting.longscore import tables as longscore
 from lcbench.reporting.table import Cell, Column, Line, Report
 from lcbench.reporting.words import bytes_text, clean, explained, ratio_text, score_text, short_names
 
 EXTRAS = ("n", "interval")
 
-_WIDE = 5  # from so many columns of scores on the table is scaled to the width of the text
-_LONG = 80  # letters of headings from which on it is, too
+_WIDE = 3  # from so many columns of scores on the table is scaled down where it is wider than the text
+_SHRUNK = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 _UPRIGHT = 8  # from so many on their headings stand upright
 _SIGNS = {
     "\\": r"\textbackslash{}",
@@ -41,17 +43,16 @@ _SIGNS = {
     "…": r"\dots{}",
     "·": r"\textperiodcentered{}",
     "×": r"$\times$",
-    "▲": r"$\uparrow$",
-    "▼": r"$\downarrow$",
     "↓": r"$\downarrow$",
-    "†": r"$\dagger$",
+    "▲": r"$\triangle$",
+    "▼": r"$\nabla$",
+    "†": r"\textdagger{}",
 }
 
 
 def render(report: Report, extras: Sequence[str] = ()) -> str:
-    """A ``table`` with methods down and tasks across, as papers print them, and those of LongScore; ends in a newline.
-
-    Samples that failed, were skipped or filtered are counted below the scores of the methods that have some.
+    """A ``table`` with methods down and tasks across, as papers print them, then LongScores and speeds where the report
+    has them, each a ``table`` of its own; ends in a newline.
 
     Args:
         extras: "n" (a row with the number of samples) and "interval" (95 % interval under each score).
@@ -59,20 +60,22 @@ def render(report: Report, extras: Sequence[str] = ()) -> str:
     Its first line names the packages it needs. It compiles with pdflatex: letters that no standard font has are written
     as their code points.
     """
-    lines = list(report.lines)
-    heading = _heading(report, lines)
-    wide = len(lines) >= _WIDE or len(heading) > _LONG
+    lines, wide = list(report.lines), len(report.lines) >= _WIDE
+    more = _more(report)
     columns = "l" + "r" * (len(lines) + 2)
+    packages = f"% \\usepackage{{booktabs{',graphicx' if wide or more else ''}}}"
+    if not lines:  # a folder of the bench alone
+        return "\n".join([packages, *more]) + "\n"
     body = [
-        f"% \\usepackage{{booktabs{',graphicx' if wide else ''}}}",
+        packages,
         r"\begin{table}[t]",
         r"\centering",
         f"\\caption{{{_caption(report, extras)}}}",
         r"\label{tab:lcbench}",
-        *([r"\resizebox{\linewidth}{!}{%"] if wide else []),
+        *([_SHRUNK] if wide else []),
         f"\\begin{{tabular}}{{{columns}}}",
         r"\toprule",
-        heading,
+        _heading(report, lines),
         r"\midrule",
     ]
     if "n" in extras:
@@ -91,9 +94,43 @@ def render(report: Report, extras: Sequence[str] = ()) -> str:
     body += [r"\bottomrule", r"\end{tabular}" + ("}" if wide else ""), r"\end{table}"]
     names = short_names(line.name for line in lines if line.kind == "task")
     body += [f"% {_comment(note)}" for note in (*explained(names), *report.notes)]
-    if report.longscore is not None:
-        body += longscore.lines(report.longscore, escape=_text)
-    return "\n".join(body) + "\n"
+    return "\n".join([*body, *more]) + "\n"
+
+
+def _more(report: Report) -> list[str]:
+    """LongScores, scores over length, and what the bench measured."""
+    found: list[str] = []
+    view = report.longscore
+    if view is not None:
+        for number, grid in enumerate([*longscore.grids(view), *longscore.length_grids(view)]):
+            found += _plain(grid.title, [grid.header, *grid.rows], grid.left, f"tab:lcbench-longscore-{number + 1}")
+        found += [f"% {_comment(note)}" for note in dict.fromkeys([*longscore.notes(view), *longscore.legend(view)])]
+    if report.efficiency:
+        names = columns_of(report.efficiency)
+        rows = [names, *(cells_of(row, names) for row in report.efficiency)]
+        found += _plain("Speed and memory, each method alone.", rows, 1, "tab:lcbench-speed")
+        found += [f"% {_comment(note)}" for note in efficiency_notes(report.efficiency)]
+    return found
+
+
+def _plain(title: str, rows: Sequence[Sequence[str]], left: int, label: str) -> list[str]:
+    """A table of texts as it is, scaled down where it is wider than the page; the first row is its heading."""
+    head, *body = [_row([_text(cell) for cell in row]) for row in rows]
+    return [
+        r"\begin{table}[t]",
+        r"\centering",
+        f"\\caption{{{_text(title)}}}",
+        f"\\label{{{label}}}",
+        _SHRUNK,
+        f"\\begin{{tabular}}{{{'l' * left + 'r' * (len(rows[0]) - left)}}}",
+        r"\toprule",
+        head,
+        r"\midrule",
+        *body,
+        r"\bottomrule",
+        r"\end{tabular}}",
+        r"\end{table}",
+    ]
 
 
 def _heading(report: Report, lines: Sequence[Line]) -> str:

@@ -70,14 +70,15 @@ def overall_notes(lines: Sequence[Line], cells: Iterable[Cell], labels: Mapping[
 
 def _looked_up(records: Records) -> list[str]:
     """Methods that hold more than a step reads: what they would need on an accelerator."""
-    own: dict[str, list[PredictionRecord]] = {}
+    own: dict[str, list[tuple[int, int]]] = {}
     for (method, _), found in records.items():
-        own.setdefault(method, []).extend(r for r in found if r.ok and 0 < r.resident_bytes < r.kv_bytes)
+        pairs = [(r.resident_bytes or 0, r.kv_bytes or 0) for r in found if r.ok]
+        own.setdefault(method, []).extend((read, held) for read, held in pairs if 0 < read < held)
     return [
-        f"{method}: of the bytes it holds a step reads {bytes_text(fmean(r.resident_bytes for r in found))} "
-        f"({fmean(r.resident_bytes / r.kv_bytes for r in found):.0%})"
-        for method, found in own.items()
-        if found
+        f"{method}: of the bytes it holds a step reads {bytes_text(fmean(read for read, _ in pairs))} "
+        f"({fmean(read / held for read, held in pairs):.0%})"
+        for method, pairs in own.items()
+        if pairs
     ]
 
 
@@ -106,6 +107,8 @@ def _shortened(run: RunDirectory, records: Records) -> list[str]:
 
 def _model(model: Any) -> list[str]:
     """Which weights, and in which dtype the cache was: a ratio against float32 is twice one against 16 bits."""
+    if isinstance(model, Mapping) and model.get("source") == "served":
+        return [f"model {model.get('name', '?')} behind {model.get('base_url', '?')}: {model.get('asked', '')}"]
     if not isinstance(model, Mapping) or not model.get("dtype"):
         return []
     name, dtype = model.get("name", "?"), model["dtype"]

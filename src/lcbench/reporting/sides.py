@@ -8,7 +8,8 @@ from pathlib import Path
 
 from lcbench.errors import BadValue, NotARun, UnknownName
 from lcbench.reporting.same_method import same
-from lcbench.store.rundir import RUN_FILE, RunDirectory
+from lcbench.store.run_file import RUN_FILE
+from lcbench.store.rundir import RunDirectory
 
 SEPARATOR = "::"
 

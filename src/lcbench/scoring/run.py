@@ -27,7 +27,8 @@ from lcbench.scoring.samples import LONGBENCH, LONGBENCH_E, TaskSamples, from_re
 from lcbench.scoring.skipped import skipped_of, skipped_prompts
 from lcbench.scoring.table import MethodScores, ScoreTable, TaskScore
 from lcbench.store.bench_folder import is_bench_only
-from lcbench.store.rundir import RUN_FILE, RunDirectory
+from lcbench.store.run_file import RUN_FILE
+from lcbench.store.rundir import RunDirectory
 
 
 @dataclass(frozen=True)

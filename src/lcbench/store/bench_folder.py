@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lcbench.store.lock import RunLock
-from lcbench.store.rundir import RUN_FILE, RunDirectory
+from lcbench.store.run_file import RUN_FILE
+from lcbench.store.rundir import RunDirectory
 
 
 def open_for_bench(path: Path, spec: Mapping[str, Any], provenance: Mapping[str, Any]) -> RunDirectory:

@@ -17,7 +17,7 @@ from lcbench.config.spec import ModelSpec, RunSpec
 from lcbench.errors import CannotWrite, NotARun
 from lcbench.store.bench_folder import is_bench_only
 from lcbench.store.files import make_folder, write_json
-from lcbench.store.rundir import RUN_FILE
+from lcbench.store.run_file import RUN_FILE
 
 RUNS = "runs"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")

@@ -18,21 +18,21 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from lcbench.errors import CorruptFile, NotARun, SpecMismatch, StoreError, UsageError
+from lcbench.errors import CorruptFile, SpecMismatch, StoreError, UsageError
 from lcbench.store.files import append_line, cannot_write, make_folder, write_json, write_text
 from lcbench.store.identity import as_lines, differences, identity_differences, other_differences, plain
 from lcbench.store.jsonl import corrupt, cut_torn, read_lines
 from lcbench.store.lock import RunLock
 from lcbench.store.names import file_name
+from lcbench.store.run_file import RUN_FILE, is_names, load_object, read_info, refuse_foreign
 from lcbench.store.schema import SCHEMA_VERSION, PredictionRecord
 
-RUN_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
 _CONFIG_HEAD = "# What this run was asked, resolved. To ask it again: lcbench run --config config.yaml --out ANOTHER\n"
 
@@ -70,7 +70,7 @@ class RunDirectory:
             NotARun: nothing there, a file, a folder without a readable run.json, or one of a newer lcbench.
         """
         path = Path(path)
-        return cls(path, _read_info(path))
+        return cls(path, read_info(path))
 
     @classmethod
     def create_or_continue(
@@ -94,7 +94,7 @@ class RunDirectory:
         path = Path(path)
         make_folder(path)
         if not (path / RUN_FILE).exists():
-            _refuse_foreign(path)
+            refuse_foreign(path)
         lock = RunLock(path)
         lock.acquire()
         try:
@@ -112,11 +112,11 @@ class RunDirectory:
                     leftover.unlink()
             created = datetime.now(timezone.utc).isoformat(timespec="seconds")
             info = {"schema_version": SCHEMA_VERSION, "created": created, "spec": spec, "provenance": provenance}
-            if not (_is_names(spec.get("methods")) and _is_names(spec.get("tasks"))):
+            if not (is_names(spec.get("methods")) and is_names(spec.get("tasks"))):
                 raise UsageError("A run needs methods and tasks, each named once.", "Name every method and task once.")
             write_json(path / RUN_FILE, info)
             return cls(path, info, lock)
-        run = cls(path, _read_info(path), lock)
+        run = cls(path, read_info(path), lock)
         run.continued = True
         run._compare(spec, provenance)
         run._check_and_repair()
@@ -291,7 +291,7 @@ class RunDirectory:
         nothing readable) is. Raises CannotWrite."""
         path = self.path / "batching.json"
         try:
-            found = _load_object(path)
+            found = load_object(path)
         except (OSError, ValueError, RecursionError):
             found = {}
         if all(_is_number(found.get(name)) and found[name] >= 1 for name in measured):
@@ -307,7 +307,7 @@ class RunDirectory:
         """scores.json, or None before the first `lcbench score`. Raises CorruptFile."""
         path = self.path / "scores.json"
         try:
-            data = _load_object(path)
+            data = load_object(path)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError):
@@ -371,71 +371,3 @@ class RunDirectory:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _load_object(path: Path) -> dict[str, Any]:
-    data = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(data, dict):
-        raise ValueError("not an object")
-    return data
-
-
-def _read_info(path: Path) -> dict[str, Any]:
-    step = "Give the folder that `lcbench run` wrote, or run one: lcbench run --model demo --method full,kivi"
-    file = path / RUN_FILE
-    try:
-        info = _load_object(file)
-    except (FileNotFoundError, NotADirectoryError):
-        if not path.exists():
-            raise NotARun(f"{path} does not exist.", step) from None
-        if not path.is_dir():
-            raise NotARun(f"{path} is a file, not a run directory.", step) from None
-        raise NotARun(f"{path} is not a run directory: it has no {RUN_FILE}.", step) from None
-    except OSError as error:
-        raise NotARun(f"{file} cannot be read: {error.strerror or type(error).__name__}.", step) from None
-    except (ValueError, RecursionError):
-        raise NotARun(f"{path} is not a run directory: its {RUN_FILE} is broken.", step) from None
-    _check_info(path, info)
-    return info
-
-
-def _check_info(path: Path, info: Mapping[str, Any]) -> None:
-    version = info.get("schema_version")
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise NotARun(
-            f"{path} was written by a newer lcbench (schema {version}, this one reads {SCHEMA_VERSION}).",
-            "Upgrade: pip install --upgrade lcbench",
-        )
-    spec, provenance = info.get("spec"), info.get("provenance")
-    well_formed = (
-        isinstance(version, int)
-        and version >= 1
-        and isinstance(spec, dict)
-        and isinstance(provenance, dict)
-        and _is_names(spec.get("methods"))
-        and _is_names(spec.get("tasks"))
-    )
-    if not well_formed:
-        raise NotARun(f"{path} is not a run directory: its {RUN_FILE} is broken.", "Give another folder.")
-
-
-def _is_names(value: Any) -> bool:
-    return (
-        isinstance(value, Sequence)
-        and not isinstance(value, str)
-        and all(isinstance(v, str) and v for v in value)
-        and len(set(value)) == len(value)
-    )
-
-
-def _refuse_foreign(path: Path) -> None:
-    """A folder with other people's files is no place for a run. Hidden files (locks, leftovers) do not count."""
-    try:
-        others = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")]
-    except OSError as error:
-        raise cannot_write(path, error) from None
-    if others and not (path / RUN_FILE).exists():
-        raise NotARun(
-            f"{path} holds other files (such as {sorted(others)[0]}) but no {RUN_FILE}.",
-            "Choose a new or an empty folder with --out.",
-        )

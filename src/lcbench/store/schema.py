@@ -46,11 +46,15 @@ class PredictionRecord:
         task_version: version of the task definition that made the prompt.
         question: "visible" when the question was in the prompt as the method compressed it, "hidden" when it was read
             afterwards, through the compressed cache.
-        decode: "stacked" when the answer was decoded in a batch with others, "exact" when alone.
+        decode: "stacked" when the answer was decoded in a batch with others, "exact" when alone, "served" when a server
+            behind an address made it in its own way.
         reused_from: "full" when the method kept the whole prompt as it was (it fits the budget): the row is that of
             the full cache, and was not decoded again where that was at hand. Else None.
         near_ties: tokens of the answer for which the two best candidates lay closer together than rounding moves them
             (`engine.stacked.TIE`): another batch, device or library version may decide them otherwise.
+        served: of a model behind an address, which ``api`` was asked, the ``finish_reason`` and the ``usage`` that the
+            server told; None, and not written, for models of this machine. What nobody knows of such a model
+            (kept_tokens, kv_bytes, kv_bytes_full, resident_bytes, near_ties) is None.
         meta: what the task wants kept for scoring or drawing (passkey: length, depth, repeat, …).
     """
 
@@ -62,11 +66,11 @@ class PredictionRecord:
     status: str = STATUS_OK
     error: str | None = None
     prompt_tokens: int = 0
-    kept_tokens: float = 0
+    kept_tokens: float | None = 0
     new_tokens: int = 0
-    kv_bytes: int = 0
-    kv_bytes_full: int = 0
-    resident_bytes: int = 0
+    kv_bytes: int | None = 0
+    kv_bytes_full: int | None = 0
+    resident_bytes: int | None = 0
     memory: str = "real"
     shared_prefill: bool = True
     truncated_from: int | None = None
@@ -75,8 +79,9 @@ class PredictionRecord:
     decode: str = "exact"
     reused_from: str | None = None
     tokens_before: int | None = None
-    near_ties: int = 0
+    near_ties: int | None = 0
     meta: dict[str, Any] = field(default_factory=dict)
+    served: dict[str, Any] | None = None
 
     @property
     def ok(self) -> bool:
@@ -85,6 +90,8 @@ class PredictionRecord:
     def to_line(self) -> str:
         """One JSON line without its newline; keys in field order, ``id`` written as ``_id``."""
         data = {("_id" if f.name == "id" else f.name): getattr(self, f.name) for f in fields(self)}
+        if self.served is None:
+            del data["served"]
         line = json.dumps(data, ensure_ascii=False)
         try:
             line.encode("utf-8")
@@ -140,19 +147,20 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "status": (lambda value: value in (STATUS_OK, STATUS_ERROR), "ok or error"),
     "error": (lambda value: value is None or isinstance(value, str), "text or null"),
     "prompt_tokens": _COUNT,
-    "kept_tokens": (_is_amount, "a number"),
+    "kept_tokens": (lambda value: value is None or _is_amount(value), "a number or null"),
     "new_tokens": _COUNT,
-    "kv_bytes": _COUNT,
-    "kv_bytes_full": _COUNT,
-    "resident_bytes": _COUNT,
+    "kv_bytes": _COUNT_OR_NULL,
+    "kv_bytes_full": _COUNT_OR_NULL,
+    "resident_bytes": _COUNT_OR_NULL,
     "memory": (lambda value: value in ("real", "simulated"), "real or simulated"),
     "shared_prefill": (lambda value: isinstance(value, bool), "true or false"),
     "truncated_from": _COUNT_OR_NULL,
     "task_version": _COUNT,
     "question": (lambda value: value in ("visible", "hidden"), "visible or hidden"),
-    "decode": (lambda value: value in ("stacked", "exact"), "stacked or exact"),
     "tokens_before": _COUNT_OR_NULL,
+    "decode": (lambda value: value in ("stacked", "exact", "served"), "stacked, exact or served"),
+    "served": (lambda value: value is None or isinstance(value, dict), "an object or null"),
     "reused_from": (lambda value: value is None or isinstance(value, str), "text or null"),
-    "near_ties": _COUNT,
+    "near_ties": _COUNT_OR_NULL,
     "meta": (lambda value: isinstance(value, dict), "an object"),
 }

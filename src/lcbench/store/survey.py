@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from lcbench.errors import LcbenchError
 from lcbench.store.lock import is_locked
-from lcbench.store.rundir import RUN_FILE, RunDirectory
+from lcbench.store.run_file import RUN_FILE
+from lcbench.store.rundir import RunDirectory
 
 State = Literal["finished", "unfinished", "failing", "running", "broken"]
 _DEPTH = 3  # folders below the given one that are looked into

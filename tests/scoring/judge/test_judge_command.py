@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from lcbench.cli import app
 from lcbench.cli.judge import LocalJudge
+from lcbench.endpoint.client import NoReply
 from lcbench.errors import LcbenchError, NetworkError, UsageError
-from lcbench.scoring.judge.asking import NoReply
 from lcbench.store.rundir import RunDirectory
 from scoring.judge.stand_in import StandIn
 

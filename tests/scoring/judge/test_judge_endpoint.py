@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from lcbench.endpoint.client import NoReply
 from lcbench.errors import BadValue, NetworkError, UsageError
-from lcbench.scoring.judge.asking import NoReply
 from lcbench.scoring.judge.endpoint import OPENAI, Endpoint, Patience, key_for
 from lcbench.scoring.judge.rubric import Question
 from scoring.judge.stand_in import QUICK, StandIn

@@ -13,7 +13,16 @@ from torch import Tensor
 from lcbench.config.options import split_items
 from lcbench.config.spec import RunSpec
 from lcbench.engine.generate import check_chunk, chosen_tokens, empty_cache, prefill
-from lcbench.engine.inspection.inputs import Read, Source, check_ids, check_length, read_id_list, read_prompt, row_of
+from lcbench.engine.inspection.inputs import (
+    Read,
+    Source,
+    check_ids,
+    check_length,
+    read_id_list,
+    read_prompt,
+    read_text,
+    row_of,
+)
 from lcbench.engine.inspection.text import joined, token_texts
 from lcbench.errors import BadValue, UsageError
 from lcbench.inspected import InspectedLayer, Inspection, Merging, Piece
@@ -69,6 +78,7 @@ def inspect(request: Request, home: Path, say: Say) -> Inspection:
         )
     ids = None if source.token_ids is None else read_id_list(source.token_ids, "--token-ids")
     row = None if source.task is None else row_of(source, home)
+    text = None if source.prompt is None else read_text(source.prompt, "--prompt")
     turned_by = [method.id] if method.turns else []
     info, tokenizer = describe(spec.model, home, say=say, with_tokenizer=ids is None, turned_by=turned_by)
     if request.force is not None and forced is not None:
@@ -79,7 +89,7 @@ def inspect(request: Request, home: Path, say: Say) -> Inspection:
     method.check(info.shape())
     if method.announcement():
         say(method.announcement())
-    read = read_prompt(source, ids, row, spec, method, info, tokenizer, home)
+    read = read_prompt(source, ids, row, text, spec, method, info, tokenizer, home)
     check_length(len(read.ids), steps, info, method)
     loaded = load(spec.model, home, say=say, with_tokenizer=ids is None)
     fed = None if forced is None else forced[:steps]

@@ -55,11 +55,13 @@ class Read:
 
 def read_id_list(path: Path, option: str) -> list[int]:
     """A JSON list of token ids. Raises BadValue naming the option, the file and what is wrong with it."""
-    text = _text(path, option)
+    text = read_text(path, option)
     try:
         data = json.loads(text)
     except ValueError as error:
-        what = f"line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else str(error)
+        what = "a number in it has thousands of digits"  # which Python refuses to read
+        if isinstance(error, json.JSONDecodeError):
+            what = f"line {error.lineno}: {error.msg}"
         raise BadValue(f"{option} {path} is not JSON ({what}).", _LIST) from None
     except RecursionError:
         raise BadValue(f"{option} {path} is nested too deep to be a list of token ids.", _LIST) from None
@@ -107,6 +109,7 @@ def read_prompt(
     source: Source,
     ids: Sequence[int] | None,
     row: tuple[Task, Row] | None,
+    text: str | None,
     spec: RunSpec,
     method: Method,
     info: ModelInfo,
@@ -116,7 +119,8 @@ def read_prompt(
     """The prompt as token ids, as the method wants it read.
 
     Args:
-        ids: of ``source.token_ids``. row: of ``source.task``. spec: chat format and limits, as for a run.
+        ids: of ``source.token_ids``. row: of ``source.task``. text: of ``source.prompt``. spec: chat format and
+            limits, as for a run.
 
     Raises:
         BadValue, UsageError, ModelError: it cannot be fed to this model, or not with this method.
@@ -131,8 +135,8 @@ def read_prompt(
         return Read(ids, seed=spec.seed)
     if row is not None:
         return _of_row(*row, spec, method, info, tokenizer, home)
-    assert source.prompt is not None
-    before = _text(source.prompt, "--prompt")
+    assert text is not None
+    before = text
     text = _rewritten(Prompt(before), spec, method, home)
     reader = LoadedModel(None, tokenizer, info)
     encoded = encode_prompt(reader, text, chat=spec.model.chat != "none", chat_option=spec.model.chat)
@@ -187,7 +191,7 @@ def check_length(count: int, steps: int, info: ModelInfo, method: Method) -> Non
         )
 
 
-def _text(path: Path, option: str) -> str:
+def read_text(path: Path, option: str) -> str:
     try:
         return path.expanduser().read_text(encoding="utf-8")
     except UnicodeDecodeError:

@@ -21,7 +21,8 @@ EMPTY = 6.1035e-5  # count of an empty bin: the smallest normal fp16 number, as 
 @method("dprope", paper="arXiv:2410.01490", traits=Traits(family="extend", prefill="own"))
 @dataclass(frozen=True)
 class DPRoPE(RopeChange):
-    """Distributional RoPE scaling, without fine-tuning (arXiv:2410.01490; rules as in 1180301012/DPRoPE DPRope.py).
+    """Each pair of channels keeps its frequency or interpolates, by its distribution of angles; without fine-tuning
+    (arXiv:2410.01490; rules as in 1180301012/DPRoPE DPRope.py).
 
     For each pair of channels the angles of positions 0 to L - 1 (modulo a turn, in 360 bins) are what the model was
     trained on. The angles of 0 to s L - 1 are compared with them twice: at the pair's own frequency and at the

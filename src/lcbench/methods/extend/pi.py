@@ -14,7 +14,8 @@ from lcbench.methods.registry import method
 @method("pi", paper="arXiv:2306.15595", traits=Traits(family="extend", prefill="own"))
 @dataclass(frozen=True)
 class PI(RopeChange):
-    """Linear position interpolation (arXiv:2306.15595, section 2.3; transformers' rope_type "linear").
+    """Linear position interpolation: every rotary frequency is divided (arXiv:2306.15595, section 2.3; transformers'
+    rope_type "linear").
 
     Every rotary frequency is divided by `factor` s, as if token p stood at position p / s, so that a window of L tokens
     serves s L. A model that was not tuned for it answers worse at every length, short prompts included. Checkpoints

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 @method("selfextend", paper="arXiv:2401.01325", traits=Traits(family="extend", prefill="own"))
 @dataclass(frozen=True)
 class SelfExtend(DistanceChange):
-    """Far keys at floor-divided positions (arXiv:2401.01325, section 3; rules as in datamllab/LongLM
-    self_extend_patch/Llama.py).
+    """Keys near by at their true distance, those far away at floor-divided positions (arXiv:2401.01325, section 3;
+    rules as in datamllab/LongLM self_extend_patch/Llama.py).
 
     A query at i sees keys j with ``i - j < W`` at their true distance, W = `neighbours`, and those further away at
     ``floor(i / G) + W - W / G - floor(j / G)``, G = `group`, all under one softmax. The largest distance stays within

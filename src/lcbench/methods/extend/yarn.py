@@ -18,7 +18,8 @@ from lcbench.methods.registry import method
 @method("yarn", paper="arXiv:2309.00071", traits=Traits(family="extend", prefill="own"))
 @dataclass(frozen=True)
 class Yarn(RopeChange):
-    """YaRN (arXiv:2309.00071, section 3; transformers' rope_type "yarn").
+    """Fast pairs of channels keep their frequency, slow ones interpolate, logits grow a little (arXiv:2309.00071,
+    section 3; transformers' rope_type "yarn").
 
     Pair ``c(r) = d ln(L / (2 pi r)) / (2 ln b)`` makes r turns within the trained window L. Pairs up to
     ``floor(c(beta_fast))`` keep their frequency, those from ``ceil(c(beta_slow))`` on are divided by s = `factor`, and

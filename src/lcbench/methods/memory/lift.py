@@ -28,9 +28,10 @@ BETAS, EPSILON, DECAY, CLIP = (0.9, 0.98), 1e-8, 1e-4, 1.0  # AdamW and gradient
 @method("lift", paper="arXiv:2502.14644", traits=Traits(family="memory", prefill="own", stackable=False))
 @dataclass(frozen=True)
 class Lift(Method):
-    """Long input fine-tuning (arXiv:2502.14644), written again from the paper's abstract and the public run scripts of
-    Xi-yuanWang/2024-LIFT: LoRA or the weights themselves stand in for its Gated Memory, and nobody writes questions
-    and answers about the text first. Numbers are those of this re-implementation.
+    """Long input fine-tuning: the model learns a prompt's text before it answers (arXiv:2502.14644). Written again from
+    the paper's abstract and the public run scripts of Xi-yuanWang/2024-LIFT: LoRA or the weights themselves stand in
+    for its Gated Memory, and no questions and answers about the text are made first. Numbers are those of this
+    re-implementation.
 
     Before a prompt is read, its context (all of the text where the question is not known apart, never cut) is split
     into segments of `segment` tokens, one every `offset` tokens, the last one at the end of the text. Each of `epochs`

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -13,15 +12,10 @@ from lcbench.config.budget import Budget
 from lcbench.config.options import param
 from lcbench.errors import BadValue
 from lcbench.kv.cache import CacheShape, KVCache
-from lcbench.kv.rope import moved
+from lcbench.kv.distant import DistantLayer
 from lcbench.kv.runs import Runs
-from lcbench.kv.sections import Section, over_sections
-from lcbench.kv.whole import WholeLayer
-from lcbench.kv.witness import tell_fetched
 from lcbench.methods.base import AttentionMethod, Traits
 from lcbench.methods.registry import method
-from lcbench.models.rope import observed_rope
-from lcbench.models.rule import AttentionRule
 
 PRESETS = {"2x": 0.5, "4x": 0.25, "6x": 0.17, "8x": 0.125}  # tokens seen, as a share of the prompt
 INIT_SHARE, BLOCK_SHARE = 0.021, 0.324  # of those tokens: first ones, looked-up ones
@@ -114,124 +108,43 @@ class InfLLM(AttentionMethod):
         return KVCache([InfLLMLayer(self, prompt_tokens) for _ in range(shape.layers)])
 
 
-class InfLLMLayer(WholeLayer):
-    """All tokens: the first ones, blocks, and window with remainder follow one another by position.
+class InfLLMLayer(DistantLayer):
+    """Blocks of one size; see `kv.distant`.
 
     Args:
         rules: the method. prompt_tokens: of the prompt that will be read.
     """
 
     def __init__(self, rules: InfLLM, prompt_tokens: int) -> None:
-        super().__init__(expected=prompt_tokens)
         self.rules = rules
-        self.n_init, self.n_local, self.topk = rules.sizes(prompt_tokens)
-        self.runs = Runs("infllm", rules.exc_block_size, 0, prompt_tokens - 1)
-        self.first = 0  # of n_init, those the window has left
-        self.blocks: Tensor | None = None  # [H, blocks, d], what stands for each block, at angle 0
-        self.mass: Tensor | None = None  # fp32 [H, n], attention got so far by the tokens after the blocks
-
-    @property
-    def block_count(self) -> int:
-        return 0 if self.blocks is None else self.blocks.shape[1]
+        self.n_init, n_local, self.topk = rules.sizes(prompt_tokens)
+        super().__init__(
+            Runs("infllm", rules.exc_block_size, 0, prompt_tokens - 1),
+            n_local,
+            rules.repr_topk,
+            expected=prompt_tokens,
+            whole_remainder=rules.remainder == "whole",
+        )
 
     @property
     def rest(self) -> int:
-        """Position of the first token after the blocks."""
         return self.first + self.block_count * self.rules.block_size
 
-    def _attend(self, query: Tensor, rule: AttentionRule) -> Tensor:
-        start = self.seen - query.shape[1]
-        outputs = [self._run(query[:, a - start : b - start], a, rule) for a, b in self.runs.cut(start, self.seen)]
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
-
-    def _run(self, query: Tensor, start: int, rule: AttentionRule) -> Tensor:
-        """Attention of the queries from position ``start`` on, and what follows from it."""
-        stop = start + query.shape[1]
-        low = max(0, start - self.n_local + 1)
-        rows = torch.arange(start, stop, device=query.device)[:, None]
-        age = rows - torch.arange(low, stop, device=query.device)[None]
-        hidden = (age < 0) | (age >= min(self.n_local, rule.window or self.n_local))
-        sections = [Section(query, *self.rows([(low, stop)]), hidden)]
-        far = self._far(query, rows, stop, rule.window)
-        if far is not None:
-            sections.append(far)
-        out, received = over_sections(sections, rule, received=True)
-        assert received is not None
-        self._credit(received, low, start, stop)
-        self._settle(stop)
-        return out
-
-    def _far(self, query: Tensor, rows: Tensor, stop: int, window: int | None) -> Section | None:
-        """First tokens, blocks and remainder at the one distance, None while there is nothing outside the window.
-
-        Args:
-            rows: positions ``[q, 1]`` of the queries, up to ``stop``.
-        """
-        end = max(self.rest, stop - self.n_local)  # of the remainder that the last query sees
-        if end == 0:
-            return None
-        rope = observed_rope()
-        asked = moved(rope, query, rows[:, 0], self.n_local - 1)
+    def look_up(self, asked: Tensor, waiting: int) -> list[tuple[int, int]]:
         size = self.rules.block_size
-        chosen = [self.first + block * size for block in self._choose(asked)]
-        tell_fetched(self, lambda: [torch.tensor([p for at in chosen for p in range(at, at + size)])])
-        spans = [(0, self.first), *((at, at + size) for at in chosen), (self.rest, end)]
-        positions = torch.cat([torch.arange(a, b, device=query.device) for a, b in spans])
-        key, value = self.rows(spans)
-        age = rows - positions[None]
-        hidden = age < (self.n_local if self.rules.remainder == "masked" else 0)
-        if window is not None:
-            hidden |= age >= window
-        return Section(asked, moved(rope, key, positions, 0), value, hidden)
+        chosen = list(range(self.block_count))
+        if self.block_count > self.topk:
+            best = torch.sort(self.similarities(asked), descending=True, stable=True).indices[: self.topk]
+            chosen = sorted(best.tolist())
+        return [(self.first + block * size, self.first + (block + 1) * size) for block in chosen]
 
-    def _choose(self, asked: Tensor) -> list[int]:
-        """Blocks that a run sees, ascending, for its queries ``[H, q, d]`` at the far angle."""
-        if self.blocks is None or self.block_count <= self.topk:
-            return list(range(self.block_count))
-        scores = torch.einsum("hd,hbd->b", asked.float().mean(dim=1), self.blocks.float())
-        best = torch.sort(scores, descending=True, stable=True).indices[: self.topk]
-        return sorted(best.tolist())
-
-    def _credit(self, received: Tensor, low: int, start: int, stop: int) -> None:
-        """Add what the window's keys, from position ``low`` on, got from a run."""
-        mass = received.new_zeros(received.shape[0], stop - self.rest)
-        if self.mass is not None:
-            mass[:, : start - self.rest] = self.mass
-        since = max(low, self.rest)
-        mass[:, since - self.rest :] += received[:, since - low :]
-        self.mass = mass
-
-    def _settle(self, seen: int) -> None:
-        """Tokens that the window has left become first tokens, then blocks."""
-        assert self.mass is not None
+    def settle(self, seen: int) -> None:
         leaving = seen - self.rest - self.n_local
         if self.first < self.n_init and leaving > 0:
-            count = min(self.n_init - self.first, leaving)
-            self.mass = self.mass[:, count:].clone()
-            self.first += count
-        size = self.rules.block_size
-        while seen - self.rest - size >= self.n_local:
-            vector = self._vector(self.mass[:, :size])
-            self.mass = self.mass[:, size:].clone()
-            self.blocks = vector if self.blocks is None else torch.cat([self.blocks, vector], dim=1)
-
-    def _vector(self, mass: Tensor) -> Tensor:
-        """What stands for the block that begins at `rest`: ``[H, 1, d]``."""
-        span = (self.rest, self.rest + self.rules.block_size)
-        key = moved(observed_rope(), self.rows([span])[0], torch.arange(*span, device=mass.device), 0)
-        best = torch.sort(mass, dim=-1, descending=True, stable=True).indices[:, : self.rules.repr_topk]
-        heads, kv_heads = mass.shape[0], key.shape[0]
-        owner = torch.arange(heads, device=mass.device) // (heads // kv_heads)
-        return key[owner[:, None], best].float().mean(dim=1, keepdim=True).to(key.dtype)
+            self.leave(min(self.n_init - self.first, leaving))
+        while seen - self.rest - self.rules.block_size >= self.n_local:
+            self.put_away(self.rules.block_size)  # the count of blocks moves `rest`
 
     @property
     def resident_nbytes(self) -> int:
-        seen = self.first + min(self.topk, self.block_count) * self.rules.block_size + self.seen - self.rest
-        return self.token_nbytes(seen) + sum(t.numel() * t.element_size() for t in self._statistics())
-
-    def _statistics(self) -> Iterator[Tensor]:
-        yield from (t for t in (self.blocks, self.mass) if t is not None)
-
-    def tensors(self) -> Iterator[Tensor]:
-        yield from super().tensors()
-        yield from self._statistics()
+        return self.resident_of(min(self.topk, self.block_count) * self.rules.block_size)

@@ -10,13 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lcbench.reporting.figures.labels import halo, label_points
+from lcbench.reporting.figures.labels import halo, label_points, side_key
 from lcbench.reporting.figures.pareto import byte_ticks
 from lcbench.reporting.figures.style import GRID, INK, MUTED, looks, new_figure, shorten, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_NAMED = 7  # with more methods than this, points carry numbers and a key stands at the side
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,14 @@ def draw(points: Sequence[SpeedPoint], *, title: str, bandwidth: float | None = 
             xs, ys = [p.bytes_per_step for p in own], [p.steps_per_second for p in own]
             ax.plot(xs, ys, color=colour, marker=marker, markersize=6.5, linewidth=0.8, zorder=3)
         longest = {p.method: p for p in sorted(points, key=lambda p: p.prompt_tokens)}  # the longest of each
+        names = [f"{shorten(m, 22)}, {p.prompt_tokens:,} tokens" for m, p in longest.items()]
+        if len(names) > _NAMED:
+            side_key(ax, names)
+            names = [str(i + 1) for i in range(len(names))]
         label_points(
             ax,
             [(p.bytes_per_step, p.steps_per_second) for p in longest.values()],
-            [f"{shorten(m, 22)}, {p.prompt_tokens:,} tokens" for m, p in longest.items()],
+            names,
             others=[(p.bytes_per_step, p.steps_per_second) for p in points if p is not longest[p.method]],
             fontsize=7,
             color=INK,

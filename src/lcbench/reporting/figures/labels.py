@@ -54,6 +54,19 @@ def label_points(
         _write(ax, points[i], texts[i], box, at[i], ring, pixel, **own)
 
 
+def side_key(ax: Axes, names: Sequence[str]) -> None:
+    """The key of points that carry numbers from 1, at the right of the axes; the figure grows with it."""
+    from matplotlib.lines import Line2D
+
+    rows = [f"{i + 1}  {name}" for i, name in enumerate(names)]
+    size = 7.5 if len(rows) <= 26 else max(4.5, 7.5 * 26 / len(rows))
+    figure: Any = ax.figure
+    figure.set_size_inches(9.4, max(4.6, min(8.5, 0.16 * len(rows) + 1)))
+    # A legend without handles is part of the layout, so the axes make room for it.
+    handles = [Line2D([], [], linestyle="none") for _ in rows]
+    figure.legend(handles, rows, loc="outside right center", fontsize=size, handlelength=0, handletextpad=0)
+
+
 def _places(at: Sequence[float], width: float, height: float, pixel: float) -> list[tuple[Box, int]]:
     places = []
     for ring, distance in enumerate(_RINGS):

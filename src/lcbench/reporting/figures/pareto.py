@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lcbench.reporting.figures.labels import label_points
+from lcbench.reporting.figures.labels import label_points, side_key
 from lcbench.reporting.figures.style import INK, MUTED, PAPER, looks, new_figure, shorten, styled, wrap
 from lcbench.reporting.words import bytes_text
 
@@ -61,7 +61,7 @@ def draw(points: Sequence[MethodPoint], *, title: str, full_bytes: float | None,
         numbered = len(points) > _NAMED
         names = [str(i + 1) if numbered else shorten(p.method, 30) for i, p in enumerate(points)]
         if numbered:
-            _key(ax, points)
+            side_key(ax, [shorten(p.method, 34) for p in points])
         others = [*_along(front), *_bars(points)]
         label_points(ax, [(p.kv_bytes, p.score) for p in points], names, others, fontsize=7.5, color=INK)
         _explain(ax, points, front)
@@ -195,18 +195,6 @@ def _share_axis(ax: Axes, full_bytes: float) -> None:
     top.tick_params(labelsize=7.5, length=2)
     for spine in top.spines.values():
         spine.set_visible(False)
-
-
-def _key(ax: Axes, points: Sequence[MethodPoint]) -> None:
-    rows = [f"{i + 1}  {shorten(p.method, 34)}" for i, p in enumerate(points)]
-    size = 7.5 if len(rows) <= 26 else max(4.5, 7.5 * 26 / len(rows))
-    figure: Any = ax.figure
-    figure.set_size_inches(9.4, max(4.6, min(8.5, 0.16 * len(rows) + 1)))
-    # A legend without handles is part of the layout, so the axes make room for it.
-    from matplotlib.lines import Line2D
-
-    handles = [Line2D([], [], linestyle="none") for _ in rows]
-    figure.legend(handles, rows, loc="outside right center", fontsize=size, handlelength=0, handletextpad=0)
 
 
 def _explain(ax: Axes, points: Sequence[MethodPoint], front: Sequence[MethodPoint]) -> None:

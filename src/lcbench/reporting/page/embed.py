@@ -134,7 +134,7 @@ def _made(row: int, sample: ScoredSample, longest: int) -> list[Any]:
         cut(visible(record.pred), longest),
         len(record.pred),
         record.prompt_tokens,
-        round(record.kept_tokens, 1),
+        None if record.kept_tokens is None else round(record.kept_tokens, 1),
         record.new_tokens,
         record.kv_bytes,
         record.kv_bytes_full,

@@ -17,7 +17,7 @@ from lcbench.reporting.page.svg import inline
 from lcbench.reporting.page.visible import visible
 from lcbench.reporting.samples import Samples
 from lcbench.reporting.table import Cell, Column, Line, Report
-from lcbench.reporting.words import bytes_text, clean, interval_text, ratio_text, score_text, short_names
+from lcbench.reporting.words import bytes_text, clean, explained, interval_text, ratio_text, score_text, short_names
 from lcbench.store.rundir import RunDirectory
 
 
@@ -45,7 +45,7 @@ def render(
         remarks=[*remarks, *(report.longscore.warnings() if report.longscore else ())],
         rankings=_rankings(report),
         speed=_speed(report),
-        notes=report.notes,
+        notes=[*explained(short_names(line.name for line in report.lines if line.kind == "task")), *report.notes],
         runs=[_run(run) for run in runs],
         any_simulated=any(cell.memory == "simulated" for cell in report.cells.values()),
     )

@@ -48,7 +48,7 @@
     const rows = wordsOf(find("rows")), columns = wordsOf(find("columns")), kind = find("kinds").value;
     const shown = heads.map((head) => {
       const own = head.dataset.kind;
-      return own === "what" || ((!kind || own === kind) && matches((head.dataset.name || "").toLowerCase(), columns));
+      return own === "what" || ((!kind || own === kind) && matches(head.textContent.toLowerCase(), columns));
     });
     heads.forEach((head, i) => head.classList.toggle("hidden", !shown[i]));
     let count = 0;
@@ -124,9 +124,9 @@
     entry(listing, "prompt ends", task.ends[row]);
     if (error === null) {
       const ratio = held ? ` (${(full / held).toFixed(2)}x smaller)` : "";
-      entry(listing, "kept bytes", `${bytes(held)} of ${bytes(full)}${ratio}${simulated ? ", simulated" : ""}`);
+      if (held !== null) entry(listing, "kept bytes", `${bytes(held)} of ${bytes(full)}${ratio}${simulated ? ", simulated" : ""}`);
       const was = cutFrom === null ? "" : `, cut from ${cutFrom.toLocaleString("en")}`;
-      entry(listing, "tokens", `prompt ${prompt.toLocaleString("en")}${was}; kept ${kept.toLocaleString("en")}; new ${made.toLocaleString("en")}`);
+      entry(listing, "tokens", `prompt ${prompt.toLocaleString("en")}${was}${kept === null ? "" : `; kept ${kept.toLocaleString("en")}`}; new ${made.toLocaleString("en")}`);
     }
     li.append(head, listing);
     return li;
@@ -134,6 +134,8 @@
 
   function draw() {
     const pages = Math.max(1, Math.ceil(list.length / PAGE));
+    find("pager").classList.toggle("hidden", pages === 1);
+    find("nothing").classList.toggle("hidden", list.length > 0);
     page = Math.min(Math.max(page, 0), pages - 1);
     find("samples").replaceChildren(...list.slice(page * PAGE, (page + 1) * PAGE).map(shown));
     find("page").textContent = `page ${page + 1} of ${pages}`;

@@ -7,18 +7,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from lcbench.endpoint.client import NoReply
 from lcbench.scoring.judge.cache import ReplyCache
 from lcbench.scoring.judge.rubric import Grades, Question, read_reply, system_text
 
 _LETTERS_A_TOKEN = 4
-
-
-class NoReply(Exception):
-    """One question without a reply, after every attempt; ``reason`` is a clause for the record."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 class Judge(Protocol):

@@ -1,0 +1,180 @@
+"""Asking a server for an answer, and what it tells of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lcbench.config.spec import SERVED, Api, ModelSpec
+from lcbench.endpoint.client import OPENAI, Absent, Again, Client, NoReply, Patience, Wording, key_for
+from lcbench.errors import BadValue, UsageError, nearest
+
+KEY = "LCBENCH_API_KEY"
+PATHS: Mapping[Api, str] = {
+    "completions": "/completions",
+    "token-ids": "/completions",
+    "chat": "/chat/completions",
+}
+
+_WORDING = Wording(
+    who="The server",
+    model="--model",
+    url="--base-url",
+    key=KEY,
+    kept="answers that came are kept, so the same command goes on from there.",
+)
+# Where servers write how many tokens prompt and answer may have: vLLM, SGLang and lcbench; llama.cpp; OpenRouter; Groq.
+_WINDOW_NAMES = ("max_model_len", "n_ctx", "n_ctx_train", "context_length", "context_window", "max_context_length")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back.
+
+    Attributes:
+        text: of the answer. finish_reason: as the server says, "" where it does not.
+        usage: token counts that the server told, by OpenAI's names.
+    """
+
+    text: str
+    finish_reason: str
+    usage: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class About:
+    """What a server says of itself at ``/models``.
+
+    Attributes:
+        models: ids it lists; empty where it lists nothing. window: tokens of prompt and answer together, None where it
+            does not say. lcbench: of `lcbench serve`, which model and method it runs.
+    """
+
+    models: tuple[str, ...] = ()
+    window: int | None = None
+    lcbench: Mapping[str, Any] | None = None
+
+
+@dataclass
+class Asker:
+    """A model at an address.
+
+    Attributes:
+        client: the connection. model: as the server calls it.
+    """
+
+    client: Client
+    model: str
+    _most: str = field(default="max_tokens", repr=False)
+
+    @classmethod
+    def of(cls, spec: ModelSpec, timeout: float) -> Asker:
+        """Raises BadValue: no name, no address, or a key with characters that no key has."""
+        name = spec.name.removeprefix(SERVED).strip()
+        if not name:
+            raise BadValue(f"--model {spec.name} names no model.", f"Write --model {SERVED}NAME.")
+        url = spec.base_url or OPENAI
+        patience = Patience(attempts=8, first_attempts=2, timeout=timeout, longest_wait=30.0)
+        return cls(Client(name, _WORDING, url, key_for(url, KEY), patience), name)
+
+    def about(self) -> About:
+        """Look at ``/models``; servers without it are no error.
+
+        Raises:
+            UsageError: the server refuses the key. NetworkError: it does not answer.
+        """
+        try:
+            data = self.client.get("/models")
+        except (Absent, NoReply):
+            return About()
+        found = data.get("data") if isinstance(data, Mapping) else data
+        entries = [one for one in found if isinstance(one, Mapping)] if isinstance(found, list) else []
+        mine: Mapping[str, Any] = next((one for one in entries if one.get("id") == self.model), {})
+        ids = tuple(str(one["id"]) for one in entries if isinstance(one.get("id"), str))
+        about = mine.get("lcbench")
+        return About(ids, _window(mine), about if isinstance(about, Mapping) else None)
+
+    def has_completions(self, about: About) -> bool:
+        """Whether bare prompts can be asked: one token is asked for, with the prompt "a".
+
+        Raises:
+            UsageError: the server has no such model at all. NetworkError: it does not answer.
+        """
+        try:
+            self.client.post("/completions", {"model": self.model, "prompt": "a", "max_tokens": 1}, _answer_of)
+            return True
+        except (Absent, NoReply) as error:
+            if isinstance(error, Absent) and about.models and self.model not in about.models:
+                self._require(about)
+            return False
+
+    def _require(self, about: About) -> None:
+        """A name that the server does not list may still be known to it (an alias): ask one token of the chat."""
+        body = {"model": self.model, "messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
+        try:
+            self.client.post("/chat/completions", body, _answer_of)
+        except Absent as error:
+            close = nearest(self.model, about.models)
+            known = f"Did you mean {close}?" if close else f"It has {', '.join(about.models[:5])}."
+            raise UsageError(error.message, known) from None
+        except NoReply:
+            return
+
+    def ask(self, api: Api, prompt: str | Sequence[int], *, max_tokens: int, stop: Sequence[str] = ()) -> Answer:
+        """The answer to a prompt, as greedy as the server can be.
+
+        Args:
+            prompt: a text, or token ids for "token-ids". stop: texts before which the answer ends.
+
+        Raises:
+            NoReply: this prompt got none. UsageError, NetworkError: going on makes no sense.
+        """
+        body: dict[str, Any] = {"model": self.model}
+        if api == "chat":
+            body["messages"] = [{"role": "user", "content": prompt}]
+        else:
+            body["prompt"] = prompt if isinstance(prompt, str) else list(prompt)
+        body |= {"temperature": 0, self._most: max_tokens}
+        if stop:
+            body["stop"] = list(stop)
+        try:
+            return self.client.post(PATHS[api], body, _answer_of)
+        except NoReply as error:
+            newer = "max_completion_tokens"  # the name that OpenAI's reasoning models insist on
+            if error.status != 400 or newer not in error.said or newer in body:
+                raise
+        self._most = newer
+        body[newer] = body.pop("max_tokens")
+        return self.client.post(PATHS[api], body, _answer_of)
+
+
+def _answer_of(data: Any) -> Answer:
+    """The first choice of a completion or chat completion. Raises Again: it is none."""
+    try:
+        choice = data["choices"][0]
+        text = choice["message"]["content"] if "message" in choice else choice["text"]
+        finish = choice.get("finish_reason")
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise Again("its answer is no completion") from None
+    if text is None and finish is not None:
+        text = ""  # a model that thought until its tokens were used up
+    if not isinstance(text, str):
+        raise Again("its answer is no completion")
+    usage = data.get("usage")
+    counts = usage.items() if isinstance(usage, Mapping) else ()
+    told = {k: v for k, v in counts if k in _COUNTED and isinstance(v, int) and not isinstance(v, bool) and v >= 0}
+    return Answer(text, finish if isinstance(finish, str) else "", told)
+
+
+_COUNTED = ("prompt_tokens", "completion_tokens", "total_tokens")
+
+
+def _window(entry: Mapping[str, Any]) -> int | None:
+    meta = entry.get("meta")
+    for place in (entry, meta if isinstance(meta, Mapping) else {}):
+        for name in _WINDOW_NAMES:
+            value = place.get(name)
+            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                return value
+    return None

@@ -1,0 +1,1 @@
+"""``lcbench serve``: a small OpenAI-compatible server over one model with one method."""

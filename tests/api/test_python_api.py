@@ -1,0 +1,103 @@
+"""`import lcbench`: quick, and every name does what its command does. The README's examples run."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lcbench
+from lcbench.errors import BadValue, ModelError, UnknownName
+from tiny import save_tiny
+
+TASK = "passkey@lengths=20,depths=3,repeats=1,digits=3,max_new_tokens=5"
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("model") / "tiny", window=2048, seed=1)
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Any:
+    return lcbench.load_model(str(folder))
+
+
+def test_importing_is_quick() -> None:
+    code = "import sys, lcbench; dir(lcbench); print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_name_is_there() -> None:
+    for name in lcbench.__all__:
+        assert getattr(lcbench, name) is not None
+    assert set(dir(lcbench)) == set(lcbench.__all__)
+    with pytest.raises(AttributeError, match="genrate"):
+        lcbench.genrate  # noqa: B018
+
+
+def test_generate_tells_the_answer_and_the_bytes(model: Any) -> None:
+    prompts = ["The key is 4711. " * 12, "Where is the key? " * 8]
+    full = lcbench.generate(model, prompts, max_new_tokens=6)
+    less = lcbench.generate(model, prompts, "snapkv@budget=0.25,window=8", max_new_tokens=6)
+    assert [g.prompt_tokens for g in full] == [g.prompt_tokens for g in less]
+    for one, other in zip(full, less, strict=True):
+        assert one.kv_bytes == one.kv_bytes_full == other.kv_bytes_full
+        assert 3.5 < other.kv_bytes_full / other.kv_bytes < 4.5
+        assert len(one.token_ids) <= 6
+    assert lcbench.generate(model, prompts[0], max_new_tokens=6) == full[:1]
+    chat = lcbench.generate(model, prompts[0], max_new_tokens=6, chat=True)
+    assert chat[0].prompt_tokens > full[0].prompt_tokens
+
+
+def test_wrong_calls_say_what_is_wrong(model: Any) -> None:
+    with pytest.raises(UnknownName, match="snapvk"):
+        lcbench.generate(model, "a", "snapvk")
+    with pytest.raises(BadValue, match="do not fit the window of 2048"):
+        lcbench.generate(model, "a" * 2100)
+    with pytest.raises(BadValue, match="max_new_tokens"):
+        lcbench.generate(model, "a", max_new_tokens=0)
+    with pytest.raises(ModelError, match="nothing-here"):
+        lcbench.load_model("./nothing-here")
+    with pytest.raises(UnknownName, match="dtpye"):
+        lcbench.load_model("demo", dtpye="float32")
+
+
+def test_run_score_and_compare_are_the_commands(folder: Path, cli: Callable[..., Any]) -> None:
+    methods = ["full", "streamingllm@budget=32"]
+    done = lcbench.run(str(folder), methods, TASK, out="here")
+    assert (done.written, done.reused, done.failed) == (6, 0, 0)
+    told = cli("run", "--model", folder, "--method", ",".join(methods), "--task", TASK, "--out", "there")
+    assert told.code == 0, told.err
+    for file in (Path("there") / "predictions").rglob("*.jsonl"):
+        assert file.read_bytes() == (Path("here") / file.relative_to("there")).read_bytes()
+    assert lcbench.run(str(folder), methods, TASK, out="here").reused == 6
+    scores = lcbench.score(done)
+    assert scores == json.loads(Path("here/scores.json").read_text())
+    found = lcbench.compare(*methods, run=done)
+    assert found.verdict().endswith(".")
+    assert found.overall.n == 3
+
+
+def examples(title: str) -> str:
+    """The Python blocks of a section of the README."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    section = text.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    blocks = re.findall(r"```python\n(.*?)```", section, re.S)
+    assert blocks, title
+    return "\n".join(blocks)
+
+
+def test_the_examples_of_the_readme_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = examples("From Python")
+    assert '"demo"' in code
+    exec(compile(code.replace('"demo"', repr(str(folder))), "README.md", "exec"), {})
+    assert "snapkv" in capsys.readouterr().out

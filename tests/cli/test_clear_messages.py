@@ -1,0 +1,77 @@
+"""Wrong words: one sentence with the next step, whichever part of a command line or file they stand in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from lcbench.cli import app
+from lcbench.config.options import Item, apply_settings
+from lcbench.config.yaml_file import read_yaml
+from lcbench.engine.inspection.inputs import read_id_list
+from lcbench.errors import BadValue, LcbenchError, UnknownName, UsageError
+
+
+def problem(*words: str) -> LcbenchError:
+    error = CliRunner().invoke(app, list(words)).exception
+    assert isinstance(error, LcbenchError), error
+    assert error.next_step
+    return error
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["compare", "a", "b", "--show", "-1"], "--show -1 is below the least value 0."),
+        (["inspect", "--task", "passkey", "--index", "-1"], "--index -1 is below the least value 0."),
+        (["inspect", "--task", "passkey", "--logits", "-1"], "--logits -1 is below the least value 1."),
+        (["inspect", "--task", "passkey", "--steps", "-2"], "--steps -2 is below the least value 0."),
+        (["inspect", "--prompt", "nosuch.txt"], "--prompt nosuch.txt cannot be read: No such file or directory."),
+    ],
+)
+def test_numbers_and_files_are_refused_before_any_work(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LCBENCH_HOME", str(tmp_path))
+    assert problem(*words).message == said
+
+
+def test_a_report_of_an_unknown_ending_names_the_known_ones(tmp_path: Path) -> None:
+    error = problem("report", str(tmp_path), "--out", str(tmp_path / "x.docx"))
+    assert isinstance(error, BadValue)
+    assert ".docx" in error.message
+    assert all(ending in error.next_step for ending in (".html", ".tex", ".parquet", ".txt"))
+
+
+def test_a_number_of_thousands_of_digits(tmp_path: Path) -> None:
+    (tmp_path / "ids.json").write_text(f"[{'9' * 6000}]")
+    with pytest.raises(BadValue, match="a number in it has thousands of digits") as caught:
+        read_id_list(tmp_path / "ids.json", "--token-ids")
+    assert "sys." not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"model: demo\n\tlimit: 3\n", "line 2 is not valid YAML: while scanning"),
+        (b"model: demo\nmethods: [full\n", "line 3 is not valid YAML: while parsing a flow sequence"),
+        (bytes(range(32, 256)), "is not text in UTF-8: byte 96"),
+        (b"a: \x01\n", "is not valid YAML: special characters are not allowed"),
+    ],
+)
+def test_yaml_says_where_and_what_is_wrong(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "s.yaml").write_bytes(content)
+    with pytest.raises(UsageError) as caught:
+        read_yaml(tmp_path / "s.yaml")
+    assert said in caught.value.message
+    assert caught.value.next_step
+
+
+@pytest.mark.parametrize("fields", [{"full": set()}, {"full": {"window"}}])
+def test_an_unknown_setting_has_a_next_step(fields: dict[str, Any]) -> None:
+    with pytest.raises(UnknownName) as caught:
+        apply_settings([Item("full")], {"windoww": "3"}, fields)
+    assert caught.value.next_step

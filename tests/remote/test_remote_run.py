@@ -1,0 +1,389 @@
+"""`lcbench run --model openai:NAME` against our own server: the answers of the local run, and every kind of trouble."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from lcbench.methods.base import PromptTransform, Traits
+from lcbench.methods.registry import method
+from lcbench.methods.rewriting import PromptText
+from lcbench.server.http import Server
+from lcbench.server.service import Service
+from lcbench.tasks.passkey import Passkey
+from lcbench.tasks.registry import task as register
+from remote.conftest import Canned, Faults, running
+
+TASK = "passkey@lengths=20,depths=3,repeats=1,digits=3,max_new_tokens=6"
+CHAT_TASK = TASK.replace("passkey", "spoken-passkey")
+
+
+@register("spoken-passkey")
+@dataclass(frozen=True)
+class SpokenPasskey(Passkey):
+    """Passkeys asked as a chat."""
+
+    chat: ClassVar[bool] = True
+
+
+Cli = Callable[..., Any]
+
+
+def asked(
+    server: Server, *more: object, task: str = TASK, out: str = "served", api: str | None = "completions"
+) -> list[Any]:
+    where = ["--base-url", server.url, *(["--api", api] if api and "--api" not in more else [])]
+    return ["run", "--model", "openai:tiny", *where, "--task", task, "--out", out, *more]
+
+
+def records(run: str | Path, task: str = TASK, method: str = "full") -> list[dict[str, Any]]:
+    (file,) = [f for f in (Path(run) / "predictions" / method).iterdir() if f.name.startswith(task.partition("@")[0])]
+    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+
+
+def answers(run: str | Path, task: str = TASK) -> dict[str, tuple[Any, ...]]:
+    return {r["_id"]: (r["pred"], r["prompt_tokens"], r["new_tokens"], r["answers"]) for r in records(run, task)}
+
+
+def test_a_served_model_answers_as_the_local_one(cli: Cli, service: Service, folder: Path) -> None:
+    """Bare and chat prompts, by text, by token ids and by chat: always what the run on this machine answers."""
+    both = f"{TASK},{CHAT_TASK}"
+    here = cli("run", "--model", folder, "--task", both, "--out", "local")
+    assert here.code == 0, here.err
+    named = ["--tokenizer", str(folder)]
+    for number, (options, apis) in enumerate([
+        ([], ("completions", "chat")),
+        (named, ("completions", "completions")),
+        ([*named, "--api", "token-ids"], ("token-ids", "token-ids")),
+    ]):  # fmt: skip
+        faults, out = Faults(), f"served{number}"
+        with running(service, faults) as server:
+            done = cli(*asked(server, *options, task=both, out=out, api=None))
+        assert done.code == 0, done.err
+        for task, api in zip((TASK, CHAT_TASK), apis, strict=True):
+            assert answers(out, task) == answers("local", task), (options, api)
+            first = records(out, task)[0]
+            assert first["served"]["api"] == api
+            assert first["served"]["usage"]["completion_tokens"] == first["new_tokens"]
+            assert first["decode"] == "served"
+            unknown = ("kv_bytes", "kv_bytes_full", "resident_bytes", "kept_tokens", "near_ties")
+            assert [first[name] for name in unknown] == [None] * 5
+        assert {body.get("temperature", 0) for body in faults.bodies} == {0}
+        assert faults.bodies[-1]["max_tokens"] == 6
+        assert not (Path(out) / "events.jsonl").exists(), "the tokenizer counts as the server does"
+        told = json.loads((Path(out) / "run.json").read_text())["provenance"]["model"]["asked"]
+        assert ("its own chat template" in told) == ("chat" in apis)
+
+
+_clean: dict[str, Any] = {}
+
+
+@pytest.fixture
+def clean(cli: Cli, service: Service) -> dict[str, Any]:
+    """What a server without faults answers; asked once."""
+    if not _clean:
+        with running(Canned(service.loaded, service.method, service.name)) as server:
+            done = cli(*asked(server, out="clean"))
+        assert done.code == 0, done.err
+        _clean.update(answers("clean"))
+    return _clean
+
+
+def test_reports_do_without_bytes(cli: Cli, server: Server) -> None:
+    assert cli(*asked(server)).code == 0
+    for arguments in (["score", "served"], ["report", "served"], ["report", "served", "--format", "md"]):
+        told = cli(*arguments)
+        assert told.code == 0, told.err
+    assert "behind http://127.0.0.1" in " ".join(told.out.split())
+    page = cli("report", "served", "--out", "page.html")
+    assert page.code == 0, page.err
+    cells = json.loads(cli("report", "served", "--format", "json").out)
+    assert "kv_bytes" in json.dumps(cells)
+    same = cli("compare", "served", "served", "--json")
+    assert "Traceback" not in same.err
+
+
+def test_bare_tasks_go_to_completions_and_chats_to_chat(cli: Cli, server: Server, folder: Path) -> None:
+    """Without a tokenizer each task is asked as the local run asks it: template by the server, or bare."""
+    from lcbench.config.spec import make_spec
+    from lcbench.remote.asking import Asker
+    from lcbench.remote.session import choose_apis
+    from lcbench.tasks.registry import resolve
+
+    spec = make_spec({"model": "openai:tiny", "base_url": server.url})
+    tasks = [*resolve("qasper"), *resolve("trec")]
+    asker = Asker.of(spec.model, 30)
+    about = asker.about()
+    assert (about.models, about.window) == (("tiny",), 2048)
+    assert about.lcbench is not None
+    assert about.lcbench["method"] == "full"
+    assert choose_apis(spec, tasks, None, asker, about) == {"qasper": "chat", "trec": "completions"}
+    assert choose_apis(spec, tasks, object(), asker, about) == {"qasper": "completions", "trec": "completions"}
+
+
+def test_a_server_of_chats_alone_gets_chats(cli: Cli, server: Server, faults: Faults, folder: Path) -> None:
+    faults.only_chat = True
+    done = cli(*asked(server, "--tokenizer", folder, api=None))
+    assert done.code == 0, done.err
+    assert records("served")[0]["served"]["api"] == "chat"
+    bare = cli(*asked(server, "--chat", "none", out="bare", api=None))
+    assert bare.code == 2
+    assert "exact prompts" in bare.err
+
+
+@pytest.mark.parametrize("trouble", ["429", "500", "503/0.05", "cut", "malformed"])
+def test_passing_trouble_leaves_no_trace(
+    cli: Cli, server: Server, faults: Faults, clean: dict[str, Any], trouble: str
+) -> None:
+    faults.script = [trouble, trouble, "good", trouble]
+    done = cli(*asked(server, "--concurrency", 2))
+    assert done.code == 0, done.err
+    assert answers("served") == clean
+
+
+def test_a_server_that_asks_to_wait_is_waited_for(cli: Cli, server: Server, faults: Faults) -> None:
+    faults.script = ["429/1"]
+    assert cli(*asked(server, "--concurrency", 1)).code == 0
+    assert faults.times[1] - faults.times[0] >= 1
+
+
+def test_a_late_answer_is_asked_for_again(cli: Cli, server: Server, faults: Faults, clean: dict[str, Any]) -> None:
+    faults.script = ["good", "slow:1.5"]
+    done = cli(*asked(server, "--timeout", "0.7", "--concurrency", 1))
+    assert done.code == 0, done.err
+    assert answers("served") == clean
+    assert len(faults.times) == len(clean) + 1
+
+
+def test_calls_at_a_time(cli: Cli, server: Server, faults: Faults) -> None:
+    faults.always = "slow:0.05"
+    assert cli(*asked(server, "--concurrency", 3)).code == 0
+    assert faults.most == 3
+
+
+def test_lasting_trouble_is_an_error_record_and_the_next_run_mends_it(
+    cli: Cli, server: Server, faults: Faults, clean: dict[str, Any]
+) -> None:
+    faults.script = ["good", "400:the prompt is not nice", "good"]
+    done = cli(*asked(server, "--concurrency", 1))
+    assert done.code == 1
+    (failed,) = [r for r in records("served") if r["status"] == "error"]
+    assert failed["error"] == "the server answered 400: the prompt is not nice"
+    assert len(faults.bodies) == 3
+    again = cli(*asked(server, "--concurrency", 1))
+    assert again.code == 0, again.err
+    assert "2 were there already" in again.out
+    assert {r["_id"]: r["status"] for r in records("served")} == dict.fromkeys(clean, "ok")
+    assert answers("served") == clean
+
+
+@pytest.mark.parametrize(
+    ("trouble", "words"), [("401", "LCBENCH_API_KEY"), ("302", "redirects"), ("404", "has no tiny")]
+)
+def test_what_cannot_get_better_ends_the_run(
+    cli: Cli, server: Server, faults: Faults, trouble: str, words: str
+) -> None:
+    faults.script = ["good", *[trouble] * 20]
+    done = cli(*asked(server, "--concurrency", 1))
+    assert done.code == 2
+    assert words in " ".join(done.err.split())
+    assert "Traceback" not in done.err
+    assert len(records("served")) == 1
+    faults.script = []
+    assert cli(*asked(server)).code == 0
+    assert len(records("served")) == 3
+
+
+def test_a_server_that_is_not_there(cli: Cli, server: Server) -> None:
+    command = asked(server)
+    server.shutdown()
+    server.server_close()
+    done = cli(*command)
+    assert done.code == 2
+    assert "does not answer" in done.err
+    assert not Path("served").exists()
+
+
+def test_keys_come_from_the_environment_and_go_nowhere_else(
+    cli: Cli, server: Server, faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "sk-very-secret-1234567890"
+    monkeypatch.setenv("LCBENCH_API_KEY", secret)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-openai-alone")
+    server.key = secret
+    faults.script = ["good", f"400:your key {secret} is fine, the prompt is not"]
+    told = [cli(*asked(server, "--dry-run")), cli(*asked(server, "--log", "json", "--concurrency", 1))]
+    assert [one.code for one in told] == [0, 1]
+    server.key = "another"
+    told.append(cli(*asked(server)))
+    assert told[-1].code == 2
+    assert set(faults.keys) == {f"Bearer {secret}"}
+    kept = b"".join(f.read_bytes() for f in Path().rglob("*") if f.is_file())
+    for text in (kept.decode(), *(one.out + one.err for one in told)):
+        assert "sk-" not in text
+    assert "your key *** is fine" in kept.decode()
+
+
+def test_dry_run_says_how_it_would_ask_and_asks_nothing(cli: Cli, server: Server, faults: Faults, folder: Path) -> None:
+    done = cli(*asked(server, "--dry-run", task=CHAT_TASK, api=None))
+    assert done.code == 0, done.err
+    text = " ".join(done.out.split())
+    assert "the server applies its own chat template" in text
+    assert "not counted" in text
+    assert "3 calls, 8 at a time" in text
+    assert "window 2,048 tokens" in text
+    assert not faults.bodies
+    counted = cli(*asked(server, "--dry-run", "--tokenizer", folder, task=CHAT_TASK))
+    assert "in the chat template of" in " ".join(counted.out.split())
+    assert "not counted" not in counted.out
+    assert not faults.bodies
+    assert not Path("served").exists()
+
+
+def test_long_prompts_are_cut_with_the_named_tokenizer(
+    cli: Cli, server: Server, service: Service, folder: Path
+) -> None:
+    task = "passkey@lengths=600,depths=2,repeats=1,max_new_tokens=4"
+    whole = cli(*asked(server, task=task, out="whole"))
+    assert whole.code == 1
+    assert "maximum context length is 2048" in records("whole", task)[0]["error"]
+    options = ["--tokenizer", folder, "--over-length", "truncate"]
+    with running(service) as real:
+        done = cli(*asked(real, *options, task=task, out="cut"))
+    assert done.code == 0, done.err
+    mine = records("cut", task)[0]
+    assert mine["truncated_from"] > 2048 >= mine["prompt_tokens"] + 4
+    local = cli("run", "--model", folder, "--task", task, "--out", "here", "--over-length", "truncate")
+    assert local.code == 0, local.err
+    here = next(r for r in records("here", task) if r["_id"] == mine["_id"])
+    assert (mine["pred"], mine["prompt_tokens"]) == (here["pred"], here["prompt_tokens"])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--method", "kivi@bits=2"], "works inside the model"),
+        (["--method", "full,snapkv@budget=0.25"], "works inside the model"),
+        (["--dtype", "float16"], "weights on this machine"),
+        (["--question", "hidden"], "cache"),
+        (["--max-input-tokens", "100"], "--tokenizer"),
+        (["--api", "token-ids"], "--tokenizer"),
+        (["--api", "voice"], "not one of"),
+        (["--api", "chat", "--chat", "none"], "cannot be kept"),
+        (["--workers", "2"], "--concurrency"),
+        (["--concurrency", "0"], "above 0"),
+        (["--tokenizer", "./nothing-here"], "nothing-here"),
+        (["--base-url", "localhost:8000"], "localhost:8000"),
+        (["--base-url", "http://me:secret@127.0.0.1:9/v1"], "more than an address"),
+    ],
+)
+def test_wrong_words_cost_one_sentence(
+    cli: Cli, server: Server, faults: Faults, options: list[str], words: str
+) -> None:
+    done = cli(*asked(server, *options))
+    assert done.code == 2
+    text = " ".join(done.err.split())
+    assert words in text
+    assert "secret@" not in text
+    assert "Traceback" not in text
+    assert not faults.bodies
+    assert not Path("served").exists()
+
+
+def test_address_options_are_for_addresses(cli: Cli, folder: Path) -> None:
+    for options in (["--base-url", "http://127.0.0.1:9/v1"], ["--concurrency", "2"], ["--tokenizer", "demo"]):
+        done = cli("run", "--model", folder, "--task", TASK, *options)
+        assert done.code == 2
+        assert "behind an address" in done.err
+    assert "behind an address" in cli("bench", "--model", "openai:tiny").err
+    assert cli("run", "--model", "openai:", "--base-url", "http://127.0.0.1:9/v1").code == 2
+
+
+def test_an_unknown_name_is_told_with_what_there_is(cli: Cli, server: Server, folder: Path) -> None:
+    command = asked(server, "--tokenizer", folder, api=None)
+    command[2] = "openai:tinny"
+    done = cli(*command)
+    assert done.code == 2
+    assert "Did you mean tiny?" in done.err
+
+
+def test_openais_own_key_is_for_openai(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = cli("run", "--model", "openai:gpt-x", "--task", TASK)
+    assert done.code == 2
+    assert "OPENAI_API_KEY" in done.err
+
+
+def test_a_killed_run_ends_as_an_unbroken_one(cli: Cli, server: Server, faults: Faults) -> None:
+    task = TASK.replace("repeats=1", "repeats=4")
+    assert cli(*asked(server, task=task, out="whole")).code == 0
+    faults.always = "slow:0.3"
+    began = len(faults.times)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    words = [str(word) for word in asked(server, "--concurrency", 2, task=task, out="broken")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lcbench", *words], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    limit = time.monotonic() + 120
+    while len(faults.times) < began + 8 and time.monotonic() < limit:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 0 < len(records("broken", task)) < 12
+    faults.always = "good"
+    assert cli(*asked(server, task=task, out="broken")).code == 0
+    (one,) = (Path("whole") / "predictions" / "full").iterdir()
+    (other,) = (Path("broken") / "predictions" / "full").iterdir()
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_served_method_says_so(cli: Cli, service: Service, folder: Path) -> None:
+    """`lcbench serve --method`: answers are those of the local run with that method."""
+    from lcbench.methods.registry import resolve
+
+    snapkv = "snapkv@budget=0.25,window=8"
+    with running(Service(service.loaded, resolve(snapkv), "tiny")) as server:
+        assert snapkv in cli(*asked(server, "--dry-run")).out
+        assert cli(*asked(server)).code == 0
+    assert cli("run", "--model", folder, "--method", snapkv, "--task", TASK, "--out", "local").code == 0
+    (file,) = (Path("local") / "predictions" / snapkv).iterdir()
+    local = {r["_id"]: r["pred"] for r in map(json.loads, file.read_text("utf-8").splitlines())}
+    assert {r["_id"]: r["pred"] for r in records("served")} == local
+    info = json.loads((Path("served") / "run.json").read_text())
+    assert info["provenance"]["model"]["lcbench"]["method"] == snapkv
+
+
+@method("first-half", paper="", traits=Traits(family="prompt", prefill="own"))
+@dataclass(frozen=True)
+class FirstHalf(PromptTransform):
+    """Keeps the first half of the context."""
+
+    def rewrite(self, prompt: PromptText, helper: Any) -> str:
+        return prompt.passage[: len(prompt.passage) // 2]
+
+
+def test_methods_that_shorten_prompts_work_with_any_server(cli: Cli, service: Service, folder: Path) -> None:
+    options = ["--method", "full,first-half", "--task", TASK]
+    assert cli("run", "--model", folder, *options, "--out", "local").code == 0
+    with running(service) as server:
+        done = cli(*asked(server, *options, "--tokenizer", folder))
+    assert done.code == 0, done.err
+    for name in ("full", "first-half"):
+        here, there = (
+            {r["_id"]: (r["pred"], r["prompt_tokens"], r["tokens_before"]) for r in records(run, method=name)}
+            for run in ("local", "served")
+        )
+        assert here == there
+    assert cli("report", "served").code == 0
+    both = cli(*asked(server, "--method", "first-half+kivi@bits=2"))
+    assert both.code == 2
+    assert "works inside the model" in both.err
