@@ -214,6 +214,13 @@ def task_facts(tasks: Sequence[tuple[Task, Loaded]], sets: Sequence[PromptSet]) 
             "once": task.once,
             **own[0].counts,
         }
+        # Methods with a window of their own (or shorter prompts) skip others than the rest.
+        skipping = {m.id: s for s in own for m in s.methods if s.counts.get("skipped")}
+        if skipping:
+            facts[task.id]["skipped_by_method"] = {
+                method: {"rows": s.counts["skipped"], "lengths": dict(s.skipped_lengths)}
+                for method, s in skipping.items()
+            }
     return facts
 
 
