@@ -110,6 +110,8 @@ def _model(model: Any) -> list[str]:
     """Which weights, and in which dtype the cache was: a ratio against float32 is twice one against 16 bits."""
     if isinstance(model, Mapping) and model.get("source") == "served":
         return [f"model {model.get('name', '?')} behind {model.get('base_url', '?')}: {model.get('asked', '')}"]
+    if isinstance(model, Mapping) and model.get("source") == "imported":
+        return [f"model {model.get('name', '?')}: predictions imported; tokens and bytes are not known"]
     if not isinstance(model, Mapping) or not model.get("dtype"):
         return []
     name, dtype = model.get("name", "?"), model["dtype"]
