@@ -17,7 +17,8 @@ from lcbench.scoring.files import find_files, read_file
 from lcbench.scoring.samples import Sample, TaskSamples
 from lcbench.store.files import make_folder, write_text
 from lcbench.store.provenance import software
-from lcbench.store.rundir import RUN_FILE, RunDirectory
+from lcbench.store.run_file import RUN_FILE
+from lcbench.store.rundir import RunDirectory
 from lcbench.store.schema import STATUS_ERROR, STATUS_OK, PredictionRecord
 
 SOURCE = "imported"
