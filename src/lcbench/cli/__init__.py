@@ -23,6 +23,7 @@ from lcbench.cli import (
     download,
     init,
     inspect,
+    interchange,
     list_,
     report,
     run,
@@ -46,6 +47,8 @@ app.command("build")(build.build)
 app.command("run")(run.run)
 app.command("score")(score.score)
 app.command("report")(report.report)
+app.command("export")(interchange.export)
+app.command("import")(interchange.import_)
 app.command("runs")(runs.runs)
 app.command("compare")(compare.compare)
 app.command("inspect")(inspect.inspect)

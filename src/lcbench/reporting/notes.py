@@ -109,7 +109,13 @@ def _shortened(run: RunDirectory, records: Records) -> list[str]:
 def _model(model: Any) -> list[str]:
     """Which weights, and in which dtype the cache was: a ratio against float32 is twice one against 16 bits."""
     if isinstance(model, Mapping) and model.get("source") == "served":
-        return [f"model {model.get('name', '?')} behind {model.get('base_url', '?')}: {model.get('asked', '')}"]
+        found = [f"model {model.get('name', '?')} behind {model.get('base_url', '?')}: {model.get('asked', '')}"]
+        served = model.get("lcbench")
+        if isinstance(served, Mapping):
+            found.append(f"that server is lcbench serve: {served.get('model')} with {served.get('method')}")
+        return found
+    if isinstance(model, Mapping) and model.get("source") == "imported":
+        return [f"model {model.get('name', '?')}: predictions imported; tokens and bytes are not known"]
     if not isinstance(model, Mapping) or not model.get("dtype"):
         return []
     name, dtype = model.get("name", "?"), model["dtype"]
