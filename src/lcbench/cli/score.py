@@ -211,10 +211,11 @@ def show(table: ScoreTable, target: Path) -> None:
 def _footnotes(table: ScoreTable, target: Path) -> list[str]:
     lines = [*table.notes]
     if table.source == "run":
-        from lcbench.reporting.notes import asked
+        from lcbench.reporting.notes import asked, seen_question, simulated
         from lcbench.store.rundir import RunDirectory
 
-        lines = [*asked(RunDirectory.open(target).spec), *lines]
+        run = RunDirectory.open(target)
+        lines = [*asked(run.spec), *seen_question(run), *simulated(run), *lines]
     if table.n_error:
         plural = (
             "1 sample failed: it has no score and counts"
