@@ -97,7 +97,8 @@ def _shortened(run: RunDirectory, records: Records) -> list[str]:
     notes = []
     for method, pairs in tokens.items():
         before, after = fmean(pair[0] for pair in pairs), fmean(pair[1] for pair in pairs)
-        took = f", in {fmean(seconds[method]):.2g} s a prompt" if seconds[method] else ""
+        mean = fmean(seconds[method]) if seconds[method] else 0.0
+        took = f", in {mean:.0f} s a prompt" if mean >= 10 else f", in {mean:.2g} s a prompt" if mean else ""
         notes.append(
             f"{method}: prompts shortened from {before:,.0f} to {after:,.0f} tokens in the mean "
             f"({after / before:.0%}){took}; bytes are compared with the cache of the whole prompt"
