@@ -19,6 +19,7 @@ import torch
 from lcbench.config.options import apply_settings, with_budgets
 from lcbench.config.spec import RunSpec
 from lcbench.config.yaml_file import to_yaml
+from lcbench.data.store import together
 from lcbench.engine.estimate import Estimate, estimate, measure_rates
 from lcbench.engine.generate import check_chunk
 from lcbench.engine.groups import Group, make_groups
@@ -28,7 +29,6 @@ from lcbench.engine.plan import PromptSet
 from lcbench.engine.prepare import prepare, refuse_hidden_question
 from lcbench.engine.run import Listener, Outcome, Owing, cost_of, execute, owing
 from lcbench.engine.workers import Job, execute_with_workers, threads_each
-from lcbench.data.store import together
 from lcbench.errors import DataMissing, UsageError
 from lcbench.methods.base import Method, require
 from lcbench.methods.registry import all_methods, parse, resolve
