@@ -19,6 +19,7 @@ import torch
 from lcbench.config.options import apply_settings, with_budgets
 from lcbench.config.spec import RunSpec
 from lcbench.config.yaml_file import to_yaml
+from lcbench.data.store import together
 from lcbench.engine.estimate import Estimate, estimate, measure_rates
 from lcbench.engine.generate import check_chunk
 from lcbench.engine.groups import Group, make_groups
@@ -28,7 +29,7 @@ from lcbench.engine.plan import PromptSet
 from lcbench.engine.prepare import prepare, refuse_hidden_question
 from lcbench.engine.run import Listener, Outcome, Owing, cost_of, execute, owing
 from lcbench.engine.workers import Job, execute_with_workers, threads_each
-from lcbench.errors import UsageError
+from lcbench.errors import DataMissing, UsageError
 from lcbench.methods.base import Method, require
 from lcbench.methods.registry import all_methods, parse, resolve
 from lcbench.models.info import ModelInfo
@@ -108,11 +109,24 @@ def open_session(spec: RunSpec, home: Path, *, say: Say, tell_notes: bool = True
 
 
 def load_tasks(spec: RunSpec, home: Path) -> list[tuple[Task, Loaded]]:
-    """The tasks of a spec, each once, with their rows. Raises UnknownName, BadValue, DataError."""
+    """The tasks of a spec, each once, with their rows. Raises UnknownName, BadValue, DataError; of what is missing
+    everything is named at once."""
     tasks: list[Task] = []
+    missing: list[DataMissing] = []
     for text in spec.tasks:
-        tasks += [task for task in resolve_tasks(text, home) if task.id not in {t.id for t in tasks}]
-    return [(task, task.load(home, spec.limit)) for task in tasks]
+        try:
+            tasks += [task for task in resolve_tasks(text, home) if task.id not in {t.id for t in tasks}]
+        except DataMissing as error:
+            missing.append(error)
+    loaded = []
+    for task in tasks:
+        try:
+            loaded.append((task, task.load(home, spec.limit)))
+        except DataMissing as error:
+            missing.append(error)
+    if missing:
+        raise together(missing)
+    return loaded
 
 
 def canonical(spec: RunSpec, methods: Sequence[Method], tasks: Sequence[tuple[Task, Loaded]]) -> RunSpec:
