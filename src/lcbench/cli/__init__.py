@@ -24,6 +24,7 @@ from lcbench.cli import (
     init,
     inspect,
     list_,
+    merge,
     report,
     run,
     runs,
@@ -44,6 +45,7 @@ app.command("download")(download.download)
 app.command("init")(init.init)
 app.command("build")(build.build)
 app.command("run")(run.run)
+app.command("merge")(merge.merge)
 app.command("score")(score.score)
 app.command("report")(report.report)
 app.command("runs")(runs.runs)
