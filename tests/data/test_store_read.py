@@ -12,6 +12,7 @@ from tiny_data import Tiny
 from lcbench.data import store
 from lcbench.data.fetch import Patience
 from lcbench.data.install import install
+from lcbench.data.store import together
 from lcbench.errors import ChecksumMismatch, CorruptFile, DataMissing, UnknownName
 
 
@@ -156,3 +157,16 @@ def test_verify_compares_with_the_manifest_too(full: Tiny, own_home: Path) -> No
     [check] = store.verify(own_home, ["one"])
     assert check.state == "changed"
     assert "git blob" in check.note
+
+
+def test_everything_that_is_missing_is_named_with_one_command() -> None:
+    one = DataMissing("a.jsonl of longbench is not downloaded.", "Run: lcbench download a")
+    two = DataMissing("b.jsonl of longbench is not downloaded.", "Run: lcbench download b")
+    built = DataMissing("100-longbench is not built.", "Run: lcbench build 100-longbench --lengths 8k")
+    assert together([one]) is one
+    both = together([one, two, one])
+    assert both.message == "a.jsonl of longbench, b.jsonl of longbench are not downloaded."
+    assert both.next_step == "Run: lcbench download a b"
+    assert together([one, built]).next_step == (
+        "Run: lcbench download a; then: lcbench build 100-longbench --lengths 8k"
+    )

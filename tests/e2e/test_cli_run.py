@@ -104,6 +104,12 @@ def test_a_prompt_beyond_the_window_is_an_error_row(cli: Callable[..., Any], fol
     assert skipped.code == 0, skipped.err
     assert all(r["status"] == "ok" for r in lines(Path("skip")))
     assert "skipped" in skipped.err
+    facts = json.loads(Path("skip/run.json").read_text())["provenance"]["tasks"]
+    (own,) = facts.values()
+    assert own["skipped_by_method"] == {"full": {"rows": 2, "lengths": {"2000": 2}}}
+    counted = cli("score", "skip", "--longscore")
+    assert counted.code == 0, counted.err
+    assert "No sample was scored at 2000 (2 longer than the window and skipped)" in " ".join(counted.out.split())
 
 
 def test_a_changed_spec_is_refused_and_shown(cli: Callable[..., Any], arguments: list[str]) -> None:

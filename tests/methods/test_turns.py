@@ -40,7 +40,8 @@ def test_a_method_asks_for_the_embedding_exactly_when_it_says_so(case: Case, mon
     monkeypatch.setattr(adapter, "observed", observed)
     method, pair, asked = made(case), models("llama"), False
     try:
-        force(pair, compressed(case, method, prefill(pair, tokens(case.prompt), method)), tokens(8))
+        with method.transform_model(pair.ours, case.prompt + 8):
+            force(pair, compressed(case, method, prefill(pair, tokens(case.prompt), method)), tokens(8))
     except Asked:
         asked = True
     assert asked == type(method).turns

@@ -360,6 +360,7 @@ def test_a_served_method_says_so(cli: Cli, service: Service, folder: Path) -> No
     assert {r["_id"]: r["pred"] for r in records("served")} == local
     info = json.loads((Path("served") / "run.json").read_text())
     assert info["provenance"]["model"]["lcbench"]["method"] == snapkv
+    assert f"with {snapkv}" in " ".join(cli("report", "served", "--format", "md").out.split())
 
 
 @method("first-half", paper="", traits=Traits(family="prompt", prefill="own"))

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_runs import make, passkey, right, wrong
+from made_runs import failed, make, passkey, right, wrong
 from rich.console import Console
 from test_renderers import HOSTILE, hostile_report
 from test_renderers import make as made_report
@@ -220,3 +220,15 @@ def test_a_folded_category_is_the_mean_of_its_tasks(longbench: Report) -> None:
 def test_few_tasks_are_not_folded(tmp_path: Path) -> None:
     run = make(tmp_path / "r", {(m, t): [right(0)] for m in ("full", "kivi") for t in ENGLISH[:3]})
     assert "narrativeqa" in drawn(build([run]), 60, fold=True)
+
+
+def test_latex_counts_what_is_in_no_score_inside_the_table(tmp_path: Path) -> None:
+    made = {("full", "qasper"): [right(0), failed(1)], ("full", "musique"): [], ("h2o", "qasper"): [right(0), right(1)]}
+    run = make(tmp_path / "r", made, facts={"musique": {"rows": 3, "skipped": 3}})
+    text = latex.render(build([run]))
+    inside = text[text.index(r"\begin{tabular}") : text.index(r"\bottomrule")]
+    assert "1 failed" in inside
+    assert "3 skipped" in inside
+    assert "counted below a score" in text
+    quiet = make(tmp_path / "q", {("full", "qasper"): [right(0)]})
+    assert "counted below" not in latex.render(build([quiet]))

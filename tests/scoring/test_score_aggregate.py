@@ -18,6 +18,7 @@ from lcbench.scoring.metrics import score
 from lcbench.scoring.rows import task_facts
 from lcbench.scoring.samples import Sample, TaskSamples
 from lcbench.scoring.table import MethodScores, ScoreTable, TaskScore
+from lcbench.tasks.facts import TaskFacts
 
 QUICK = Bootstrap(seed=0, resamples=50)
 
@@ -276,3 +277,11 @@ def test_a_perfect_rouge_is_not_quite_one() -> None:
     value = score("rouge", "a b", ["a b"])
     assert math.isclose(value, 0.999999995)
     assert _task([value], task="gov_report").score == 100.0
+
+
+def test_a_task_and_its_only_bucket_have_one_interval() -> None:
+    rows = tuple(Sample("x", ("x",), length=9000, where=str(n)) for n in range(8))
+    facts = TaskFacts("qasper", "longbench", "c", "en", "qa_f1", False, False, 0, False)
+    task = TaskSamples("qasper", facts, "longbench-e", rows, "test")
+    score, _ = task_score(task, [(n / 8,) for n in range(8)], "difflib", Bootstrap(resamples=200))
+    assert score.interval == score.by_length["8k+"].interval

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -17,11 +18,13 @@ from hundred_oracle import check, numbered, raw_rows, read_built
 from hundred_pools import write_pools
 
 import lcbench
+from lcbench.errors import DataMissing
 from lcbench.models.counting import WordCounter
 from lcbench.tasks.hundred.build import POOLS_OF, Order, Workshop
 from lcbench.tasks.hundred.fill import tolerance
 from lcbench.tasks.hundred.names import TASKS
 from lcbench.tasks.hundred.pools import gather
+from lcbench.tasks.registry import resolve
 
 Cli = Callable[..., Any]
 WORDS = ("--tokenizer", "words", "--quiet")
@@ -63,8 +66,9 @@ def test_every_answer_and_length_can_be_recomputed(
     )  # fmt: skip
     assert done.code == 0, done.err + done.out
     folder = own_home / "data/100-longbench/builds/default"
-    assert {p.name for p in folder.iterdir()} == {f"{t}_{n}.jsonl" for t in TASKS for n in ("base", "700", "2k", "6k")}
-    for path in folder.iterdir():
+    made = {f"{t}_{n}.jsonl" for t in TASKS for n in ("base", "700", "2k", "6k")}
+    assert {p.name for p in folder.iterdir()} == {*made, "build.json"}
+    for path in folder.glob("*.jsonl"):
         recipe, contexts = read_built(path)
         assert recipe["mode"] == mode
         assert all(re.fullmatch(r"[0-9a-f]{64}", source["sha256"]) for source in recipe["sources"])
@@ -142,6 +146,44 @@ def test_verify_builds_again_and_compares(cli: Cli, own_home: Path, pools: Path)
     assert "kv_retrieval@1k: not there" in done.out
     assert "1 of 4 files" in done.err
     assert cli("build", "100-longbench", "--verify", "--name", "nothing", *WORDS).code == 2
+
+
+def test_verify_misses_files_of_which_no_other_speaks(cli: Cli, own_home: Path, pools: Path) -> None:
+    """A task, a length, and all files gone: `build.json` knows that they were made."""
+    arguments = ("--pools", pools, "--name", "v", *WORDS)
+    build = ("build", "100-longbench", "--lengths", "700,1k", "--rows", 2, "--tasks", "passage_count,kv_retrieval")
+    assert cli(*build, *arguments).code == 0
+    folder = own_home / "data/100-longbench/builds/v"
+    manifest = json.loads((folder / "build.json").read_text("utf-8"))
+    assert manifest["pools"] is True
+    assert manifest["files"] == {
+        name: hashlib.sha256(content).hexdigest() for name, content in built(own_home, "v").items()
+    }
+    for pattern, gone in (("kv_retrieval_*", 3), ("*_700.jsonl", 4), ("*.jsonl", 6)):
+        for path in folder.glob(pattern):
+            path.unlink()
+        done = cli("build", "100-longbench", "--verify", *arguments)
+        assert done.code == 2
+        assert done.out.count("not there, but the build has it") == gone
+        assert ("All 6 files" if gone == 6 else f"{gone} of 6 files") in done.err
+    (folder / "build.json").write_text("{", "utf-8")
+    assert "not the manifest of a build" in cli("build", "100-longbench", "--verify", *arguments).err
+
+
+def test_the_next_step_names_the_builds_own_options_and_the_missing_download(
+    cli: Cli, own_home: Path, pools: Path
+) -> None:
+    options = ("--rows", 2, "--seed", 7, "--base-below", "1k", "--name", "v", "--tasks", "kv_retrieval")
+    done = cli("build", "100-longbench", "--lengths", "600,700", *options, "--pools", pools, *WORDS)
+    assert "Next:  lcbench download 100-longbench" in done.out
+    assert "       lcbench run --task 100-longbench@build=v" in done.out
+    own = resolve("100-longbench/kv_retrieval@2k,build=v", own_home)[0]
+    with pytest.raises(DataMissing) as error:
+        own._file(own_home)
+    assert error.value.next_step == (
+        "Run: lcbench build 100-longbench --lengths 2k --name v --rows 2 --seed 7 --base-below 1k --tokenizer words "
+        "--pools DIR"
+    )
 
 
 def test_fewer_contexts_than_rows_are_explained(cli: Cli, own_home: Path, pools: Path) -> None:

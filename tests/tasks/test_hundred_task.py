@@ -98,7 +98,10 @@ def test_wrong_names(home: Path, text: str, error: type[Exception], said: str) -
 def test_what_is_not_built_is_told_with_the_command(cli: Cli, home: Path) -> None:
     with pytest.raises(DataMissing) as caught:
         one("100-longbench/kv_retrieval@32k", home).load(home)
-    assert caught.value.next_step == "Run: lcbench build 100-longbench --lengths 32k"
+    assert caught.value.next_step == (
+        "Run: lcbench build 100-longbench --lengths 32k --rows 3 --seed 42 --base-below 1k --tokenizer words "
+        "--pools DIR"
+    )
     shutil.rmtree(home / "data/100-longbench/builds")
     done = cli("run", "--task", "100-longbench", "--dry-run")
     assert done.code == 2

@@ -176,9 +176,12 @@ def test_plug_ins_of_other_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "entry_points", points)
     registry._import_all.cache_clear()
     try:
+        assert "qasper" in all_tasks()
         with pytest.raises(UsageError, match="plug-in 'broken'"):
-            all_tasks()
+            registry.resolve("broken")
+        assert list(registry.broken_plugins()) == ["broken"]
     finally:
         monkeypatch.undo()
+        registry._broken.clear()
         registry._import_all.cache_clear()
     assert "qasper" in all_tasks()

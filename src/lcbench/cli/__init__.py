@@ -23,6 +23,7 @@ from lcbench.cli import (
     download,
     init,
     inspect,
+    interchange,
     list_,
     merge,
     report,
@@ -48,6 +49,8 @@ app.command("run")(run.run)
 app.command("merge")(merge.merge)
 app.command("score")(score.score)
 app.command("report")(report.report)
+app.command("export")(interchange.export)
+app.command("import")(interchange.import_)
 app.command("runs")(runs.runs)
 app.command("compare")(compare.compare)
 app.command("inspect")(inspect.inspect)

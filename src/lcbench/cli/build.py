@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from lcbench.tasks.hundred.build import Order
     from lcbench.tasks.hundred.counting import TokenCounter
     from lcbench.tasks.hundred.pools import Material
-    from lcbench.tasks.hundred.recipe import Built
+    from lcbench.tasks.hundred.recipe import Built, Recipe
 
 _SUITE = "100-longbench"
 _WHAT = "What to build"
@@ -121,6 +122,7 @@ def build(
     if lengths is None:
         raise UsageError("No length was given.", "Write --lengths 8k,16k.")
     order = _order(lengths, rows, seed, chosen, mode, fill, base_below, build_name, custom is not None, jobs)
+    order = replace(order, pools=pools is not None)
     _build(order, source, overwrite, console, quiet, explicit=tasks is not None)
 
 
@@ -227,9 +229,20 @@ def _build(order: Order, source: _Source, overwrite: bool, console: Console, qui
             else "Get more of the pools: lcbench download 100-longbench-pools"
         )
         raise DataMissing("Nothing could be built.", f"{more}, or build longer contexts.")
-    typer.echo(f"Next:  lcbench run --task {_SUITE}" + (f"@build={order.build}" if order.build != "default" else ""))
+    for line in _next(order.build):
+        typer.echo(line)
     if failed:
         raise typer.Exit(1)
+
+
+def _next(build: str) -> list[str]:
+    """The next command; before it the download of the prompts that a run asks, where they are not there."""
+    from lcbench.tasks.hundred.task import prompts_are_there
+
+    lines = [f"lcbench run --task {_SUITE}" + (f"@build={build}" if build != "default" else "")]
+    if not prompts_are_there(lcbench_home()):
+        lines.insert(0, f"lcbench download {_SUITE}   (the prompts that are asked)")
+    return [f"{'Next:' if number == 0 else '':5}  {line}" for number, line in enumerate(lines)]
 
 
 def _in_the_users_words(error: DataMissing, lacking: str) -> DataMissing:
@@ -241,12 +254,16 @@ def _in_the_users_words(error: DataMissing, lacking: str) -> DataMissing:
 def _fewer(made: Sequence[Built], order: Order) -> list[str]:
     """Why files have fewer contexts than --rows; files of one reason share a line."""
     from lcbench.tasks.hundred.build import takes_documents
+    from lcbench.tasks.hundred.custom import thing_of
     from lcbench.tasks.hundred.names import base_lengths, length_text
 
     found: dict[str, list[str]] = {}
     for built in (one for one in made if len(one.lengths) < order.rows):
         if takes_documents(built.recipe.task, order.mode):
-            why = f"the pools hold no more documents below {length_text(order.base_below)} for it"
+            below = f"below {length_text(order.base_below)}"
+            why = f"the pools hold no more documents {below} for it"
+            if order.custom:
+                why = f"your folder holds no more {thing_of(built.recipe.task)} {below}"
         else:
             why = f"its {len(base_lengths(order.base_below))} lengths get equally many contexts each"
         label = f"{built.recipe.task}@{length_text(built.recipe.length)} ({len(built.lengths)})"
@@ -262,51 +279,77 @@ def _verify(
 ) -> None:  # fmt: skip
     from lcbench.tasks.hundred.build import Workshop
     from lcbench.tasks.hundred.names import BASE, length_text, lengths_of
-    from lcbench.tasks.hundred.recipe import build_folder, read_recipe
+    from lcbench.tasks.hundred.recipe import build_folder
 
     folder = build_folder(lcbench_home(), name)
-    wanted = None if lengths is None else {BASE, *lengths_of(lengths)}
-    recipes, changed = [], []
-    for file in sorted(folder.glob("*.jsonl")):
-        try:
-            recipe = read_recipe(file)
-        except CorruptFile as error:
-            typer.echo(f"{file.name}: {error.message}")
-            changed.append(file.name)
-            continue
-        if recipe.task in tasks and (wanted is None or recipe.length in wanted):
-            recipes.append(recipe)
+    wanted: set[int | str] | None = None if lengths is None else {BASE, *lengths_of(lengths)}
+    recipes, changed = _recipes(folder, tasks, wanted)
+    lost = _lost(folder, tasks, wanted, {(recipe.task, recipe.length) for recipe in recipes})
+    for label in lost:
+        typer.echo(f"{label}: not there, but the build has it")
+    changed += lost
     broken = len(changed)
-    if not recipes:
+    if not recipes and not lost:
         raise DataMissing(
             f"The build '{name}' has no such files.", f"Build them first: lcbench build {_SUITE} --lengths 8k"
+        )
+    if not recipes:
+        raise UsageError(
+            f"All {len(lost)} files of the build '{name}' are gone.", "Build it again, or delete its folder."
         )
     if any(recipe.custom for recipe in recipes) and source.custom is None:
         raise UsageError(f"The build '{name}' was made from a folder of yours.", "Give that folder with --custom DIR.")
     if own_counter:
         source.count_with(recipes[0].counter)
-    material, counter = source.open([recipe.task for recipe in recipes], recipes[0].mode)
     with _Bars(console, quiet) as bars:
+        material, counter = source.open([recipe.task for recipe in recipes], recipes[0].mode)
         for recipe in recipes:
             workshop = Workshop(_order_of([recipe], name, jobs), material, counter, lcbench_home())
             difference = workshop.compare(recipe.task, recipe.length, bars.progress)
             label = f"{recipe.task}@{length_text(recipe.length)}"
             typer.echo(f"{label}: {difference or 'the same'}")
             changed += [label] if difference else []
-    there = {(recipe.task, recipe.length) for recipe in recipes}
-    for task in dict.fromkeys(recipe.task for recipe in recipes):
-        for length in dict.fromkeys(recipe.length for recipe in recipes):
-            if (task, length) not in there:
-                label = f"{task}@{length_text(length)}"
-                typer.echo(f"{label}: not there; other tasks have this length")
-                changed.append(label)
-                broken += 1
     if changed:
         raise UsageError(
             f"{len(changed)} of {len(recipes) + broken} files are not what their recipe gives now.",
             "Use the same pools and --tokenizer, or build again with --overwrite.",
         )
     typer.echo(f"All {len(recipes)} files are what their recipe gives, byte for byte.")
+
+
+def _recipes(folder: Path, tasks: Sequence[str], wanted: set[int | str] | None) -> tuple[list[Recipe], list[str]]:
+    """Recipes of the files that are there, and the names of those that cannot be read."""
+    from lcbench.tasks.hundred.recipe import read_recipe
+
+    recipes, unreadable = [], []
+    for file in sorted(folder.glob("*.jsonl")):
+        try:
+            recipe = read_recipe(file)
+        except CorruptFile as error:
+            typer.echo(f"{file.name}: {error.message}")
+            unreadable.append(file.name)
+            continue
+        if recipe.task in tasks and (wanted is None or recipe.length in wanted):
+            recipes.append(recipe)
+    return recipes, unreadable
+
+
+def _lost(
+    folder: Path, tasks: Sequence[str], wanted: set[int | str] | None, there: set[tuple[str, int | str]]
+) -> list[str]:
+    """Files that the build made and that are gone; without a manifest, lengths that other tasks still have."""
+    from lcbench.tasks.hundred.manifest import read_manifest
+    from lcbench.tasks.hundred.names import length_text, parse_length
+
+    manifest = read_manifest(folder)
+    if manifest is None:
+        made = [(task, length) for task in {t for t, _ in there} for length in {n for _, n in there}]
+    else:
+        pieces = [Path(name).stem.rpartition("_") for name in manifest.files]
+        made = [(task, parse_length(length)) for task, _, length in pieces]
+    asked = [(t, n) for t, n in made if t in tasks and (wanted is None or n in wanted)]
+    gone = [(t, n) for t, n in asked if (t, n) not in there and not (folder / f"{t}_{length_text(n)}.jsonl").exists()]
+    return sorted(f"{task}@{length_text(length)}" for task, length in gone)
 
 
 def _order_of(recipes: Sequence[object], name: str, jobs: int | None) -> Order:

@@ -57,7 +57,7 @@ def doctor(as_json: bool = typer.Option(False, "--json", help="One JSON object o
     home = lcbench_home()
     gpus = _gpus()
     checks = [*_software(bool(gpus)), *_machine(gpus), *_disk(home), *_data(home), *_models(home)]
-    checks += [*_calibrations(home), *_methods()]
+    checks += [*_calibrations(home), *_methods(), *_tasks()]
     if as_json:
         print_json(checks, home)
         return
@@ -232,6 +232,17 @@ def _methods() -> list[Check]:
     plugged = f", {others} of them from plug-ins" if others else ""
     broken = [Check("Methods", name, error.message, False, error.next_step) for name, error in broken_plugins().items()]
     return [Check("Methods", "methods", f"{len(found)}{plugged}"), *broken]
+
+
+def _tasks() -> list[Check]:
+    """How many tasks there are, and the plug-ins that cannot be imported."""
+    from lcbench.tasks.registry import all_tasks, broken_plugins
+
+    found = all_tasks()
+    others = sum(not cls.__module__.startswith("lcbench.") for cls in found.values())
+    plugged = f", {others} of them from plug-ins" if others else ""
+    broken = [Check("Tasks", name, error.message, False, error.next_step) for name, error in broken_plugins().items()]
+    return [Check("Tasks", "tasks", f"{len(found)}{plugged}"), *broken]
 
 
 def _calibrations(home: Path) -> list[Check]:

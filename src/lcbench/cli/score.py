@@ -39,7 +39,8 @@ def score(
         None,
         "--out",
         "-o",
-        help="Write our scores here. Default: scores.json in a run or folder, NAME.scores.json beside a file.",
+        help="Write our scores here. Default: scores.json in a run or folder, NAME.scores.json beside a file; where a "
+        "default cannot be written a line says so, and the exit code stays.",
         show_default=False,
     ),
     code_sim: str = typer.Option("difflib", "--code-sim", help="difflib (official requirements) | levenshtein."),
@@ -194,7 +195,7 @@ def show(table: ScoreTable, target: Path) -> None:
     console = Console(highlight=False)
     for name, method in table.methods.items():
         console.print(Text(name, style="bold"), soft_wrap=True)
-        for one in tables_of(method):
+        for one in tables_of(method, console):
             console.print(one)
     for line in _footnotes(table, target):
         console.print(escape(line), soft_wrap=True)
@@ -210,10 +211,11 @@ def show(table: ScoreTable, target: Path) -> None:
 def _footnotes(table: ScoreTable, target: Path) -> list[str]:
     lines = [*table.notes]
     if table.source == "run":
-        from lcbench.reporting.notes import asked
+        from lcbench.reporting.notes import asked, seen_question, simulated
         from lcbench.store.rundir import RunDirectory
 
-        lines = [*asked(RunDirectory.open(target).spec), *lines]
+        run = RunDirectory.open(target)
+        lines = [*asked(run.spec), *seen_question(run), *simulated(run), *lines]
     if table.n_error:
         plural = (
             "1 sample failed: it has no score and counts"

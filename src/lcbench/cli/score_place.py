@@ -37,6 +37,8 @@ def is_ours(path: Path) -> bool:
 def refuse_overwriting(out: Path) -> None:
     """Raise BadValue for a place of ``--out`` that is a folder, is named as predictions are, or holds another file."""
     step = "Name a new .json file, or a scores file that lcbench wrote."
+    if str(out) == "-":
+        raise BadValue("--out takes a file, and - is none.", "--json prints the scores on stdout.")
     if out.is_dir() or out.name.endswith(_PREDICTIONS):
         raise BadValue(f"--out {out} would overwrite predictions or a folder.", step)
     if (out.exists() or out.is_symlink()) and not is_ours(out):

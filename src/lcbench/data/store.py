@@ -16,7 +16,7 @@ its checksum first, so what a run says it read is what it read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -204,3 +204,22 @@ def _command(dataset: str, entry: FileEntry) -> str:
 
 def _again(dataset: str, entry: FileEntry) -> str:
     return f"Install it again: {_command(dataset, entry)}"
+
+
+_NOT_DOWNLOADED = " is not downloaded."
+
+
+def together(missing: Sequence[DataMissing]) -> DataMissing:
+    """Several missing files as one error with one command for all downloads; builds keep a command each."""
+    if len(missing) == 1:
+        return missing[0]
+    said = list(dict.fromkeys(error.message for error in missing))
+    files = [text.removesuffix(_NOT_DOWNLOADED) for text in said if text.endswith(_NOT_DOWNLOADED)]
+    others = [text for text in said if not text.endswith(_NOT_DOWNLOADED)]
+    parts = [f"{', '.join(files)} {'is' if len(files) == 1 else 'are'} not downloaded."] if files else []
+    steps = list(dict.fromkeys(error.next_step.removeprefix("Run: ") for error in missing))
+    prefix = "lcbench download "
+    names = dict.fromkeys(name for step in steps if step.startswith(prefix) for name in step.split()[2:])
+    commands = [prefix + " ".join(names)] if names else []
+    commands += [step for step in steps if not step.startswith(prefix)]
+    return DataMissing(" ".join([*parts, *others]), f"Run: {'; then: '.join(commands)}")

@@ -53,6 +53,7 @@ class PromptSet:
         sha256: over all prompts' token ids.
         sample: first and last 200 characters of one prompt, for people.
         counts: rows whose prompt was "cut", was "too_long" (an error row) or was "skipped".
+        skipped_lengths: how many skipped rows had each length, of tasks that hold several; lengths as text.
         question: whether methods compress after the whole prompt ("visible") or after its context alone ("hidden").
     """
 
@@ -65,6 +66,7 @@ class PromptSet:
     sample: tuple[str, str]
     notes: tuple[str, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
+    skipped_lengths: Mapping[str, int] = field(default_factory=dict)
     question: Question = "visible"
     reading: str = ""
 

@@ -23,6 +23,7 @@ from lcbench.tasks.base import Loaded, Prompt, Row, Task
 from lcbench.tasks.truncation import Fitted, fit, fit_exact, require_fit
 
 FULL = "full"
+_BY_LENGTH = "longbench-e"
 _SHOWN = 200  # characters of each end of a prompt that are kept for people
 _NO_BORDER = "Where the question begins cannot be told: the cut ran into it, or the chat template changed the text."
 
@@ -95,6 +96,7 @@ def _prepare(
                     sample=maker.sample,
                     notes=tuple(notes),
                     counts=maker.counts,
+                    skipped_lengths=maker.skipped_lengths,
                     question=spec.question,
                     reading=(group[0].reading or "") if shared else "",
                 )
@@ -111,6 +113,15 @@ def _other_window(group: Sequence[Method], window: int | None, info: ModelInfo) 
 def prompt_text(prompt: Prompt) -> PromptText:
     """A task's prompt as methods that shorten text see it; without a context of its own all of it is context."""
     return PromptText(prompt.text, prompt.context or (0, len(prompt.text)), prompt.question)
+
+
+def _length_within(task: Task, row: Row) -> str | None:
+    """Length of a row of a task that holds several lengths: words of passkey, the short length that a row of a base set
+    was made for, the published length in LongBench-E; None where all rows are of one length."""
+    length = row.meta.get("length_words", row.meta.get("base_length"))
+    if length is None and task.benchmark == _BY_LENGTH:
+        length = row.length
+    return None if length is None else f"{length:g}"
 
 
 def askers(task: Task, methods: Sequence[Method]) -> Sequence[Method]:
@@ -172,6 +183,7 @@ class _PromptMaker:
         self.double_bos = 0
         self.cut = 0
         self.skipped = 0
+        self.skipped_lengths: dict[str, int] = {}
         self.too_long = 0
         self._overhead = max(0, len(self._finish("")) - len(self._encode("")))
         self.double_bos = 0
@@ -184,6 +196,9 @@ class _PromptMaker:
         rewriter = None if method is None else method.rewriter
         made = self._prepared_once(row, prompt) if rewriter is None else self._rewritten(row, prompt, rewriter)
         self.skipped += made is None
+        length = _length_within(self.task, row) if made is None else None
+        if length is not None:
+            self.skipped_lengths[length] = self.skipped_lengths.get(length, 0) + 1
         self.too_long += made is not None and made.error is not None
         self.cut += made is not None and made.truncated_from is not None
         if made is not None and method is not None and method.learns:

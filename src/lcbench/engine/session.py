@@ -21,6 +21,7 @@ from lcbench.config.shard import Shard
 from lcbench.config.sizes import parse_bytes
 from lcbench.config.spec import RunSpec
 from lcbench.config.yaml_file import to_yaml
+from lcbench.data.store import together
 from lcbench.engine.dispatch import Job
 from lcbench.engine.estimate import Estimate, estimate, measure_rates
 from lcbench.engine.generate import check_chunk
@@ -32,7 +33,7 @@ from lcbench.engine.plan import PromptSet
 from lcbench.engine.prepare import prepare, refuse_hidden_question
 from lcbench.engine.run import Listener, Outcome, Owing, cost_of, execute, owing, samples_of
 from lcbench.engine.workers import execute_with_workers, threads_each
-from lcbench.errors import UsageError
+from lcbench.errors import DataMissing, UsageError
 from lcbench.methods.base import Method, require
 from lcbench.methods.registry import all_methods, parse, resolve
 from lcbench.models.info import ModelInfo
@@ -118,11 +119,24 @@ def open_session(
 
 
 def load_tasks(spec: RunSpec, home: Path) -> list[tuple[Task, Loaded]]:
-    """The tasks of a spec, each once, with their rows. Raises UnknownName, BadValue, DataError."""
+    """The tasks of a spec, each once, with their rows. Raises UnknownName, BadValue, DataError; of what is missing
+    everything is named at once."""
     tasks: list[Task] = []
+    missing: list[DataMissing] = []
     for text in spec.tasks:
-        tasks += [task for task in resolve_tasks(text, home) if task.id not in {t.id for t in tasks}]
-    return [(task, task.load(home, spec.limit)) for task in tasks]
+        try:
+            tasks += [task for task in resolve_tasks(text, home) if task.id not in {t.id for t in tasks}]
+        except DataMissing as error:
+            missing.append(error)
+    loaded = []
+    for task in tasks:
+        try:
+            loaded.append((task, task.load(home, spec.limit)))
+        except DataMissing as error:
+            missing.append(error)
+    if missing:
+        raise together(missing)
+    return loaded
 
 
 def canonical(spec: RunSpec, methods: Sequence[Method], tasks: Sequence[tuple[Task, Loaded]]) -> RunSpec:
@@ -245,6 +259,13 @@ def task_facts(tasks: Sequence[tuple[Task, Loaded]], sets: Sequence[PromptSet]) 
             "once": task.once,
             **own[0].counts,
         }
+        # Methods with a window of their own (or shorter prompts) skip others than the rest.
+        skipping = {m.id: s for s in own for m in s.methods if s.counts.get("skipped")}
+        if skipping:
+            facts[task.id]["skipped_by_method"] = {
+                method: {"rows": s.counts["skipped"], "lengths": dict(s.skipped_lengths)}
+                for method, s in skipping.items()
+            }
     return facts
 
 

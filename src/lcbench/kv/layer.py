@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lcbench.kv import attention, stack
 from lcbench.kv.buffer import Buffer
+from lcbench.kv.pick import rows_at
 from lcbench.models.rule import AttentionRule
 
 
@@ -327,12 +328,10 @@ class DenseLayer(LayerKV):
         keys, values = self.parts()
         held = self.positions()
         key, value = torch.cat(keys, dim=1), torch.cat(values, dim=1)
-        rows = index.expand(key.shape[0], -1)
         if index.ndim == 2 and held.ndim == 1:
             held = held.expand(key.shape[0], -1)
-        self.key = torch.gather(key, 1, rows[..., None].expand(-1, -1, key.shape[2]))
-        self.value = torch.gather(value, 1, rows[..., None].expand(-1, -1, value.shape[2]))
-        self.kept = torch.gather(held, -1, rows if held.ndim == 2 else index)
+        self.key, self.value = rows_at(key, index), rows_at(value, index)
+        self.kept = torch.gather(held, -1, index.expand(key.shape[0], -1) if held.ndim == 2 else index)
         self.filled, self.tail = int(index.shape[-1]), None
 
     def positions(self) -> Tensor:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lcbench.kv.cache import CacheShape, KVCache
 from lcbench.kv.layer import DenseLayer
+from lcbench.kv.pick import rows_at
 from lcbench.models.rule import AttentionRule
 
 
@@ -115,13 +115,4 @@ def take(record: LayerRecord, index: Tensor) -> tuple[Tensor, Tensor]:
         index: ``[n]`` for all KV heads alike, ``[Hk, n]`` head by head, or ``[H, n]`` query head by query head: each
             of these then gets its own copy ``[H, n, d]`` of what its KV head holds.
     """
-    if index.ndim == 1:
-        return record.key.index_select(1, index), record.value.index_select(1, index)
-    return _gather(record.key, index), _gather(record.value, index)
-
-
-def _gather(stored: Tensor, index: Tensor) -> Tensor:
-    kv_heads, _, d = stored.shape
-    heads, n = index.shape
-    wide = index.view(kv_heads, heads // kv_heads, n, 1).expand(-1, -1, -1, d)
-    return torch.gather(stored[:, None].expand(-1, wide.shape[1], -1, -1), 2, wide).view(heads, n, d)
+    return rows_at(record.key, index), rows_at(record.value, index)

@@ -29,6 +29,9 @@ def method(name: str, *, paper: str, traits: Traits) -> Callable[[M], M]:
         name: on the command line; lower case, words joined by ``-``.
         paper: "arXiv:2402.02750" or "" for baselines.
         traits: what the engine may assume.
+
+    Raises:
+        UsageError: the name is taken, or the class cannot be a method: no dataclass, or a hook is left out.
     """
 
     def register(cls: M) -> M:
@@ -39,11 +42,21 @@ def method(name: str, *, paper: str, traits: Traits) -> Callable[[M], M]:
                 f"{cls.__module__}.{cls.__qualname__}.",
                 "Rename one of them.",
             )
+        _check(name, cls, traits)
         cls.name, cls.paper, cls.traits = name, paper, traits
         _registered[name] = cls
         return cls
 
     return register
+
+
+def _check(name: str, cls: type[Method], traits: Traits) -> None:
+    step = "docs/plugins.md has an example."
+    if not (isinstance(cls, type) and issubclass(cls, Method) and dataclasses.is_dataclass(cls)):
+        raise UsageError(f"The method '{name}' is not a dataclass of kind lcbench.methods.base.Method.", step)
+    absent = [f"{hook}()" for hook in sorted(getattr(cls, "__abstractmethods__", ()))]
+    if absent or not isinstance(traits, Traits):
+        raise UsageError(f"The method '{name}' has no {', '.join(absent) or 'traits'}.", step)
 
 
 @cache
@@ -54,7 +67,7 @@ def _import_all() -> None:
     for point in entry_points(group="lcbench.methods"):
         try:
             point.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             why = str(error) or type(error).__name__
             _broken[point.name] = UsageError(
                 f"The method plug-in '{point.name}' ({point.value}) cannot be imported: {why.rstrip('.')}.",

@@ -67,7 +67,7 @@ def chat_template(tokenizer: Any, option: str, name: str = "") -> str | None:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ModelError(
-            f"Cannot read the chat template {option}: {reason}.", "Use --chat auto, --chat none or a Jinja file."
+            f"Cannot read the chat template {option}: {reason}.", "Use --chat auto, official, none or a Jinja file."
         ) from None
 
 

@@ -73,7 +73,7 @@ def find_classifier(name: str, option: str, home: Path, say: Say) -> FoundClassi
         commit = hub.commit_of(name, None)
     except LcbenchError as error:
         raise ModelError(
-            f"The token classifier {name} is not here: {error.message}",
+            f"Token classifier of {option.partition('@')[0]}: {error.message}",
             f"Download it where there is a network (hf download {name}), or give a local copy: {option}.",
         ) from None
     return FoundClassifier(name, commit, commit.sha)

@@ -202,7 +202,10 @@ def _lengths(task: str, score: Mapping[str, Any], path: str, method: str) -> dic
         one = buckets[length]
         low, high = one["interval"] or (None, None)
         line = Line(task, score["metric"], "length", length)
-        lines[line] = Cell(one["score"], low, high, one["n"], one["n_error"], run=path, run_method=method)
+        skipped = one.get("n_skipped", 0)
+        lines[line] = Cell(
+            one["score"], low, high, one["n"], one["n_error"], skipped=skipped, run=path, run_method=method
+        )
     return lines
 
 

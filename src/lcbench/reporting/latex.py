@@ -159,6 +159,9 @@ def _method(
     rows = [_row([_text(name), *scores, *saved])]
     if interval:
         rows.append(_row(["", *(_interval(cells[line]) for line in lines), "", ""]))
+    unscored = [_unscored(cells[line]) for line in lines]
+    if any(unscored):
+        rows.append(_row(["", *unscored, "", ""]))
     return rows
 
 
@@ -177,10 +180,22 @@ def _interval(cell: Cell | None) -> str:
     return f"{{\\scriptsize {cell.low:.1f}--{cell.high:.1f}}}"
 
 
+def _unscored(cell: Cell | None) -> str:
+    """Samples that are not in the score, by what became of them; one below the other, so that columns stay narrow."""
+    if cell is None:
+        return ""
+    fates = {"failed": cell.errors, "filtered": cell.filtered, "skipped": cell.skipped}
+    said = [f"{number} {fate}" for fate, number in fates.items() if number]
+    below = r" \\ ".join(said)
+    return rf"{{\scriptsize\begin{{tabular}}[t]{{@{{}}r@{{}}}}{below}\end{{tabular}}}}" if said else ""
+
+
 def _caption(report: Report, extras: Sequence[str]) -> str:
     words = "Scores (0 to 100) and KV cache a sample; best in bold, second best underlined."
     if "interval" in extras:
         words += r" Small: 95\,\% bootstrap interval."
+    if any(cell.errors or cell.filtered or cell.skipped for cell in report.cells.values()):
+        words += " Samples that failed, or were filtered or skipped, are counted below a score and are not in it."
     if any(cell.memory == "simulated" for cell in report.cells.values()):
         words += " $^{*}$: simulated, these bytes only count as dropped."
     models = list(dict.fromkeys(column.model for column in report.columns))

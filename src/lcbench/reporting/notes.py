@@ -22,6 +22,7 @@ def notes_of(run: RunDirectory, records: Records) -> list[str]:
     return [
         *_model(run.provenance.get("model")),
         *asked(run.spec),
+        *seen_question(run),
         *_data(run),
         *_looked_up(records),
         *_shortened(run, records),
@@ -72,7 +73,9 @@ def _looked_up(records: Records) -> list[str]:
     """Methods that hold more than a step reads: what they would need on an accelerator."""
     own: dict[str, list[tuple[int, int]]] = {}
     for (method, _), found in records.items():
-        pairs = [(r.resident_bytes or 0, r.kv_bytes or 0) for r in found if r.ok]
+        # Simulated bytes are none that are held.
+        real = (r for r in found if r.ok and r.memory == "real")
+        pairs = [(r.resident_bytes or 0, r.kv_bytes or 0) for r in real]
         own.setdefault(method, []).extend((read, held) for read, held in pairs if 0 < read < held)
     return [
         f"{method}: of the bytes it holds a step reads {bytes_text(fmean(read for read, _ in pairs))} "
@@ -97,7 +100,8 @@ def _shortened(run: RunDirectory, records: Records) -> list[str]:
     notes = []
     for method, pairs in tokens.items():
         before, after = fmean(pair[0] for pair in pairs), fmean(pair[1] for pair in pairs)
-        took = f", in {fmean(seconds[method]):.2g} s a prompt" if seconds[method] else ""
+        mean = fmean(seconds[method]) if seconds[method] else 0.0
+        took = f", in {mean:.0f} s a prompt" if mean >= 10 else f", in {mean:.2g} s a prompt" if mean else ""
         notes.append(
             f"{method}: prompts shortened from {before:,.0f} to {after:,.0f} tokens in the mean "
             f"({after / before:.0%}){took}; bytes are compared with the cache of the whole prompt"
@@ -108,7 +112,13 @@ def _shortened(run: RunDirectory, records: Records) -> list[str]:
 def _model(model: Any) -> list[str]:
     """Which weights, and in which dtype the cache was: a ratio against float32 is twice one against 16 bits."""
     if isinstance(model, Mapping) and model.get("source") == "served":
-        return [f"model {model.get('name', '?')} behind {model.get('base_url', '?')}: {model.get('asked', '')}"]
+        found = [f"model {model.get('name', '?')} behind {model.get('base_url', '?')}: {model.get('asked', '')}"]
+        served = model.get("lcbench")
+        if isinstance(served, Mapping):
+            found.append(f"that server is lcbench serve: {served.get('model')} with {served.get('method')}")
+        return found
+    if isinstance(model, Mapping) and model.get("source") == "imported":
+        return [f"model {model.get('name', '?')}: predictions imported; tokens and bytes are not known"]
     if not isinstance(model, Mapping) or not model.get("dtype"):
         return []
     name, dtype = model.get("name", "?"), model["dtype"]
@@ -141,14 +151,34 @@ def asked(spec: Mapping[str, Any]) -> list[str]:
         notes.append(f"long prompts were not cut as the official script does (--truncation {spec['truncation']})")
     if spec.get("context") not in (None, "full"):
         notes.append(f"questions were asked without their whole context (--context {spec['context']})")
-    if spec.get("question") == "hidden":
-        notes.append("methods compressed the context before they had read the question (--question hidden)")
     model = spec.get("model")
     if isinstance(model, Mapping) and model.get("load_in"):
         notes.append(f"the model's weights were loaded in {model['load_in']}")
     if isinstance(model, Mapping) and model.get("chat") not in (None, "auto"):
         notes.append(f"prompts were not wrapped in the tokenizer's chat template (--chat {model['chat']})")
     return notes
+
+
+_COMPRESSORS = ("quantize", "evict", "merge", "retrieve")
+
+
+def seen_question(run: RunDirectory) -> list[str]:
+    """Whether methods that compress the cache had read the question: scores of the two are not comparable."""
+    methods = run.provenance.get("methods")
+    facts = methods.values() if isinstance(methods, Mapping) else ()
+    if not any(isinstance(one, Mapping) and one.get("family") in _COMPRESSORS for one in facts):
+        return []
+    if run.spec.get("question") == "hidden":
+        return ["methods compressed the context before they had read the question (--question hidden)"]
+    return ["methods compressed the whole prompt, question included (--question visible)"]
+
+
+def simulated(run: RunDirectory) -> list[str]:
+    """Methods of a run whose savings are not real."""
+    methods = run.provenance.get("methods")
+    facts = methods.items() if isinstance(methods, Mapping) else ()
+    names = [name for name, one in facts if isinstance(one, Mapping) and one.get("memory") == "simulated"]
+    return [f"{', '.join(names)}: simulated memory, what is dropped was not freed"] if names else []
 
 
 def _data(run: RunDirectory) -> list[str]:

@@ -19,12 +19,12 @@ def render(report: Report) -> bytes:
     types = {**dict.fromkeys(_WHOLE, pa.int64()), **dict.fromkeys(_REAL, pa.float64())}
     about = json.dumps({"schema_version": 1, "notes": list(report.notes), "runs": list(report.runs)})
     schema = pa.schema([(name, types.get(name, pa.string())) for name in COLUMNS], metadata={"lcbench": about})
-    rows = [{name: _utf8(value) for name, value in row.items()} for row in flat_rows(report)]
+    rows = [{name: utf8(value) for name, value in row.items()} for row in flat_rows(report)]
     sink = pa.BufferOutputStream()
     pyarrow.parquet.write_table(pa.Table.from_pylist(rows, schema=schema), sink)
     return bytes(sink.getvalue())
 
 
-def _utf8(value: object) -> object:
+def utf8(value: object) -> object:
     """Halves of surrogate pairs, which no UTF-8 file can hold, become question marks."""
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value

@@ -10,6 +10,7 @@ from lcbench.errors import CorruptFile, LcbenchError
 from lcbench.scoring.longscore.ladder import is_no_context
 from lcbench.scoring.longscore.result import LongScoreOptions
 from lcbench.scoring.run import DEFAULTS, ScoreOptions, score_run
+from lcbench.scoring.skipped import skipped_of
 from lcbench.store.rundir import RunDirectory
 from lcbench.store.schema import PredictionRecord
 
@@ -79,7 +80,11 @@ def _fits(run: RunDirectory, stored: Mapping[str, Any], records: Records) -> boo
             for method, scores in stored["methods"].items()
             for task, score in scores["tasks"].items()
         }
-        found = {key: rows for key, rows in records.items() if rows and not is_no_context(key[1])}
+        found = {
+            (method, task): rows
+            for (method, task), rows in records.items()
+            if not is_no_context(task) and (rows or skipped_of(run, method, task).all)
+        }
         return counted.keys() == found.keys() and all(
             (n + unjudged, n_error - unjudged) == (sum(r.ok for r in found[key]), sum(not r.ok for r in found[key]))
             for key, (n, n_error, unjudged) in counted.items()

@@ -77,12 +77,15 @@ def _buckets(task: TaskSamples, values: Sequence[Values | None], bootstrap: Boot
         ]
         pairs = [(s, v) for s, v in rows if v is not None]
         scores = [v[0] for _, v in pairs]
-        replicates = bootstrap.replicates(scores, _clusters([s for s, _ in pairs]), f"{task.task} {bucket}")
+        # The only bucket is the task itself: one stream of random numbers, one interval.
+        key = task.task if len(rows) == len(task.samples) else f"{task.task} {bucket}"
+        replicates = bootstrap.replicates(scores, _clusters([s for s, _ in pairs]), key)
         result[bucket] = LengthScore(
             score=bucket_percent(scores),
             n=len(scores),
             n_error=len(rows) - len(scores),
             interval=bootstrap.interval(replicates),
+            n_skipped=sum(n for size, n in task.skipped_lengths.items() if bucket_of(float(size)) == bucket),
         )
     return result
 
@@ -112,15 +115,19 @@ def _passkey_score(
     by_length, official = {}, {}
     for length, n_error in errors.items():
         own = {depth: mean for (where, depth), mean in means.items() if where == length}
-        drawn = bootstrap.replicates([m[0] for m in own.values()], None, f"{task.task} {length}")
+        key = task.task if len(errors) == 1 else f"{task.task} {length}"
+        drawn = bootstrap.replicates([m[0] for m in own.values()], None, key)
         by_length[length] = LengthScore(
             score=percent([m[0] for m in own.values()]),
             n=sum(len(v) for (where, _), v in cells.items() if where == length),
             n_error=n_error,
             interval=bootstrap.interval(drawn),
             partial=percent([m[1] for m in own.values()]),
+            n_skipped=task.skipped_lengths.get(length, 0),
         )
         official[length] = {depth: _named(mean) for depth, mean in own.items()}
+    for length, count in task.skipped_lengths.items():
+        by_length.setdefault(length, LengthScore(None, 0, n_skipped=count))
     result = _make(
         task,
         score=percent([m[0] for m in means.values()]),

@@ -28,7 +28,7 @@ def score_merged(
     known = ids or {}
     own = [(run, m) for run in runs for m in run.methods if known.get((str(run.path), m), m) == method]
     samples = [_of_run(run, m, task) for run, m in own for task in run.tasks]
-    table = _table("run", method, {method: [one for one in samples if one.samples]}, options, ())
+    table = _table("run", method, {method: [one for one in samples if not one.pending]}, options, ())
     found: dict[str, Any] = table.to_dict()["methods"][method]
     return found
 
@@ -49,7 +49,9 @@ def long_scores_merged(
         for run, method, task in keys
         if not is_no_context(task)
     ]
-    found = [(method, samples) for method, samples in found if samples.samples]
+    # What one run still waits for another may have.
+    there = {(method, samples.task) for method, samples in found if not samples.pending}
+    found = [(m, samples) for m, samples in found if not samples.pending or (m, samples.task) not in there]
     scored: dict[str, list[Scored]] = {}
     values = _all_values([samples for _, samples in found], options)
     for (method, samples), own in zip(found, values, strict=True):

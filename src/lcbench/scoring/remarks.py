@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from lcbench.scoring.samples import LONGBENCH, LONGBENCH_E, TaskSamples
+from lcbench.scoring.skipped import skipped_of
 from lcbench.store.jsonl import torn_bytes
 from lcbench.store.rundir import RunDirectory
 
@@ -48,14 +49,6 @@ def of_run(run: RunDirectory, inputs: Inputs, tasks: Sequence[str]) -> list[str]
     ]
 
 
-def skipped_prompts(run: RunDirectory) -> dict[str, int]:
-    """Prompts of each task that the run left out because they were longer than the window; only tasks with some."""
-    tasks = run.provenance.get("tasks")
-    facts = tasks.items() if isinstance(tasks, Mapping) else ()
-    counts = {task: one.get("skipped") for task, one in facts if isinstance(one, Mapping)}
-    return {task: count for task, count in counts.items() if isinstance(count, int) and count}
-
-
 def unfinished(run: RunDirectory, counts: Mapping[tuple[str, str], int]) -> list[str]:
     """One sentence for every method that has some, but not all rows of a task.
 
@@ -84,13 +77,12 @@ def _listed(counts: Iterable[tuple[str, int, int]]) -> str:
 
 def _without_any(run: RunDirectory, counts: Mapping[tuple[str, str], int], tasks: Sequence[str]) -> list[str]:
     found = []
-    skipped = skipped_prompts(run)
     for method in run.methods:
-        without = [task for task in tasks if not counts.get((method, task))]
-        left_out = [f"{task} ({skipped[task]})" for task in without if skipped.get(task)]
+        without = {task: skipped_of(run, method, task) for task in tasks if not counts.get((method, task))}
+        left_out = [f"{task} ({skipped.count})" for task, skipped in without.items() if skipped.all]
         if left_out:
             found.append(f"{method}: prompts longer than the window were skipped, none is left: {', '.join(left_out)}.")
-        absent = [task for task in without if not skipped.get(task)]
+        absent = [task for task, skipped in without.items() if not skipped.all]
         if absent:
             found.append(f"{method} has no predictions for {', '.join(absent)} yet.")
     return found

@@ -21,9 +21,10 @@ from lcbench.scoring.longscore.ladder import Scored, is_no_context
 from lcbench.scoring.longscore.result import LongScoreOptions, long_scores
 from lcbench.scoring.metrics import CODE_SIM, METRICS, CodeSim
 from lcbench.scoring.parallel import Item, Refused, Rule, Values, score_items
-from lcbench.scoring.remarks import of_predictions, of_run, skipped_prompts
+from lcbench.scoring.remarks import of_predictions, of_run
 from lcbench.scoring.rows import scored_text, task_facts
 from lcbench.scoring.samples import LONGBENCH, LONGBENCH_E, TaskSamples, from_record, task_versions
+from lcbench.scoring.skipped import skipped_of, skipped_prompts
 from lcbench.scoring.table import MethodScores, ScoreTable, TaskScore
 from lcbench.store.bench_folder import is_bench_only
 from lcbench.store.run_file import RUN_FILE, SHARDS
@@ -147,14 +148,13 @@ def _nothing_there(run: RunDirectory) -> NotARun:
 def score_directory(run: RunDirectory, options: ScoreOptions = DEFAULTS, grading: Grading | None = None) -> ScoreTable:
     """Score every method and task of a run that has records. Raises CorruptFile, UnknownName, and as the judge."""
     inputs: dict[str, list[TaskSamples]] = {}
+    waiting: dict[str, list[TaskSamples]] = {}
     for method in run.methods:
         for task in run.tasks:
-            if is_no_context(task):
-                continue
-            samples = _of_run(run, method, task)
-            if samples.samples:
-                inputs.setdefault(method, []).append(samples)
-    if not inputs:
+            if not is_no_context(task):
+                samples = _of_run(run, method, task)
+                (waiting if samples.pending else inputs).setdefault(method, []).append(samples)
+    if not any(samples.samples for found in inputs.values() for samples in found):
         raise _nothing_there(run)
     notes = of_run(run, inputs, [task for task in run.tasks if not is_no_context(task)])
     verdicts: Mapping[tuple[str, str], Verdicts] = {}
@@ -163,7 +163,7 @@ def score_directory(run: RunDirectory, options: ScoreOptions = DEFAULTS, grading
         if not verdicts:
             raise BadValue(f"{run.path} has no task that a judge grades.", "Leave --judge out.")
         notes += remarks(grading, verdicts, list(inputs))
-    table = _table("run", _shown(run.path), inputs, options, notes, verdicts)
+    table = _table("run", _shown(run.path), inputs, options, notes, verdicts, waiting)
     return table if grading is None else replace(table, judge=grading.record())
 
 
@@ -175,8 +175,10 @@ def _of_run(run: RunDirectory, method: str, task: str) -> TaskSamples:
     versions = task_versions([record for _, record in numbered])
     extended = facts.benchmark == LONGBENCH and task.partition("@")[0].endswith("_e")
     benchmark = LONGBENCH_E if extended else facts.benchmark
+    skipped = skipped_of(run, method, task)
+    pending = not samples and not skipped.all
     return with_lengths(
-        TaskSamples(task, facts, benchmark, samples, source, versions, skipped_prompts(run).get(task, 0))
+        TaskSamples(task, facts, benchmark, samples, source, versions, skipped.count, skipped.lengths, pending)
     )
 
 
@@ -225,7 +227,9 @@ def _table(
     options: ScoreOptions,
     notes: Sequence[str],
     verdicts: Mapping[tuple[str, str], Verdicts] | None = None,
+    waiting: Mapping[str, Sequence[TaskSamples]] | None = None,
 ) -> ScoreTable:
+    """The table of ``inputs``; tasks ``waiting`` for their first answer are only known to LongScore."""
     values = _all_values([task for tasks in inputs.values() for task in tasks], options)
     bootstrap = Bootstrap(options.seed, options.resamples)
     methods = {}
@@ -245,6 +249,8 @@ def _table(
         groups = Groups(scores, replicates, bootstrap)
         methods[method] = MethodScores(scores, groups.categories, groups.overall)
     more = [*notes, *of_predictions(inputs, planned=source == "run"), *_definitions(methods, options)]
+    for method in scored:
+        scored[method] += [Scored(task, ()) for task in (waiting or {}).get(method, ())]
     ladders = long_scores(scored, options.longscore, bootstrap)
     if options.longscore.wanted and ladders is None:
         more.append(NO_LADDER)

@@ -55,6 +55,8 @@ class TaskSamples:
         source: file name, for messages.
         versions: versions of the task definition found in the records, ascending.
         skipped: prompts of the task that were longer than the window and never asked.
+        skipped_lengths: how many of each length, where the run says so.
+        pending: the run asks for it and has no answer yet.
     """
 
     task: str
@@ -64,6 +66,8 @@ class TaskSamples:
     source: str
     versions: tuple[int, ...] = ()
     skipped: int = 0
+    skipped_lengths: Mapping[str, int] = field(default_factory=dict)
+    pending: bool = False
 
     @property
     def all_classes(self) -> tuple[str, ...] | None:

@@ -23,6 +23,7 @@ class LengthScore:
         n: rows scored. n_error: rows that failed and have no score.
         interval: 95 % bootstrap interval, None with fewer than two clusters.
         partial: passkey only: mean partial match in percent.
+        n_skipped: prompts longer than the window, left out, in none of the other counts.
     """
 
     score: float | None
@@ -30,6 +31,7 @@ class LengthScore:
     n_error: int = 0
     interval: Interval | None = None
     partial: float | None = None
+    n_skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,8 @@ def _task(score: TaskScore) -> dict[str, Any]:
     for bucket in data.get("by_length", {}).values():
         if bucket["partial"] is None:
             del bucket["partial"]
+        if not bucket["n_skipped"]:
+            del bucket["n_skipped"]
         bucket["interval"] = _listed(bucket["interval"])
     data["interval"] = _listed(data["interval"])
     data["task_versions"] = list(score.task_versions)

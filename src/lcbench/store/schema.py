@@ -47,7 +47,7 @@ class PredictionRecord:
         question: "visible" when the question was in the prompt as the method compressed it, "hidden" when it was read
             afterwards, through the compressed cache.
         decode: "stacked" when the answer was decoded in a batch with others, "exact" when alone, "served" when a server
-            behind an address made it in its own way.
+            behind an address made it in its own way, "imported" when it was read from another tool's file.
         reused_from: "full" when the method kept the whole prompt as it was (it fits the budget): the row is that of
             the full cache, and was not decoded again where that was at hand. Else None.
         near_ties: tokens of the answer for which the two best candidates lay closer together than rounding moves them
@@ -158,7 +158,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "task_version": _COUNT,
     "question": (lambda value: value in ("visible", "hidden"), "visible or hidden"),
     "tokens_before": _COUNT_OR_NULL,
-    "decode": (lambda value: value in ("stacked", "exact", "served"), "stacked, exact or served"),
+    "decode": (lambda value: value in ("stacked", "exact", "served", "imported"), "stacked, exact, served or imported"),
     "served": (lambda value: value is None or isinstance(value, dict), "an object or null"),
     "reused_from": (lambda value: value is None or isinstance(value, str), "text or null"),
     "near_ties": _COUNT_OR_NULL,

@@ -7,6 +7,7 @@ A name on the command line is a task (``qasper``, ``passkey@digits=64``), a grou
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,6 +26,8 @@ T = TypeVar("T", bound=type[Task])
 
 _registered: dict[str, type[Task]] = {}
 _groups: dict[str, Group] = {}
+_broken: dict[str, UsageError] = {}
+_NEEDED = ("benchmark", "category", "metric")
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class Group:
 
 
 def task(name: str) -> Callable[[T], T]:
-    """Class decorator that registers a `Task` subclass under ``name`` (lower case)."""
+    """Class decorator that registers a `Task` subclass under ``name`` (lower case). Raises UsageError for a class that
+    cannot be a task: it leaves a hook out, or does not say benchmark, category or metric."""
 
     def register(cls: T) -> T:
         other = _registered.get(name)
@@ -51,11 +55,22 @@ def task(name: str) -> Callable[[T], T]:
                 f"{cls.__module__}.{cls.__qualname__}.",
                 "Rename one of them.",
             )
+        _check(name, cls)
         cls.name = name
         _registered[name] = cls
         return cls
 
     return register
+
+
+def _check(name: str, cls: type[Task]) -> None:
+    step = "docs/plugins.md has an example."
+    if not (isinstance(cls, type) and issubclass(cls, Task) and dataclasses.is_dataclass(cls)):
+        raise UsageError(f"The task '{name}' is not a dataclass of kind lcbench.tasks.base.Task.", step)
+    absent = [f"{hook}()" for hook in sorted(getattr(cls, "__abstractmethods__", ()))]
+    absent += [attribute for attribute in _NEEDED if not isinstance(getattr(cls, attribute, None), str)]
+    if absent:
+        raise UsageError(f"The task '{name}' has no {', '.join(absent)}.", step)
 
 
 def group(name: str, doc: str, members: Sequence[str]) -> None:
@@ -74,11 +89,18 @@ def _import_all() -> None:
     for point in entry_points(group="lcbench.tasks"):
         try:
             point.load()
-        except Exception as error:
-            raise UsageError(
-                f"The task plug-in '{point.name}' ({point.value}) cannot be imported: {error}.",
+        except (Exception, SystemExit) as error:
+            why = str(error) or type(error).__name__
+            _broken[point.name] = UsageError(
+                f"The task plug-in '{point.name}' ({point.value}) cannot be imported: {why.rstrip('.')}.",
                 "Repair or uninstall the package that provides it.",
-            ) from error
+            )
+
+
+def broken_plugins() -> Mapping[str, UsageError]:
+    """Entry points that could not be imported: name to what is told to a user who asks for it."""
+    _import_all()
+    return dict(sorted(_broken.items()))
 
 
 def all_tasks() -> Mapping[str, type[Task]]:
@@ -137,6 +159,8 @@ def _members(name: str) -> tuple[str, ...]:
     members = [n for n, cls in tasks.items() if slash and cls.benchmark == benchmark]
     chosen = [n for n in members if n in (rest, f"{rest}_e") or tasks[n].category == rest]
     if not chosen:
+        if name in _broken:
+            raise _broken[name]
         raise UnknownName("task", name, _names(benchmark if members else ""), listing="lcbench list tasks")
     return tuple(chosen)
 

@@ -29,6 +29,9 @@ def scored() -> Make:
         cut: Sequence[int] = (),
         metric: str = "qa_f1",
         benchmark: str = "100-longbench",
+        skipped: int = 0,
+        skipped_lengths: dict[str, int] | None = None,
+        pending: bool = False,
         **fates: frozenset[int],
     ) -> Scored:
         samples = tuple(
@@ -47,6 +50,7 @@ def scored() -> Make:
         )
         facts = TaskFacts(task.partition("@")[0], benchmark, "c", "en", metric, False, False, 0, False)
         values = [None if score is None else (score,) for score in scores]
-        return Scored(TaskSamples(task, facts, benchmark, samples, "test"), values, **fates)
+        kept = TaskSamples(task, facts, benchmark, samples, "test", (), skipped, skipped_lengths or {}, pending)
+        return Scored(kept, values, **fates)
 
     return make

@@ -32,7 +32,10 @@ def _titled(grid: Grid, console: Console) -> Group:
     table = _table(grid)
     options = console.options.update(width=100_000)
     if Measurement.get(console, options, table).maximum > console.width:
-        table = _table(stacked(grid), squeezed=True)
+        high = stacked(grid)
+        numbers = Measurement.get(console, options, _table(high)).maximum - _longest_name(high)
+        # Names get the room that numbers leave, and a little even where they leave none.
+        table = _table(high, room=min(_longest_name(high), max(_NAMES, console.width - numbers)))
     return Group(Text(""), Text(clean(grid.title), "bold"), table)
 
 
@@ -50,24 +53,34 @@ def stacked(grid: Grid) -> Grid:
     return replace(grid, header=tuple(header), rows=tuple(zip(*columns, strict=True)))
 
 
-def _table(grid: Grid, *, squeezed: bool = False) -> Table:
-    """Columns of numbers that are empty in every row are left out; of two columns of names the first goes above."""
+def _longest_name(grid: Grid) -> int:
+    """Letters of the longest name in the first column as it is printed."""
+    first = grid.left - 1
+    names = [grid.header[0], *(row[first] if first == 0 else f"  {row[first]}" for row in grid.rows)]
+    return max(map(len, [*names, *(row[0] for row in grid.rows)]))
+
+
+def _table(grid: Grid, *, room: int | None = None) -> Table:
+    """Columns of numbers that are empty in every row are left out; of two columns of names the first goes above.
+
+    ``room`` is the width of the names; None: as wide as they are.
+    """
     first = grid.left - 1
     used = [i for i, _ in enumerate(grid.header) if i == first or (i > first and any(row[i] for row in grid.rows))]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
-    names = max((len(row[first]) + 2 for row in grid.rows), default=0)
     for i in used:
         heading = Text(clean(grid.header[0] if i == first else grid.header[i]))
         if i == first:
             # A fixed width: the room that is missing is taken from the numbers' columns then, not from the names.
-            table.add_column(heading, overflow="fold", width=min(names, _NAMES) if squeezed else None)
+            table.add_column(heading, overflow="fold", width=room)
         else:
             table.add_column(heading, justify="right", overflow="fold")
     above = ""
     for row in grid.rows:
         if first and row[0] and row[0] != above:
             above = row[0]
-            table.add_row(Text(clean(above), "bold"))
+            long = room is not None and len(above) > room
+            table.add_row(Text(clean(above).replace("@", "\n@") if long else clean(above), "bold"))
         indent = "  " if first else ""
         table.add_row(*(Text(indent + clean(row[i])) if i == first else _lines(row[i]) for i in used))
     return table

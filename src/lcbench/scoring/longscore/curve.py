@@ -146,6 +146,7 @@ def mean_of_ladders(drawn: Sequence[Drawn]) -> Drawn | None:
         points.append(_together(label, [one.ladder.points[i] for one, i in here], scores[-1]))
     base = mean_over_tasks([one.base for one in ordered])
     whole = _together("base", [point for one in ordered for point in one.ladder.base], base)
+    whole = replace(whole, lacks=", ".join(f"none for {one.ladder.name}" for one in ordered if one.base is None))
     ladder = Ladder(
         OVERALL, ordered[0].ladder.suite, "tokens", (replace(whole, size=0.0),), tuple(points), tuple(notes)
     )
@@ -156,7 +157,8 @@ def _together(label: str, points: Sequence[Point], score: float | None) -> Point
     """Several tasks' samples as one point, for its counts."""
     units = tuple(Unit(unit.key, unit.score, (p.task, unit.cluster)) for p in points for unit in p.units)
     counts = sum((point.counts for point in points), Counts())
-    return Point(label, max((p.size for p in points), default=0.0), OVERALL, score, units, counts)
+    without = ", ".join(dict.fromkeys(f"none for {p.task}" for p in points if p.score is None))
+    return Point(label, max((p.size for p in points), default=0.0), OVERALL, score, units, counts, lacks=without)
 
 
 def curve(drawn: Drawn, bootstrap: Bootstrap, members: tuple[str, ...] = ()) -> Curve:
@@ -184,7 +186,7 @@ def curve(drawn: Drawn, bootstrap: Bootstrap, members: tuple[str, ...] = ()) -> 
         long_score_interval=None if result is None else interval_of(mean_of(values), bootstrap),
         breakdown=None if first is None else rungs[first].label,
         lasting=first is not None and all(below[first:]),
-        warnings=(*ladder.notes, *_doubts(base, chance), *_missing(rungs)),
+        warnings=(*ladder.notes, *_no_base(ladder), *_doubts(base, chance), *_missing(ladder)),
         members=members,
     )
 
@@ -262,7 +264,7 @@ def interval_of(replicates: Replicates | None, bootstrap: Bootstrap) -> Interval
 def _doubts(base: Rung, chance: float | None) -> list[str]:
     """Why the LongScore over this base means little, in sentences."""
     if base.score is None:
-        return [] if not base.counts.kept else ["The base has no score."]
+        return []  # `_no_base`, or the ladder's own note, says why
     if base.score == 0:
         return ["The base score is 0: there is no ability to keep or lose, and LongScore is not defined."]
     doubts = []
@@ -288,11 +290,25 @@ def _half_width(chance: float, samples: int) -> float:
     return 196 * math.sqrt(share * (1 - share) / (samples or 100))
 
 
-def _missing(rungs: Sequence[Rung]) -> list[str]:
-    without = [rung.label for rung in rungs if rung.score is None]
+def _no_base(ladder: Ladder) -> list[str]:
+    """Why there is no base score, where the base was asked for."""
+    without = [point for point in ladder.base if point.score is None]
+    if not without:
+        return []
+    why = without[0].lacks if len(ladder.base) == 1 else _reasons(without)
+    return [f"The base has no score ({why}), so there is no LongScore."]
+
+
+def _missing(ladder: Ladder) -> list[str]:
+    """Which lengths have no score, and why, and what follows."""
+    without = [point for point in ladder.points if point.score is None]
     if not without:
         return []
     return [
-        f"No sample was scored at {', '.join(without)}: no mean over lengths is given, since means over different "
+        f"No sample was scored at {_reasons(without)}: no mean over lengths is given, since means over different "
         "lengths cannot be compared."
     ]
+
+
+def _reasons(points: Sequence[Point]) -> str:
+    return ", ".join(f"{point.label} ({point.lacks})" for point in points)

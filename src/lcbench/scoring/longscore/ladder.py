@@ -64,6 +64,7 @@ class Point:
         task: id of the task the samples come from; with the label the name of the stream of random numbers.
         score: 0 to 100, rounded as the task's scorer rounds; None without a unit.
         units: in file order. counts: of the samples. chance: score in percent that guessing gives, None where unknown.
+        lacks: why there is no score, in words; "" where there is one.
     """
 
     label: str
@@ -73,6 +74,7 @@ class Point:
     units: tuple[Unit, ...]
     counts: Counts
     chance: float | None = None
+    lacks: str = ""
 
     @property
     def clusters(self) -> int:
@@ -192,9 +194,11 @@ def find_ladders(tasks: Sequence[Scored], mode: str, base_lengths: Sequence[str]
         if split is not None:
             families.setdefault(split[0], {})[split[1]] = one
         elif one.task.benchmark == LONGBENCH_E:
-            found += _other(one.task.task, one.task.benchmark, "words", _bucket_points(one), base_lengths)
+            notes = _unknown_lengths(one)
+            found += _other(one.task.task, one.task.benchmark, "words", _bucket_points(one), base_lengths, notes)
         elif one.task.facts.metric == "passkey":
-            found += _other(one.task.task, one.task.benchmark, "words", _passkey_points(one), base_lengths)
+            notes = _unknown_lengths(one)
+            found += _other(one.task.task, one.task.benchmark, "words", _passkey_points(one), base_lengths, notes)
     for name, members in families.items():
         points = [_point(one, label) for label, one in members.items() if label != BASE]
         if BASE in members:
@@ -205,7 +209,12 @@ def find_ladders(tasks: Sequence[Scored], mode: str, base_lengths: Sequence[str]
         else:
             suite = next(iter(members.values())).task.benchmark
             found += _other(name, suite, "tokens", points, base_lengths)
-    return sorted((one for one in found if one.points), key=lambda one: one.suite != HUNDRED)
+    return sorted((one for one in found if _begun(one)), key=lambda one: one.suite != HUNDRED)
+
+
+def _begun(ladder: Ladder) -> bool:
+    """Whether it has a length above the base, and became anything yet: answers, or prompts that were skipped."""
+    return bool(ladder.points) and any(point.counts != Counts() for point in (*ladder.base, *ladder.points))
 
 
 def _base_task(name: str) -> str:
@@ -218,13 +227,20 @@ def _with_base(name: str, base: Scored, points: Sequence[Point], mode: str) -> L
     """A ladder with a base set of its own; in paper mode the set is taken apart by the lengths it was built for."""
     notes: tuple[str, ...] = ()
     bases: tuple[Point, ...] = (_point(base, BASE),)
-    if mode == "paper":
+    if mode == "paper" and base.task.samples:
         parts: dict[float, list[_Row]] = {}
         for row in base.rows():
             target = row.sample.meta.get("base_length")
             parts.setdefault(float(target) if isinstance(target, int | float) else math.nan, []).append(row)
         if parts and not any(math.isnan(size) for size in parts):
-            bases = tuple(_gather(base, length_label(size), size, parts[size]) for size in sorted(parts))
+            skipped = {float(size): count for size, count in base.task.skipped_lengths.items()}
+            for size in skipped:
+                parts.setdefault(size, [])
+            bases = tuple(
+                _with_skipped(_gather(base, length_label(size), size, parts[size]), skipped.get(size, 0))
+                for size in sorted(parts)
+            )
+            notes = _unknown_lengths(base)
         else:
             bases = ()
             notes = (
@@ -234,7 +250,14 @@ def _with_base(name: str, base: Scored, points: Sequence[Point], mode: str) -> L
     return Ladder(name, base.task.benchmark, "tokens", bases, _ascending(points), notes)
 
 
-def _other(name: str, suite: str, unit: str, points: Sequence[Point], base_lengths: Sequence[str]) -> list[Ladder]:
+def _other(
+    name: str,
+    suite: str,
+    unit: str,
+    points: Sequence[Point],
+    base_lengths: Sequence[str],
+    notes: tuple[str, ...] = (),
+) -> list[Ladder]:
     """A ladder whose base are some of its own lengths; none when it has fewer than two."""
     ordered = _ascending(points)
     if len(ordered) < 2:
@@ -248,7 +271,7 @@ def _other(name: str, suite: str, unit: str, points: Sequence[Point], base_lengt
     above = tuple(p for p in ordered if p not in chosen and p.size > max(c.size for c in chosen))
     if not above:
         raise BadValue(f"{name} has no length above its base lengths.", f"Choose shorter ones of {', '.join(labels)}.")
-    return [Ladder(name, suite, unit, chosen, above)]
+    return [Ladder(name, suite, unit, chosen, above, notes)]
 
 
 def _ascending(points: Iterable[Point]) -> tuple[Point, ...]:
@@ -257,15 +280,42 @@ def _ascending(points: Iterable[Point]) -> tuple[Point, ...]:
 
 def _point(one: Scored, label: str) -> Point:
     point = _gather(one, label, 0.0 if label == BASE else parse_length(label), list(one.rows()))
-    return replace(point, counts=point.counts + Counts(skipped=one.task.skipped))
+    return _with_skipped(point, one.task.skipped, pending=one.task.pending)
+
+
+def _with_skipped(point: Point, skipped: int, *, pending: bool = False) -> Point:
+    """The point with its skipped prompts counted, and the reason where it has no score."""
+    counts = point.counts + Counts(skipped=skipped)
+    if point.score is not None:
+        return replace(point, counts=counts)
+    fates = {
+        "failed": counts.failed,
+        "without a verdict": counts.judge_failed,
+        "left out by the QA filter": counts.filtered,
+        "longer than the window and skipped": counts.skipped,
+    }
+    said = ", ".join(f"{number} {fate}" for fate, number in fates.items() if number)
+    return replace(point, counts=counts, lacks="not predicted yet" if pending or not said else said)
+
+
+def _unknown_lengths(one: Scored) -> tuple[str, ...]:
+    """A note where prompts were skipped and the run does not say at which of the task's lengths."""
+    known = sum(one.task.skipped_lengths.values())
+    if one.task.skipped <= known:
+        return ()
+    return (
+        f"{one.task.task}: {one.task.skipped - known} prompts were longer than the window and skipped, and the run "
+        "does not say of which length: they are counted on the task alone, and a length may be missing here.",
+    )
 
 
 def _gather(one: Scored, label: str, size: float, rows: Sequence[_Row]) -> Point:
     units = tuple(_unit(row, number) for number, row in enumerate(rows) if row.score is not None)
     rounded = bucket_percent if one.task.benchmark == LONGBENCH_E else percent
-    return Point(
+    point = Point(
         label, size, one.task.task, rounded([unit.score for unit in units]), units, _total(rows), _chance(rows)
     )
+    return _with_skipped(point, 0)
 
 
 def _unit(row: _Row, number: int) -> Unit:
@@ -290,12 +340,20 @@ def _bucket_points(one: Scored) -> list[Point]:
     for row in one.rows():
         if row.sample.length is not None:
             rows[bucket_of(row.sample.length)].append(row)
-    return [_gather(one, b, float(size), rows[b]) for size, b in enumerate(BUCKETS) if rows[b]]
+    skipped = dict.fromkeys(BUCKETS, 0)
+    for length, count in one.task.skipped_lengths.items():
+        skipped[bucket_of(float(length))] += count
+    return [
+        _with_skipped(_gather(one, b, float(size), rows[b]), skipped[b])
+        for size, b in enumerate(BUCKETS)
+        if rows[b] or skipped[b]
+    ]
 
 
 def _passkey_points(one: Scored) -> list[Point]:
     """Repeats of a cell differ in the key alone, so the cell (length and depth) is the unit, as in the task's score."""
-    cells: dict[float, dict[str, list[_Row]]] = {}
+    skipped = {float(length): count for length, count in one.task.skipped_lengths.items()}
+    cells: dict[float, dict[str, list[_Row]]] = {length: {} for length in skipped}
     for number, row in enumerate(one.rows()):
         length = row.sample.meta.get("length_words", row.sample.length)
         if isinstance(length, int | float):
@@ -312,7 +370,8 @@ def _passkey_points(one: Scored) -> list[Point]:
                 units.append(Unit(depth, sum(scores) / len(scores), depth))
         counts = _total(row for rows in columns.values() for row in rows)
         score = percent([unit.score for unit in units])
-        points.append(Point(f"{length:g}", length, one.task.task, score, tuple(units), counts))
+        point = Point(f"{length:g}", length, one.task.task, score, tuple(units), counts)
+        points.append(_with_skipped(point, skipped.get(length, 0)))
     return points
 
 

@@ -18,6 +18,7 @@ from lcbench.tasks.hundred.counting import TokenCounter
 from lcbench.tasks.hundred.documents import Document
 from lcbench.tasks.hundred.draws import Draws
 from lcbench.tasks.hundred.fill import tolerance
+from lcbench.tasks.hundred.manifest import add_to_manifest, drop_from_manifest
 from lcbench.tasks.hundred.names import BASE, DEFAULT_BUILD, TASKS, UNIT, base_lengths, length_text
 from lcbench.tasks.hundred.pools import Material, Mode
 from lcbench.tasks.hundred.recipe import (
@@ -72,6 +73,7 @@ class Order:
         lengths: in tokens. rows: contexts a file. seed: of all draws. tasks: names, in the reference's order.
         mode: "reference" or "paper". exact: lengths are exact, else the reference's rule leaves gaps.
         base_below: limit of the base sets, in tokens. build: name of the build. jobs: threads.
+        custom: the documents are the user's own. pools: they come from a place that was named, not the downloaded data.
     """
 
     lengths: tuple[int, ...]
@@ -84,6 +86,7 @@ class Order:
     build: str = DEFAULT_BUILD
     custom: bool = False
     jobs: int = 1
+    pools: bool = False
 
     def files(self) -> list[tuple[str, int | str]]:
         """Task and length of every file: the base sets first, then every length."""
@@ -125,6 +128,7 @@ class Workshop:
                 changed = [error.message]
             if changed and overwrite:
                 path.unlink()
+                drop_from_manifest(folder, path.name)
             elif changed:
                 raise UsageError(
                     f"The build '{self._order.build}' holds {path.name}, which was made differently "
@@ -150,6 +154,7 @@ class Workshop:
         recipe, tally = self.recipe(task, length), _Tally()
         path = file_of(self._home, self._order.build, task, length)
         digest = write(path, self._lines(recipe, tally, progress))
+        add_to_manifest(path.parent, path.name, digest, pools=self._order.pools)
         return replace(tally.built(path, recipe), sha256=digest)
 
     def compare(self, task: str, length: int | str, progress: Progress = lambda name, done, total: None) -> str:

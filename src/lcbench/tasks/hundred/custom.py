@@ -7,7 +7,8 @@ Every ``*.txt`` and ``*.md`` file below the folder is a document, called by its 
     {"document": ["a.txt", "b.txt"], "question": "Which of the two is older?", "answers": ["a", "the first"]}
     {"document": "reports/2023.txt", "summary": "The year was good.", "query": "How was the year?"}
 
-A list of documents makes a question or summary about several passages. ``query`` may be left out.
+A list of documents makes a question or summary about several passages. ``query`` may be
+left out, and a single answer may be a text instead of a list.
 """
 
 from __future__ import annotations
@@ -81,17 +82,27 @@ def what_lacks(task: str, material: Material) -> str:
     return f"{file} of your folder holds no {thing}."
 
 
+def thing_of(task: str) -> str:
+    """What a task asks about, as its owner calls it: "documents", "documents with a question"."""
+    return {
+        "single_doc_qa": "documents with a question",
+        "multi_doc_qa": "lists of documents with a question",
+        "single_doc_sum": "documents with a summary",
+        "multi_doc_sum": "lists of documents with a summary",
+    }.get(task, "documents")
+
+
 def _text(path: Path, name: str, files: list[SourceFile]) -> str:
     try:
         content = path.read_bytes()
         text = content.decode("utf-8")
     except OSError as error:
-        raise CorruptFile(f"{path} cannot be read: {error.strerror or error}.", _MEND) from error
+        raise CorruptFile(f"{name} cannot be read: {error.strerror or error}.", _MEND) from error
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise CorruptFile(f"{path}, line {line}: not UTF-8 text.", "Save it as UTF-8.") from error
+        raise CorruptFile(f"{name}, line {line}: not UTF-8 text.", "Save it as UTF-8.") from error
     if not text.strip():
-        raise CorruptFile(f"{path} is empty.", "Delete it, or put the document's text into it.")
+        raise CorruptFile(f"{name} is empty.", "Delete it, or put the document's text into it.")
     files.append(SourceFile(f"custom/{name}", digest_bytes(content).sha256, 1))
     return text.replace("\r\n", "\n")
 
@@ -109,7 +120,7 @@ def _rows(path: Path, name: str, files: list[SourceFile]) -> Iterator[tuple[int,
         except ValueError:
             row = None
         if not isinstance(row, dict):
-            raise CorruptFile(f"{path}, line {number}: not a JSON object.", _MEND)
+            raise CorruptFile(f"{name}, line {number}: not a JSON object.", _MEND)
         count += 1
         yield number, row
     files[-1] = SourceFile(files[-1].name, files[-1].sha256, count)

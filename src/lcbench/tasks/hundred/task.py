@@ -7,16 +7,18 @@ answer lengths are the official configuration files; the templates are checked a
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from lcbench.config.options import BARE, Item, param
-from lcbench.errors import BadValue, ChecksumMismatch, CorruptFile, DataMissing
+from lcbench.errors import BadValue, ChecksumMismatch, CorruptFile, DataMissing, LcbenchError
 from lcbench.tasks.base import Loaded, Prompt, Row, Task
 from lcbench.tasks.early_stop import stops_early
 from lcbench.tasks.facts import HUNDRED, TASK_FACTS
+from lcbench.tasks.hundred.manifest import read_manifest
 from lcbench.tasks.hundred.names import (
     BASE,
     DEFAULT_BUILD,
@@ -26,7 +28,7 @@ from lcbench.tasks.hundred.names import (
     length_text,
     parse_length,
 )
-from lcbench.tasks.hundred.recipe import Recipe, build_folder, built_lengths, file_of, read
+from lcbench.tasks.hundred.recipe import Recipe, build_folder, built_lengths, file_of, read, read_recipe
 from lcbench.tasks.longbench import LENGTHS, PROMPTS, fill
 from lcbench.tasks.registry import group, task
 
@@ -88,9 +90,9 @@ class HundredTask(Task):
         else:
             lengths = [length_text(length) for length in built_lengths(home, build, cls.short)]
         if not lengths and not whole:
-            raise _not_built(f"{cls.name} is not built", build)
+            raise _not_built(f"{cls.name} is not built", home, build)
         if not lengths and not any(built_lengths(home, build, task) for task in TASKS):
-            raise _not_built(f"{HUNDRED} is not built", build)
+            raise _not_built(f"{HUNDRED} is not built", home, build)
         rest = tuple(options.items())
         return [Item(item.name, ((BARE, length), *rest)) for length in dict.fromkeys(lengths)]
 
@@ -144,7 +146,7 @@ class HundredTask(Task):
     def _file(self, home: Path) -> Path:
         path = file_of(home, self.build, self.short, parse_length(self.length))
         if not path.is_file():
-            raise _not_built(f"{self.id} is not built", self.build, self.length)
+            raise _not_built(f"{self.id} is not built", home, self.build, self.length)
         return path
 
     def _digest(self, home: Path, files: list[str]) -> str:
@@ -184,7 +186,7 @@ class HundredTask(Task):
         at each length."""
         lengths = [n for n in built_lengths(home, self.build, self.short) if n != NO_CONTEXT]
         if not lengths:
-            raise _not_built(f"{self.name} is not built", self.build)
+            raise _not_built(f"{self.name} is not built", home, self.build)
         rows: dict[str, Row] = {}
         digests, note = [], ""
         for length in lengths:
@@ -215,10 +217,62 @@ def note_of(recipe: Recipe) -> str:
     return f"{note}; incomplete pools: {', '.join(pools)}" if pools else note
 
 
-def _not_built(what: str, build: str, length: str = "") -> DataMissing:
-    lengths = length if length not in ("", BASE, NO_CONTEXT) else "8k,16k"
+def prompts_are_there(home: Path) -> bool:
+    """Whether the official prompts and answer lengths, which a run needs and a build does not, are downloaded."""
+    from lcbench.data.store import data_file
+
+    try:
+        for config in (PROMPTS, LENGTHS):
+            data_file(home, HUNDRED, config)
+    except DataMissing:
+        return False
+    return True
+
+
+def _not_built(what: str, home: Path, build: str, length: str = "") -> DataMissing:
+    own = _options_of(home, build)
+    shortest = own.lengths if own is not None and own.lengths else "8k,16k"
+    lengths = length if length not in ("", BASE, NO_CONTEXT) else shortest
     name = "" if build == DEFAULT_BUILD else f" --name {build}"
-    return DataMissing(f"{what}.", f"Run: lcbench build {HUNDRED} --lengths {lengths}{name}")
+    more = "" if own is None else own.options
+    return DataMissing(f"{what}.", f"Run: lcbench build {HUNDRED} --lengths {lengths}{name}{more}")
+
+
+@dataclass(frozen=True)
+class _Options:
+    """How a build was made, as options of the command. lengths: that are there, "" for none."""
+
+    options: str
+    lengths: str
+
+
+def _options_of(home: Path, build: str) -> _Options | None:
+    """The options of a build that is there in part, so that what is missing is made as the rest was."""
+    folder = build_folder(home, build)
+    recipe: Recipe | None = None
+    lengths: set[int] = set()
+    pools = False
+    try:
+        for path in sorted(folder.glob("*.jsonl")):
+            recipe = read_recipe(path)
+            lengths |= {recipe.length} if isinstance(recipe.length, int) else set()
+        manifest = read_manifest(folder)
+        pools = manifest is not None and manifest.pools
+    except LcbenchError:
+        return None
+    if recipe is None:
+        return None
+    chosen = {
+        "--rows": str(recipe.rows),
+        "--seed": str(recipe.seed),
+        "--base-below": length_text(recipe.base_below),
+        "--tokenizer": recipe.counter,
+        "--mode": recipe.mode if recipe.mode != "reference" else "",
+        "--fill": "" if recipe.exact else "reference",
+    }
+    said = "".join(f" {option} {shlex.quote(value)}" for option, value in chosen.items() if value)
+    place = " --custom DIR" if recipe.custom else " --pools DIR" if pools else ""
+    return _Options(said + place, ",".join(length_text(length) for length in sorted(lengths)))
 
 
 def _template(home: Path, key: str) -> str:
