@@ -19,11 +19,12 @@ from made_up import LIMITS, Half, Words
 
 from lcbench.config.spec import ModelSpec, RunSpec
 from lcbench.engine import workers
+from lcbench.engine.dispatch import Job, unpacked
 from lcbench.engine.groups import make_groups
 from lcbench.engine.options import Options
 from lcbench.engine.prepare import prepare
 from lcbench.engine.run import Outcome, execute
-from lcbench.engine.workers import Job, _unpacked, devices_of, execute_with_workers, threads_each
+from lcbench.engine.workers import devices_of, execute_with_workers, threads_each
 from lcbench.errors import BadValue, LcbenchError, ModelError, UnknownName
 from lcbench.kv.cache import KVCache
 from lcbench.kv.record import PrefillRecord
@@ -235,10 +236,10 @@ def test_threads_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_errors_keep_their_kind_on_the_way_to_the_parent() -> None:
-    error = _unpacked(("ModelError", "It is broken.", "Mend it."))
+    error = unpacked(("ModelError", "It is broken.", "Mend it."))
     assert (type(error), error.message, error.next_step) == (ModelError, "It is broken.", "Mend it.")
     unknown = UnknownName("method", "x", ["y"])
-    error = _unpacked(("UnknownName", unknown.message, unknown.next_step))
+    error = unpacked(("UnknownName", unknown.message, unknown.next_step))
     assert (type(error), error.message) == (LcbenchError, unknown.message)
 
 
@@ -247,7 +248,7 @@ def test_what_a_worker_refuses_ends_the_run(monkeypatch: pytest.MonkeyPatch, fol
     ours, theirs = workers._CONTEXT.Pipe()
 
     def start(crew: Any, devices: Sequence[str]) -> None:
-        worker = workers._Worker(_Ended(), ours, "cpu")
+        worker = workers._Worker(process=_Ended(), pipe=ours)
         crew._workers.append(worker)
         theirs.send(("refused", ("ModelError", "The weights are cut short.", "Download them again.")))
 
@@ -264,7 +265,7 @@ def test_workers_that_die_while_loading_end_the_run(
         for _ in devices:
             ours, theirs = workers._CONTEXT.Pipe()
             theirs.close()
-            crew._workers.append(workers._Worker(_Ended(), ours, "cpu"))
+            crew._workers.append(workers._Worker(process=_Ended(), pipe=ours))
 
     monkeypatch.setattr(workers._Crew, "start", start)
     with pytest.raises(ModelError, match="killed by SIGKILL") as died:

@@ -25,6 +25,7 @@ from lcbench.cli import (
     inspect,
     interchange,
     list_,
+    merge,
     report,
     run,
     runs,
@@ -45,6 +46,7 @@ app.command("download")(download.download)
 app.command("init")(init.init)
 app.command("build")(build.build)
 app.command("run")(run.run)
+app.command("merge")(merge.merge)
 app.command("score")(score.score)
 app.command("report")(report.report)
 app.command("export")(interchange.export)

@@ -8,6 +8,7 @@ import typer
 
 from lcbench.cli.progress import watcher as make_watcher
 from lcbench.cli.studying import run_study
+from lcbench.config.shard import Shard
 from lcbench.config.study import make_study
 from lcbench.errors import LcbenchError, UsageError
 
@@ -123,11 +124,41 @@ def run(
         show_default=False,
     ),
     seed: int | None = typer.Option(None, "--seed", help="Default 42.", rich_help_panel="Model"),
-    workers: str = typer.Option(
-        "1",
+    workers: str | None = typer.Option(
+        None,
         "--workers",
         metavar="auto|N",
-        help="Processes, each with the model: one a GPU, or N on a CPU. auto: every GPU.",
+        help="Processes, each with the model: one a GPU, or N on a CPU. auto: every GPU. Default: 1.",
+        rich_help_panel="Several machines",
+    ),
+    engine: str | None = typer.Option(
+        None,
+        "--engine",
+        help="local | ray: the workers are actors of a Ray cluster (RAY_ADDRESS, or one on this machine).",
+        rich_help_panel="Several machines",
+    ),
+    ray_gpus: str | None = typer.Option(
+        None,
+        "--ray-gpus",
+        metavar="0.5|N",
+        help="GPUs of each actor, or a share of one. Default: 1 where this machine has any, else 0.",
+        rich_help_panel="Several machines",
+    ),
+    ray_cpus: int | None = typer.Option(
+        None, "--ray-cpus", help="Cores of each actor. Default: 1.", rich_help_panel="Several machines"
+    ),
+    shard: str | None = typer.Option(
+        None,
+        "--shard",
+        metavar="K/N",
+        help="Answer part K of N, in RUN/shards; `lcbench merge RUN` joins them. For job arrays.",
+        rich_help_panel="Several machines",
+    ),
+    group_memory: str | None = typer.Option(
+        None,
+        "--group-memory",
+        metavar="8GiB",
+        help="Memory for what is answered together. Default: by what is free when the run begins.",
         rich_help_panel="Model",
     ),
     base_url: str | None = typer.Option(
@@ -194,6 +225,11 @@ def run(
         "chat": chat,
         "prefill_chunk": prefill_chunk,
         "seed": seed,
+        "group_memory": group_memory,
+        "engine": engine,
+        "workers": workers,
+        "ray_gpus": ray_gpus,
+        "ray_cpus": ray_cpus,
         "base_url": base_url,
         "api": api,
         "tokenizer": tokenizer,
@@ -203,7 +239,8 @@ def run(
     watcher = make_watcher(log, quiet)
     try:
         study = make_study(given, config)
-        failed = run_study(study, out or study.out, watcher, workers=workers, dry_run=dry_run, calls=calls)
+        part = None if shard is None else Shard.parse(shard)
+        failed = run_study(study, out or study.out, watcher, part, dry_run=dry_run, calls=calls)
     except LcbenchError as error:
         if watcher.error(error):
             raise typer.Exit(2) from None

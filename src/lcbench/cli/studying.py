@@ -7,6 +7,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,24 +16,26 @@ from rich.console import Console
 
 from lcbench.cli.progress import Watcher
 from lcbench.config.home import home
+from lcbench.config.shard import Shard
 from lcbench.config.spec import RunSpec
 from lcbench.config.study import Study
 from lcbench.errors import UsageError
 
 if TYPE_CHECKING:
     from lcbench.engine.run import Outcome
-    from lcbench.engine.session import Session
-    from lcbench.remote.session import RemoteSession
+    from lcbench.engine.session import Running, Session
+    from lcbench.remote.session import RemoteRunning, RemoteSession
 
 
 def run_study(
-    study: Study, out: Path | None, watcher: Watcher, *, workers: str, dry_run: bool, calls: Mapping[str, Any]
+    study: Study, out: Path | None, watcher: Watcher, shard: Shard | None, *, dry_run: bool, calls: Mapping[str, Any]
 ) -> bool:
     """Answer what is missing of every run. Everything but weights and prompts is resolved before the first begins, so
     that a mistake in the last is told at once.
 
     Args:
         out: the run directory, or the folder of those of several models; None for names under runs/.
+        shard: the part of each run to answer; None for all of it. dry_run: show what would be done.
         calls: ``concurrency`` and ``timeout`` of models behind an address, where they were given.
 
     Returns:
@@ -41,7 +44,7 @@ def run_study(
     Raises:
         typer.Exit: 130, stopped on request.
     """
-    sessions = [_session(spec, watcher, workers, calls, tell_notes=not dry_run) for spec in study.runs]
+    sessions = [_session(spec, watcher, shard, calls, dry_run=dry_run) for spec in study.runs]
     paths = _paths(study, sessions, out)
     if dry_run:
         for session, path in zip(sessions, paths, strict=True):
@@ -52,15 +55,15 @@ def run_study(
         session = sessions.pop(0)  # its prompts and weights go with it
         if len(paths) > 1:
             watcher.say(f"Model {number} of {len(paths)}: {session.spec.model.name}")
-        failed |= _run(session, path, watcher, workers)
+        failed |= _run(session, path, watcher, shard)
         del session
         _release()
-    _say_next(paths)
+    _say_next(paths, shard)
     return failed
 
 
 def _session(
-    spec: RunSpec, watcher: Watcher, workers: str, calls: Mapping[str, Any], *, tell_notes: bool
+    spec: RunSpec, watcher: Watcher, shard: Shard | None, calls: Mapping[str, Any], *, dry_run: bool
 ) -> Session | RemoteSession:
     """A run resolved: of a model of this machine, or of one behind an address."""
     given = {name: value for name, value in calls.items() if value is not None}
@@ -71,12 +74,20 @@ def _session(
             )
         from lcbench.engine.session import open_session
 
-        return open_session(spec, home(), say=watcher.say, tell_notes=tell_notes)
+        cluster = None
+        if spec.engine == "ray" and not dry_run:
+            from lcbench.engine.on_ray import Cluster, Crew
+
+            cluster = Cluster(Crew.of(spec), watcher.say)
+        return open_session(spec, home(), say=watcher.say, tell_notes=not dry_run, cluster=cluster)
     from lcbench.remote.session import Calls, open_remote
 
-    if workers != "1":
-        raise UsageError("--workers is for models of this machine.", "Say --concurrency N: calls at a time.")
-    return open_remote(spec, home(), Calls(**given), say=watcher.say, tell_notes=tell_notes)
+    if shard is not None:
+        raise UsageError("--shard is for models of this machine.", "Leave it out: the server does the work.")
+    if spec.workers != "1" or spec.engine != "local":
+        what = "--workers" if spec.workers != "1" else "--engine"
+        raise UsageError(f"{what} is for models of this machine.", "Say --concurrency N: calls at a time.")
+    return open_remote(spec, home(), Calls(**given), say=watcher.say, tell_notes=not dry_run)
 
 
 def _show_plan(session: Session | RemoteSession, path: Path) -> None:
@@ -102,15 +113,20 @@ def _paths(study: Study, sessions: Sequence[Session | RemoteSession], out: Path 
     return study_paths(out, [session.spec.model for session in sessions])
 
 
-def _run(session: Session | RemoteSession, path: Path, watcher: Watcher, workers: str) -> bool:
+def _run(session: Session | RemoteSession, path: Path, watcher: Watcher, shard: Shard | None) -> bool:
     from lcbench.engine.session import Session
     from lcbench.engine.workers import devices_of
 
-    devices: Sequence[str] = ()
-    if isinstance(session, Session):
-        devices = devices_of(workers, session.spec.model.device, session.info.device)
     stop = _StopOnInterrupt(watcher.say)
-    with session.open_run(path, devices) as running:
+    if isinstance(session, Session):
+        devices: Sequence[str] = ()
+        if session.cluster is None:
+            devices = devices_of(session.spec.workers, session.spec.model.device, session.info.device)
+        opened: AbstractContextManager[Running | RemoteRunning] = session.open_run(path, devices, shard)
+    else:
+        opened = session.open_run(path)
+    with opened as running:
+        path = running.run.path
         for message in running.messages:
             watcher.say(message)
         watcher.say(f"Run directory: {path}")
@@ -162,8 +178,11 @@ def _report_outcome(outcome: Outcome, path: Path, watcher: Watcher) -> bool:
     return outcome.failed > 0
 
 
-def _say_next(paths: Sequence[Path]) -> None:
-    if len(paths) == 1:
+def _say_next(paths: Sequence[Path], shard: Shard | None) -> None:
+    if shard is not None:
+        for path in paths:
+            typer.echo(f"Next, when all {shard.of} shards are done:  lcbench merge {shlex.quote(str(path))}")
+    elif len(paths) == 1:
         typer.echo(f"Next:  lcbench score {shlex.quote(str(paths[0]))}")
     else:
         typer.echo(f"Next:  lcbench report {' '.join(shlex.quote(str(path)) for path in paths)}")

@@ -34,6 +34,8 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "methods": _TEXTS,
     "tasks": _TEXTS,
     "budgets": {"anyOf": [*_BUDGET["anyOf"], {"type": "array", "items": _BUDGET}]},
+    "workers": {"type": ["integer", "string"]},
+    "ray_gpus": {"type": ["number", "string"], "minimum": 0},
     "settings": {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}},
 }
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 from lcbench.config.budget import Budget
 from lcbench.config.options import split_items
+from lcbench.config.sizes import parse_bytes
 from lcbench.errors import BadValue, UnknownName, UsageError
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
@@ -21,11 +22,15 @@ Truncation = Literal["middle", "exact-ids"]
 Context = Literal["full", "none"]
 Question = Literal["visible", "hidden"]
 Api = Literal["completions", "token-ids", "chat"]
+Engine = Literal["local", "ray"]
 
 
-COUNTS = ("limit", "max_input_tokens", "prefill_chunk", "window")
+COUNTS = ("limit", "max_input_tokens", "prefill_chunk", "window", "ray_cpus")
 """Fields whose least value is 1."""
 
+
+WHO_ANSWERS = ("engine", "workers", "ray_gpus", "ray_cpus")
+"""Fields that decide nothing of what is answered."""
 
 SERVED = "openai:"
 """How the name of a model behind an OpenAI-compatible address begins."""
@@ -112,6 +117,12 @@ class RunSpec:
             context alone and then reads the question through its compressed cache.
         exact: decode every answer in a batch of its own instead of many together.
         seed: for everything random.
+        group_memory: what prompts and answers that are worked on together may take, e.g. "8GiB"; without it that is
+            measured from free memory when the run begins. It decides the groups, and so the order of the records.
+        engine: who answers: "local" processes, or actors of a "ray" cluster.
+        workers: processes or actors, each with the model; "auto" is every GPU of this machine.
+        ray_gpus: GPUs of each actor: 0, a share of one (0.5) or whole ones; without it 1 where this machine has any.
+        ray_cpus: cores of each actor.
     """
 
     model: ModelSpec = field(default_factory=ModelSpec)
@@ -128,6 +139,11 @@ class RunSpec:
     question: Question = "visible"
     exact: bool = False
     seed: int = 42
+    group_memory: str | None = None
+    engine: Engine = "local"
+    workers: str = "1"
+    ray_gpus: str | None = None
+    ray_cpus: int = 1
 
     def __post_init__(self) -> None:
         for name in COUNTS:
@@ -138,11 +154,37 @@ class RunSpec:
             raise UsageError("No method was given.", "Add --method full, or see `lcbench list methods`.")
         if not self.tasks:
             raise UsageError("No task was given.", "Add --task passkey, or see `lcbench list tasks`.")
+        if self.ray_gpus is not None:
+            _ = self.gpus_each
+        if self.group_memory is not None:
+            parse_bytes(self.group_memory, "--group-memory")
+            if self.model.served:
+                raise UsageError(
+                    "group_memory is for models of this machine.", "Leave it out: --concurrency N bounds the calls."
+                )
+
+    @property
+    def gpus_each(self) -> float:
+        """``ray_gpus`` as a number, 0 without it. Raises BadValue: a number that Ray does not take."""
+        text = self.ray_gpus or "0"
+        try:
+            gpus = float(text)
+        except ValueError:
+            gpus = -1.0
+        if not (0 <= gpus <= 1 or gpus.is_integer()) or not 0 <= gpus < 1000:
+            raise BadValue(
+                f"--ray-gpus {text} is neither a share of one GPU nor a number of them.",
+                "Write --ray-gpus 0.5 or --ray-gpus 2.",
+            )
+        return gpus
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, keys in field order. Budgets stand in the methods of a resolved spec: empty, they are
-        left out, as is what only models behind an address have."""
+        left out, as are group_memory and what only models behind an address have, where they are not set. Who answers
+        is no part of it: a run may be continued by others."""
         data = dataclasses.asdict(self)
+        for name in WHO_ANSWERS:
+            del data[name]
         for name in _SERVED_ONLY:
             if data["model"][name] is None:
                 del data["model"][name]
@@ -154,6 +196,8 @@ class RunSpec:
         data["budgets"] = list(self.budgets)
         if not self.budgets:
             del data["budgets"]
+        if self.group_memory is None:
+            del data["group_memory"]
         return data
 
 

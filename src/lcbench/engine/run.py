@@ -60,6 +60,11 @@ def owing(sets: Sequence[PromptSet], groups: Sequence[Group], run: RunDirectory)
     return found
 
 
+def samples_of(sets: Sequence[PromptSet], groups: Sequence[Group]) -> int:
+    """How many records groups end in."""
+    return sum(len(group.prompts) * len(sets[group.set_index].methods) for group in groups)
+
+
 class Writer:
     """Writes results in the order of the groups, whoever made them and whenever: what comes early is held back.
 
@@ -144,7 +149,7 @@ def execute(
         for method in prompts.methods:
             method.check(loaded.shape())
     todo = owing(sets, groups, run)
-    total = sum(len(s.prompts) * len(s.methods) for s in sets)
+    total = samples_of(sets, groups)
     outcome = Outcome(reused=total - sum(len(item.wanted) for item in todo))
     writer = Writer(run, todo, outcome, listener)
     answerer = Answerer(loaded, sets, options or Options(), listener=listener, should_stop=should_stop, room=room)

@@ -17,18 +17,22 @@ from typing import Any
 import torch
 
 from lcbench.config.options import apply_settings, with_budgets
+from lcbench.config.shard import Shard
+from lcbench.config.sizes import parse_bytes
 from lcbench.config.spec import RunSpec
 from lcbench.config.yaml_file import to_yaml
 from lcbench.data.store import together
+from lcbench.engine.dispatch import Job
 from lcbench.engine.estimate import Estimate, estimate, measure_rates
 from lcbench.engine.generate import check_chunk
 from lcbench.engine.groups import Group, make_groups
 from lcbench.engine.memory import Limits, measure_limits
+from lcbench.engine.on_ray import Cluster
 from lcbench.engine.options import Options
 from lcbench.engine.plan import PromptSet
 from lcbench.engine.prepare import prepare, refuse_hidden_question
-from lcbench.engine.run import Listener, Outcome, Owing, cost_of, execute, owing
-from lcbench.engine.workers import Job, execute_with_workers, threads_each
+from lcbench.engine.run import Listener, Outcome, Owing, cost_of, execute, owing, samples_of
+from lcbench.engine.workers import execute_with_workers, threads_each
 from lcbench.errors import DataMissing, UsageError
 from lcbench.methods.base import Method, require
 from lcbench.methods.registry import all_methods, parse, resolve
@@ -36,7 +40,9 @@ from lcbench.models.info import ModelInfo
 from lcbench.models.load import describe, load
 from lcbench.store.locate import default_run_path, remember_run
 from lcbench.store.provenance import software
+from lcbench.store.run_file import SHARDS
 from lcbench.store.rundir import RunDirectory
+from lcbench.store.shards import ShardPlan, Share, shared_batching
 from lcbench.tasks.base import Loaded, Task
 from lcbench.tasks.notes import said_once
 from lcbench.tasks.registry import resolve as resolve_tasks
@@ -78,11 +84,14 @@ def resolve_methods(spec: RunSpec) -> list[Method]:
     return methods
 
 
-def open_session(spec: RunSpec, home: Path, *, say: Say, tell_notes: bool = True) -> Session:
+def open_session(
+    spec: RunSpec, home: Path, *, say: Say, tell_notes: bool = True, cluster: Cluster | None = None
+) -> Session:
     """Resolve everything but the weights. Raises LcbenchError of many kinds, each with its next step.
 
     Args:
         tell_notes: say notes about rows and prompts as they turn up; False where the plan shows them.
+        cluster: of Ray, whose actors will answer.
     """
     methods = resolve_methods(spec)
     refuse_hidden_question(spec, methods)
@@ -90,7 +99,8 @@ def open_session(spec: RunSpec, home: Path, *, say: Say, tell_notes: bool = True
     for line in said_once((task.id, rows.note) for task, rows in loaded) if tell_notes else ():
         say(line)
     turned_by = [method.id for method in methods if method.turns]
-    info, tokenizer = describe(spec.model, home, say=say, turned_by=turned_by)
+    told = describe if cluster is None else cluster.describe
+    info, tokenizer = told(spec.model, home, say=say, turned_by=turned_by)
     check_chunk(info, spec.prefill_chunk)
     for method in methods:
         require(method, info.shape(), info.name)
@@ -105,7 +115,7 @@ def open_session(spec: RunSpec, home: Path, *, say: Say, tell_notes: bool = True
             f"{info.name} does not say how long its training texts were: no prompt is cut. "
             "--max-input-tokens cuts them to a length of your choice."
         )
-    return Session(canonical(spec, methods, loaded), home, methods, loaded, info, tokenizer, say, tell_notes)
+    return Session(canonical(spec, methods, loaded), home, methods, loaded, info, tokenizer, say, tell_notes, cluster)
 
 
 def load_tasks(spec: RunSpec, home: Path) -> list[tuple[Task, Loaded]]:
@@ -151,6 +161,7 @@ class Session:
     tokenizer: Any
     say: Say
     tell_notes: bool = True
+    cluster: Cluster | None = None
 
     @cached_property
     def sets(self) -> list[PromptSet]:
@@ -169,7 +180,7 @@ class Session:
     def plan(self) -> Plan:
         """Jobs, lengths and the estimate, from rates measured now."""
         rates = measure_rates(torch.device(self.info.device), getattr(torch, self.info.dtype))
-        groups = self.groups(measure_limits(self.info))
+        groups = self.groups(self.limits())
         cost = estimate(self.info, self.sets, groups, rates, exact=self.spec.exact)
         return Plan(self.spec, self.info, tuple(self.sets), cost)
 
@@ -183,19 +194,39 @@ class Session:
             reuse=not self.info.rope_follows_length,  # a shared beginning would have the frequencies of its own length
         )
 
+    def limits(self, workers: int = 1) -> Limits:
+        """How large groups may be: as the spec says, or by the memory that is free now."""
+        if self.cluster is None:
+            found = measure_limits(self.info, workers=workers)
+        else:
+            found = self.cluster.limits(self.info)
+        said = self.spec.group_memory
+        return found if said is None else replace(found, nbytes=parse_bytes(said, "--group-memory"))
+
     @contextmanager
-    def open_run(self, path: Path, devices: Sequence[str] = ()) -> Iterator[Running]:
+    def open_run(self, path: Path, devices: Sequence[str] = (), shard: Shard | None = None) -> Iterator[Running]:
         """Lock and open (or continue) the run directory.
 
         Args:
             devices: of the worker processes, see `workers.devices_of`; with fewer than two this process answers alone.
+            shard: answer this part of the run, in a run directory of its own below ``path``.
         """
         sets = self.sets
-        with RunDirectory.create_or_continue(path, self.spec.to_dict(), self.provenance()) as run:
-            remember_run(path)
+        limits = self.limits(max(1, len(devices)))
+        where = path
+        if shard is not None:
+            where = path / SHARDS / shard.folder
+            limits = Limits.from_dict(shared_batching(path, limits.to_dict()))
+        with RunDirectory.create_or_continue(where, self.spec.to_dict(), self.provenance()) as run:
             run.write_config(to_yaml(self.spec))
-            limits = Limits.from_dict(run.batching(measure_limits(self.info, workers=max(1, len(devices))).to_dict()))
-            yield Running(run, sets, self.groups(limits), self, limits, tuple(devices))
+            limits = Limits.from_dict(run.batching(limits.to_dict()))
+            groups = self.groups(limits)
+            if shard is None:
+                remember_run(path)
+            else:
+                ShardPlan.of(shard, shares(sets, groups), limits.to_dict()).write(where)
+                groups = [group for group in groups if shard.has(group.index)]
+            yield Running(run, sets, groups, self, limits, tuple(devices))
 
     def provenance(self) -> dict[str, Any]:
         """What the run stands on, for run.json. No token, no absolute path of data."""
@@ -252,6 +283,16 @@ def method_facts(methods: Sequence[Method]) -> dict[str, Any]:
     }
 
 
+def shares(sets: Sequence[PromptSet], groups: Sequence[Group]) -> list[Share]:
+    """Groups as files know them."""
+    found = []
+    for group in groups:
+        prompts = sets[group.set_index]
+        ids = tuple(prompts.prompts[i].row.id for i in group.prompts)
+        found.append(Share(group.index, prompts.task.id, tuple(m.id for m in prompts.methods), ids))
+    return found
+
+
 @dataclass
 class OpenRun:
     """An open run directory with its plan.
@@ -275,7 +316,7 @@ class OpenRun:
         found = list(self.run.repaired) + [f"Changed since the run began: {text}" for text in self.run.warnings]
         if self.run.continued:
             _, samples = self.remaining_cost
-            total = sum(len(s.prompts) * len(s.methods) for s in self.sets)
+            total = samples_of(self.sets, self.groups)
             found.insert(0, f"Continuing: {total - samples} of {total} samples are there, {samples} to do.")
         return found
 
@@ -311,18 +352,23 @@ class Running(OpenRun):
 
     @property
     def at_once(self) -> int:
-        return max(1, len(self.devices))
+        cluster = self.session.cluster
+        return max(1, len(self.devices)) if cluster is None else cluster.crew.workers
 
     def execute(self, *, listener: Listener | None = None, should_stop: Callable[[], bool] | None = None) -> Outcome:
         """Answer every sample without a good record. The weights are loaded only when there is one."""
         spec = self.session.spec
         if not self.todo:
-            return Outcome(reused=sum(len(s.prompts) * len(s.methods) for s in self.sets))
+            return Outcome(reused=samples_of(self.sets, self.groups))
         options, room = Options.of(spec), self.limits.nbytes // 4
-        devices = self.devices[: len(self.todo)]
+        devices, info = self.devices[: len(self.todo)], self.session.info
+        if self.session.cluster is not None:
+            job = Job(spec.model, self.session.home, tuple(self.sets), options, room)
+            return self.session.cluster.execute(
+                job, info, self.groups, self.run, listener=listener, should_stop=should_stop
+            )
         if len(devices) > 1:
             job = Job(spec.model, self.session.home, tuple(self.sets), options, room, threads_each(devices))
-            info = self.session.info
             return execute_with_workers(
                 job, devices, info, self.groups, self.run, listener=listener, should_stop=should_stop
             )

@@ -16,48 +16,25 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any
 
 import torch
 
-import lcbench.errors
-from lcbench.config.spec import ModelSpec
-from lcbench.engine.answer import Answerer, Listener, Result, sentence
+from lcbench.engine.answer import Listener, sentence
+from lcbench.engine.dispatch import Desk, Dispatch, Job, Loaded, packed
 from lcbench.engine.groups import Group
-from lcbench.engine.options import Options
-from lcbench.engine.plan import PromptSet
-from lcbench.engine.run import Outcome, Owing, Writer, owing
+from lcbench.engine.run import Outcome, Owing, Writer, owing, samples_of
 from lcbench.errors import BadValue, LcbenchError, ModelError
-from lcbench.models.info import LoadedModel, ModelInfo
-from lcbench.models.load import load
+from lcbench.models.info import ModelInfo
 from lcbench.models.place import AUTO_MAP
 from lcbench.store.rundir import RunDirectory
 
 _POLL_SECONDS = 0.2  # how often a stop request is looked for while no worker has anything to say
 _END_SECONDS = 10.0  # what a worker gets to end by itself
 _CONTEXT = multiprocessing.get_context("spawn")  # forked processes cannot use CUDA
-
-
-@dataclass(frozen=True)
-class Job:
-    """What every worker of a run is given once.
-
-    Attributes:
-        model: its ``device`` is replaced by that of the worker. home: LCBENCH_HOME. sets: groups point into them.
-        room: bytes that shared beginnings may take in each worker. threads: for torch; None leaves its default.
-    """
-
-    model: ModelSpec
-    home: Path
-    sets: tuple[PromptSet, ...]
-    options: Options
-    room: int
-    threads: int | None = None
 
 
 def devices_of(workers: str, wanted: str, device: str) -> list[str]:
@@ -107,8 +84,7 @@ def execute_with_workers(
         LcbenchError: what stops a run of one process stops this one. ModelError also when workers die while they load.
     """
     todo = owing(job.sets, groups, run)
-    outcome = Outcome(reused=sum(len(s.prompts) * len(s.methods) for s in job.sets))
-    outcome.reused -= sum(len(item.wanted) for item in todo)
+    outcome = Outcome(reused=samples_of(job.sets, groups) - sum(len(item.wanted) for item in todo))
     writer = Writer(run, todo, outcome, listener)
     with _Crew(job, info, writer, todo, listener) as crew:
         crew.start(devices[: len(todo)])
@@ -120,21 +96,12 @@ def execute_with_workers(
 
 
 @dataclass(eq=False)
-class _Worker:
-    """A process and what the parent knows of it.
+class _Worker(Desk):
+    """A process, with what the parent knows of it."""
 
-    Attributes:
-        item: the group it works on, None while it loads or waits. received: (prompt, method) that came back of it.
-        ready: whether the model is loaded. problem: what it said before it ended badly.
-    """
-
-    process: Any
-    pipe: Connection
-    device: str
-    item: Owing | None = None
-    received: set[tuple[int, int]] = field(default_factory=set)
-    ready: bool = False
-    problem: str = ""
+    process: Any = None
+    pipe: Connection = field(kw_only=True)
+    device: str = "cpu"
 
 
 class _Crew:
@@ -143,14 +110,11 @@ class _Crew:
     def __init__(
         self, job: Job, info: ModelInfo, writer: Writer, todo: Sequence[Owing], listener: Listener | None
     ) -> None:
-        self._job, self._writer = job, writer
-        self._listener: Listener = listener or (lambda event: None)
-        self._queue = deque(todo)
+        self._job = job
+        self._dispatch = Dispatch(job, info, writer, todo, listener)
         self._workers: list[_Worker] = []
-        self._retried: set[int] = set()
         self._lost_loading = 0
         self._stop = _CONTEXT.RawValue("b", 0)  # a plain byte: no lock that a killed worker could keep
-        self._failures = Answerer(LoadedModel(None, None, info), job.sets, job.options)
 
     def __enter__(self) -> _Crew:
         return self
@@ -175,7 +139,7 @@ class _Crew:
             process = _CONTEXT.Process(target=_work, args=arguments, name=f"lcbench worker on {device}", daemon=True)
             process.start()
             theirs.close()  # else the end of the worker would never show
-            self._workers.append(_Worker(process, ours, device))
+            self._workers.append(_Worker(process=process, pipe=ours, device=device))
 
     def work(self, should_stop: Callable[[], bool]) -> bool:
         """Until every group is answered, or a stop was asked for; says whether everything was answered."""
@@ -184,8 +148,8 @@ class _Crew:
             if not self._stop.value and should_stop():
                 self._stop.value = 1
             busy = [worker for worker in self._workers if worker.item is not None]
-            if not busy and (self._stop.value or not self._queue):
-                return whole and not self._queue
+            if not busy and (self._stop.value or not self._dispatch.queue):
+                return whole and not self._dispatch.queue
             if not self._stop.value:
                 self._hand_out()
             for pipe in wait([worker.pipe for worker in self._workers], timeout=_POLL_SECONDS):
@@ -195,45 +159,14 @@ class _Crew:
                 except (EOFError, OSError):
                     whole &= self._bury(worker)
                     continue
-                whole &= self._hear(worker, kind, content)
+                whole &= self._dispatch.hear(worker, kind, content)
 
     def _hand_out(self) -> None:
         for worker in self._workers:
-            if worker.ready and worker.item is None and self._queue:
-                worker.item, worker.received = self._queue.popleft(), set()
+            if worker.ready and worker.item is None and self._dispatch.queue:
+                item = self._dispatch.hand_out(worker)
                 with contextlib.suppress(OSError):  # it has just died: its end shows on the pipe
-                    worker.pipe.send(worker.item)
-
-    def _hear(self, worker: _Worker, kind: str, content: Any) -> bool:
-        """Act on a message; False for a group that was left unfinished."""
-        if kind == "ready":
-            worker.ready = True
-        elif kind == "event":
-            self._listener(content)
-        elif kind == "log":
-            self._writer.log(content)
-        elif kind == "refused":
-            raise _unpacked(content)
-        elif kind == "crashed":
-            worker.problem = content
-        else:
-            assert worker.item is not None
-            if kind == "result":
-                self._take(worker, content)
-                return True
-            done = len(worker.received) == len(worker.item.wanted)
-            if done:
-                self._writer.finish(worker.item.group.index)
-            worker.item = None
-            return done
-        return True
-
-    def _take(self, worker: _Worker, result: Result) -> None:
-        assert worker.item is not None
-        group = worker.item.group
-        methods = [method.id for method in self._job.sets[group.set_index].methods]
-        worker.received.add((result.index - 1, methods.index(result.method)))
-        self._writer.put(group.index, result)
+                    worker.pipe.send(item)
 
     def _bury(self, worker: _Worker) -> bool:
         """A worker ended without being told to: its group goes to a fresh one, once. False when it stays undone."""
@@ -241,39 +174,20 @@ class _Crew:
         worker.pipe.close()
         worker.process.join()
         how = worker.problem or _how_it_ended(worker.process.exitcode)
-        item = worker.item
-        if item is None:
+        if worker.item is None:
             self._lost_loading += not worker.ready
             if self._lost_loading > 1:
                 raise ModelError(
                     f"Worker processes end while they load the model ({how}).",
                     "There may be too little memory for so many: use fewer --workers.",
                 )
+        elif self._stop.value:
+            return self._dispatch.lost(worker, how, stopping=True)
         else:
-            left = replace(item, wanted=item.wanted - worker.received)
-            if self._stop.value:
-                return not left.wanted
-            self._again_or_never(left, how)
-        if self._queue and not self._stop.value:
+            self._dispatch.lost(worker, how, stopping=False)
+        if self._dispatch.queue and not self._stop.value:
             self.start([worker.device])
         return True
-
-    def _again_or_never(self, left: Owing, how: str) -> None:
-        index = left.group.index
-        if not left.wanted:
-            self._writer.finish(index)
-            return
-        again = index not in self._retried
-        event = {"event": "worker_died", "how": how, "samples": len(left.wanted)}
-        self._writer.log([event | {"then": "tried again" if again else "recorded as errors"}])
-        if again:
-            self._retried.add(index)
-            self._queue.appendleft(left)
-            return
-        for p, m in sorted(left.wanted, key=lambda pair: (left.group.prompts.index(pair[0]), pair[1])):
-            problem = f"the worker process died twice on this group ({how})"
-            self._writer.put(index, self._failures.failed(left.group.set_index, p, m, problem))
-        self._writer.finish(index)
 
 
 def _how_it_ended(code: int | None) -> str:
@@ -299,45 +213,19 @@ def _work(job: Job, device: str, pipe: Connection, stop: Any) -> None:
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent is gone
     except LcbenchError as error:
-        pipe.send(("refused", (type(error).__name__, error.message, error.next_step)))
+        pipe.send(packed(error))
     except Exception as error:
         pipe.send(("crashed", sentence(error)))
 
 
 def _answer(job: Job, device: str, pipe: Connection, stop: Any) -> None:
-    loaded = load(replace(job.model, device=device), job.home)
-    for prompts in job.sets:
-        for method in prompts.methods:
-            method.check(loaded.shape())
-    answerer = Answerer(
-        loaded,
-        job.sets,
-        job.options,
-        listener=lambda event: pipe.send(("event", event)),
-        should_stop=lambda: bool(stop.value),
-        room=job.room,
-    )
+    loaded = Loaded(job, device, pipe.send, lambda: bool(stop.value))
     pipe.send(("ready", None))
     while (item := pipe.recv()) is not None:
-        for result in answerer.run(item.group, item.wanted):
-            pipe.send(("result", result))
-        if answerer.events:
-            pipe.send(("log", list(answerer.events)))
-            answerer.events.clear()
-        pipe.send(("done", None))
+        loaded.answer(item)
 
 
 def _die_with(sentinel: int) -> None:
     """End this process as soon as its parent has ended, in the middle of whatever it is doing."""
     wait([sentinel])
     os._exit(1)
-
-
-def _unpacked(content: tuple[str, str, str]) -> LcbenchError:
-    """The error a worker refused to go on with, of the same kind where its kind can be made from two texts."""
-    name, message, step = content
-    kind = getattr(lcbench.errors, name, LcbenchError)
-    error = LcbenchError(message, step)
-    if issubclass(kind, LcbenchError) and kind.__init__ is LcbenchError.__init__:
-        error = kind(message, step)
-    return error

@@ -17,7 +17,7 @@ from lcbench.config.yaml_file import to_yaml
 from lcbench.engine.groups import Group
 from lcbench.engine.plan import PromptSet
 from lcbench.engine.prepare import FULL
-from lcbench.engine.run import Listener, Outcome
+from lcbench.engine.run import Listener, Outcome, samples_of
 from lcbench.engine.session import OpenRun, Say, canonical, load_tasks, method_facts, resolve_methods, task_facts
 from lcbench.errors import BadValue, ModelError, UsageError
 from lcbench.methods.base import Method
@@ -244,7 +244,7 @@ class RemoteRunning(OpenRun):
     def execute(self, *, listener: Listener | None = None, should_stop: Callable[[], bool] | None = None) -> Outcome:
         """Answer every sample without a good record."""
         if not self.todo:
-            return Outcome(reused=sum(len(s.prompts) * len(s.methods) for s in self.sets))
+            return Outcome(reused=samples_of(self.sets, self.groups))
         session = self.session
         return execute(
             session.asker,

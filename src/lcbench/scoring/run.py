@@ -27,7 +27,7 @@ from lcbench.scoring.samples import LONGBENCH, LONGBENCH_E, TaskSamples, from_re
 from lcbench.scoring.skipped import skipped_of, skipped_prompts
 from lcbench.scoring.table import MethodScores, ScoreTable, TaskScore
 from lcbench.store.bench_folder import is_bench_only
-from lcbench.store.run_file import RUN_FILE
+from lcbench.store.run_file import RUN_FILE, SHARDS
 from lcbench.store.rundir import RunDirectory
 
 
@@ -203,6 +203,9 @@ def _folders(path: Path) -> dict[str, Path]:
     runs = sorted(p.parent for p in path.glob(f"*/{RUN_FILE}"))
     if runs:
         raise NotARun(f"{path} holds run directories, but is none itself.", f"Score one: lcbench score {runs[-1]}")
+    if (path / SHARDS).is_dir():
+        step = f"Join them when all are done: lcbench merge {path}"
+        raise NotARun(f"{path} is a run in shards that are not merged yet.", step)
     below = {_shown(p): p for p in sorted(path.iterdir()) if p.is_dir() and find_files(p)}
     if not below:
         raise NotARun(

@@ -12,6 +12,8 @@ from lcbench.store.files import cannot_write
 from lcbench.store.schema import SCHEMA_VERSION
 
 RUN_FILE = "run.json"
+SHARDS = "shards"
+"""Folder of the shards of a run (`store.shards`)."""
 
 
 def load_object(path: Path) -> dict[str, Any]:
@@ -37,6 +39,9 @@ def read_info(path: Path) -> dict[str, Any]:
             raise NotARun(f"{path} does not exist.", step) from None
         if not path.is_dir():
             raise NotARun(f"{path} is a file, not a run directory.", step) from None
+        if (path / SHARDS).is_dir():
+            step = f"Join them when all are done: lcbench merge {path}"
+            raise NotARun(f"{path} is a run in shards that are not merged yet.", step) from None
         raise NotARun(f"{path} is not a run directory: it has no {RUN_FILE}.", step) from None
     except OSError as error:
         raise NotARun(f"{file} cannot be read: {error.strerror or type(error).__name__}.", step) from None
@@ -81,7 +86,7 @@ def refuse_foreign(path: Path) -> None:
 
     A folder with other people's files is no place for a run. Hidden files (locks, leftovers) do not count."""
     try:
-        others = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")]
+        others = [entry.name for entry in path.iterdir() if not entry.name.startswith(".") and entry.name != SHARDS]
     except OSError as error:
         raise cannot_write(path, error) from None
     if others and not (path / RUN_FILE).exists():

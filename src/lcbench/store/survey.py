@@ -13,6 +13,7 @@ from lcbench.errors import LcbenchError
 from lcbench.store.lock import is_locked
 from lcbench.store.run_file import RUN_FILE
 from lcbench.store.rundir import RunDirectory
+from lcbench.store.shards import SHARD_FILE, read_plan
 
 State = Literal["finished", "unfinished", "failing", "running", "broken"]
 _DEPTH = 3  # folders below the given one that are looked into
@@ -75,17 +76,18 @@ def survey(path: Path) -> RunState:
     """The state of one run directory; a broken one is told, not raised."""
     try:
         run = RunDirectory.open(path)
+        share = read_plan(path) if (path / SHARD_FILE).exists() else None
         counts = [(task, run.records(method, task)) for method in run.methods for task in run.tasks]
     except LcbenchError as error:
         return RunState(path, "broken", changed=_changed(path, []), problem=error.message)
     done = sum(record.ok for _, records in counts for record in records)
     failed = sum(not record.ok for _, records in counts for record in records)
-    wanted = _wanted(run)
+    wanted = _wanted(run) if share is None else share.samples
     model = run.spec.get("model")
     files = [run.predictions_path(method, task) for method in run.methods for task in run.tasks]
     return RunState(
         path,
-        _state(path, done, failed, wanted, any(not records for _, records in counts)),
+        _state(path, done, failed, wanted, share is None and any(not records for _, records in counts)),
         str(model.get("name", "")) if isinstance(model, dict) else "",
         tuple(run.methods),
         tuple(run.tasks),

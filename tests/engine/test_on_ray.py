@@ -1,0 +1,122 @@
+"""``--engine ray`` on a cluster of this machine: two actors, one killed in the middle, the bytes of a local run."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from made_up import LIMITS, Half
+from test_workers import ROWS, Deadly, Many, go, predictions, tokens
+
+from lcbench.config.spec import ModelSpec, RunSpec, make_spec
+from lcbench.engine.dispatch import Job
+from lcbench.engine.groups import make_groups
+from lcbench.engine.on_ray import Cluster, Crew
+from lcbench.engine.options import Options
+from lcbench.engine.prepare import prepare
+from lcbench.errors import BadValue, LcbenchError, UsageError
+from lcbench.methods.base import Method
+from lcbench.models.load import describe
+from lcbench.store.rundir import RunDirectory
+from tiny import save_tiny
+
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """Ray on this machine, ended afterwards; its actors find the tests' modules."""
+    import ray
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        yield Cluster(Crew(workers=2, gpus=0.0, cpus=1), say=lambda text: None)
+    finally:
+        ray.shutdown()
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # starts a cluster and five processes, half a minute each on a very busy machine
+def test_a_killed_actor_costs_time_and_nothing_else(cluster: Cluster, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "tiny")
+    once, always = tokens(10), tokens(1)
+    harmless: list[Method] = [Half(), Deadly(str(tmp_path), once, 0), Deadly(str(tmp_path), always, 0)]
+    deadly: list[Method] = [Half(), Deadly(str(tmp_path), once, 1), Deadly(str(tmp_path), always, 0)]
+    go(folder, tmp_path / "one", harmless, 1)
+
+    spec = RunSpec(model=ModelSpec(name=str(folder)))
+    info, tokenizer = describe(spec.model, tmp_path)
+    sets = tuple(prepare(spec, info, tokenizer, deadly, [(Many(), Many().load(tmp_path))], tmp_path))
+    groups = make_groups(sets, info.shape(), LIMITS)
+    job = Job(spec.model, tmp_path, sets, Options(), 2**30)
+    said = {"methods": [method.id for method in deadly], "tasks": ["many"]}
+    events: list[str] = []
+    with RunDirectory.create_or_continue(tmp_path / "two", said, {}) as run:
+        outcome = cluster.execute(job, info, groups, run, listener=lambda event: events.append(event.kind))
+        assert (outcome.written, outcome.failed, outcome.interrupted) == (3 * ROWS, 0, False)
+        assert [(e["event"], e["then"]) for e in run.events()] == [("worker_died", "tried again")]
+        assert "Ray" in run.events()[0]["how"]
+    assert len(list(tmp_path.glob(f"deadly-{once}-*"))) == 1, "an actor was killed"
+    assert predictions(tmp_path / "two") == predictions(tmp_path / "one")
+    assert {"prefill", "decode", "sample", "group"} <= set(events), "progress comes while a group is answered"
+
+    with RunDirectory.create_or_continue(tmp_path / "stopped", said, {}) as run:
+        seen: list[str] = []
+        stopped = cluster.execute(
+            job, info, groups, run, listener=lambda event: seen.append(event.kind), should_stop=lambda: "sample" in seen
+        )
+        assert stopped.interrupted
+        assert 0 < stopped.written < 3 * ROWS
+    with RunDirectory.create_or_continue(tmp_path / "stopped", said, {}) as run:
+        assert not cluster.execute(job, info, groups, run).interrupted
+    assert predictions(tmp_path / "stopped") == predictions(tmp_path / "one")
+
+
+def test_what_is_asked_of_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    def crew(**given: object) -> Crew:
+        return Crew.of(make_spec({"model": "m", "engine": "ray", **given}))
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert crew(workers="3") == Crew(3, 0.0, 1)
+    assert crew(workers=4, ray_gpus=0.5, ray_cpus=2, device="cuda") == Crew(4, 0.5, 2)
+    assert [crew(ray_gpus=gpus).device for gpus in ("0", "0.25", "1", "2")] == ["cpu", "cuda:0", "cuda:0", "auto-map"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert crew().gpus == 1
+    assert crew(device="cpu").gpus == 0
+    for wrong in ("1.5", "-1", "nan", "inf", "many"):
+        with pytest.raises(BadValue, match="--ray-gpus"):
+            crew(ray_gpus=wrong)
+    with pytest.raises(BadValue, match="--workers auto"):
+        crew(workers="auto")
+    for given in ({"device": "cuda:1"}, {"device": "cpu", "ray_gpus": "1"}, {"device": "cuda", "ray_gpus": "0"}):
+        with pytest.raises(UsageError):
+            crew(**given)
+
+
+def test_who_answers_is_no_part_of_what_is_asked() -> None:
+    one = make_spec({"model": "m"})
+    two = make_spec({"model": "m", "engine": "ray", "workers": 8, "ray_gpus": 0.5, "ray_cpus": 3})
+    assert one.to_dict() == two.to_dict()
+
+
+def test_ray_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(LcbenchError, match="not installed") as refused:
+        Cluster(Crew(1, 0.0, 1), say=lambda text: None)
+    assert "lcbench[ray]" in refused.value.next_step
+
+
+@needs_ray
+def test_a_client_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "ray://somewhere:10001")
+    with pytest.raises(UsageError, match="for clients"):
+        Cluster(Crew(1, 0.0, 1), say=lambda text: None)
