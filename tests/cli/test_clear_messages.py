@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +76,16 @@ def test_an_unknown_setting_has_a_next_step(fields: dict[str, Any]) -> None:
     with pytest.raises(UnknownName) as caught:
         apply_settings([Item("full")], {"windoww": "3"}, fields)
     assert caught.value.next_step
+
+
+def test_what_a_terminal_would_obey_is_written_out(cli: Callable[..., Any]) -> None:
+    done = cli("run", "--model", "demo", "--method", "full", "--task", "passkey@leng\x1b[31mths=3", "--dry-run")
+    assert done.code == 2
+    assert "\x1b[31m" not in done.err
+    assert "leng\\x1b[31mths" in done.err
+
+
+def test_a_count_of_depths_has_an_end(cli: Callable[..., Any]) -> None:
+    done = cli("run", "--model", "demo", "--method", "full", "--task", "passkey@depths=99999999", "--dry-run")
+    assert done.code == 2
+    assert "is a count above 10,000" in done.err

@@ -6,6 +6,7 @@ Nothing heavy is imported here or at the top of the subcommand modules, so that 
 from __future__ import annotations
 
 import os
+import re
 import sys
 
 import typer
@@ -77,12 +78,21 @@ def _root(
     pass
 
 
+# Controls but tab and line break, marks that turn the direction of writing, zero-width characters, lone surrogates.
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """A message with what a terminal would obey, or not show, written out: what the user typed may be quoted in it."""
+    return _UNSEEN.sub(lambda found: repr(found.group())[1:-1], text)
+
+
 def show_error(error: LcbenchError) -> None:
     """One sentence and the next step, on stderr."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(Text.assemble(("Error: ", "bold red"), Text(error.message)))
+    console.print(Text.assemble(("Error: ", "bold red"), Text(visible(error.message))))
     if error.next_step:
-        console.print(Text.assemble(("Next:  ", "bold"), Text(error.next_step)))
+        console.print(Text.assemble(("Next:  ", "bold"), Text(visible(error.next_step))))
 
 
 def main() -> None:

@@ -112,6 +112,8 @@ def parse_item(text: str, kind: str) -> Item:
 
 def _how_to_write(name: str, options: Sequence[tuple[str, str]], stray: str) -> str:
     """The next step after an option without a key: most likely a further value of the one before it."""
+    if stray.strip()[:-1].isdecimal() and stray.strip().endswith("x"):
+        return f"Presets are {', '.join(PRESETS)}."
     step = f"Write {name}@key=value,key=value."
     if not options or not stray.strip():
         return step

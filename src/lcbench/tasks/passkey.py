@@ -202,6 +202,9 @@ def _texts() -> dict[str, str]:
     return dict(json.loads(source))
 
 
+_MOST_DEPTHS = 10_000
+
+
 def _canonical_depths(text: str) -> str:
     """A count as it is, places as decimal numbers joined by ``/``; a whole number alone is a count."""
     if text.isdecimal():
@@ -209,6 +212,8 @@ def _canonical_depths(text: str) -> str:
             raise BadValue(
                 f"passkey@depths={text} is a count below 1.", "Give a count of 1 or more; the place 0 is 0.0."
             )
+        if len(text) > 6 or int(text) > _MOST_DEPTHS:
+            raise BadValue(f"passkey@depths={text[:20]} is a count above {_MOST_DEPTHS:,}.", "Write e.g. depths=10.")
         return str(int(text))
     try:
         places = [float(place) for place in text.split("/")]
