@@ -122,7 +122,21 @@ def test_a_rate_of_one_is_the_plain_prompt(
     assert done.code == 0, done.err  # needs no classifier
     for a, b in zip(records("run", "full"), records("run", "llmlingua2"), strict=True):
         assert (a["pred"], a["prompt_tokens"], a["kv_bytes"]) == (b["pred"], b["prompt_tokens"], b["kv_bytes"])
-        assert b["tokens_before"] == b["prompt_tokens"]
+        assert b["tokens_before"] is None  # nothing was shortened
+
+
+def test_what_the_window_cuts_no_method_has_saved(
+    cli: Callable[..., Any], folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LCBENCH_HOME", str(tmp_path / "home"))
+    method = f"llmlingua2@rate=0.5,model={folders[1]}"
+    args = ["--model", folders[0], "--task", TASK, "--method", f"full,{method}", "--out", "run"]
+    done = cli("run", *args, "--max-input-tokens", 120, "--over-length", "truncate")
+    assert done.code == 0, done.err
+    for a, b in zip(records("run", "full"), records("run", "llmlingua2"), strict=True):
+        assert a["truncated_from"] is not None
+        assert b["tokens_before"] == a["prompt_tokens"]
+        assert b["kv_bytes_full"] == a["kv_bytes_full"] == a["kv_bytes"]
 
 
 def test_every_method_runs_on_a_helper_of_the_users(

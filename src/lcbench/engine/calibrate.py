@@ -100,7 +100,7 @@ def calibrate_heads(request: Request, *, say: Say, progress: Progress) -> list[M
     if request.text is not None:
         raise BadValue(f"{request.name} asks probes of its own and reads no text file.", "Leave --text out.")
     if request.source is not None:
-        info, _ = describe(request.model, request.home, say=say)
+        info, _ = describe(request.model, request.home, say=say, with_tokenizer=False)
         return [_take_over(request.name, info, request.home, request.source)]
     loaded = load(request.model, request.home, say=say)
     made = [_measured(request, request.name, loaded, progress)]
@@ -186,7 +186,9 @@ def _from_mapping(data: Mapping[str, Any]) -> list[list[float]]:
         if match is None:
             raise ValueError(key)
         values = value if isinstance(value, list) else [value]
-        found[int(match[1]), int(match[2])] = sum(map(_score, values)) / len(values) if values else 0.0
+        if not values:
+            raise ValueError(key)
+        found[int(match[1]), int(match[2])] = sum(map(_score, values)) / len(values)
     layers, heads = max(layer for layer, _ in found) + 1, max(head for _, head in found) + 1
     if len(found) != layers * heads:  # a head is absent: leave its row short, which no model fits
         return [[found[key] for key in sorted(found) if key[0] == layer] for layer in range(layers)]

@@ -60,7 +60,7 @@ def calibrate_minference(request: Request, *, say: Say, progress: Progress) -> l
     if request.source is not None:
         if request.text is not None:
             raise BadValue("Published patterns are taken over without reading a text.", "Leave --text or --from out.")
-        info, _ = describe(request.model, request.home, say=say)
+        info, _ = describe(request.model, request.home, say=say, with_tokenizer=False)
         return [_take_over(info, request.home, request.source)]
     if request.lengths is not None and len(request.lengths) > 1:
         raise BadValue("minference reads texts of one length.", "Give one, e.g. --lengths 1024.")

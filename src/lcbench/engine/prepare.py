@@ -213,14 +213,21 @@ class _PromptMaker:
         return self._made[key]
 
     def _rewritten(self, row: Row, prompt: Prompt, rewriter: PromptTransform) -> PreparedPrompt | None:
-        """A prompt as a method shortens it; then cut, should it still be too long."""
-        before = len(self._finish(prompt.text))
+        """A prompt as a method shortens it; then cut, should it still be too long. What it is compared with is the
+        prompt as other methods read it, which may be cut as well: what a window cuts no method has saved."""
+        if rewriter.idle:
+            return self._prepared_once(row, prompt)
         try:
             new = self._rewriters.rewrite(rewriter, prompt_text(prompt))
         except SampleError as error:
-            return PreparedPrompt(row, (), before, error=error.message)
+            return PreparedPrompt(row, (), len(self._finish(prompt.text)), error=error.message)
         made = self._prepared_once(row, replace(prompt, text=new.text))
-        return None if made is None else replace(made, tokens_before=before, rewrite_seconds=new.seconds)
+        if made is None:
+            return None
+        plain = self._prepared_once(row, prompt)
+        fits = plain is not None and plain.error is None
+        before = plain.tokens if plain is not None and fits else len(self._finish(prompt.text))
+        return replace(made, tokens_before=before, rewrite_seconds=new.seconds)
 
     def _question_of(self, start: int | None) -> int | None:
         """Where the question begins, when it is to be hidden."""

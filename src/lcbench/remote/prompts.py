@@ -153,6 +153,8 @@ class _Maker:
 
     def _rewritten(self, row: Row, asked: Prompt, rewriter: PromptTransform) -> ServedPrompt | None:
         """A prompt as a method shortens it; then cut, should it still be too long."""
+        if rewriter.idle:
+            return self._made(row, asked.text)
         before = 0 if self.tokenizer is None else len(self._finish(asked.text))
         try:
             new = self._rewriters.rewrite(rewriter, prompt_text(asked))
@@ -161,6 +163,8 @@ class _Maker:
         prompt = self._made(row, new.text)
         if prompt is None:
             return None
+        plain = self._made(row, asked.text)  # as other methods read it: what a window cuts no method has saved
+        before = plain.tokens if plain is not None and plain.error is None and plain.tokens else before
         return replace(prompt, tokens_before=before or None, rewrite_seconds=new.seconds)
 
     def _made(self, row: Row, text: str) -> ServedPrompt | None:
