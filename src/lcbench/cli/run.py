@@ -90,6 +90,13 @@ def run(
     dry_run: bool = typer.Option(
         False, "--dry-run", help="Print the plan (jobs, lengths, memory, time) and stop.", rich_help_panel="Output"
     ),
+    plan_gpu: str | None = typer.Option(
+        None,
+        "--plan-gpu",
+        metavar="a100|h100|h200",
+        help="With --dry-run: hours of this GPU and disk, from a few rows of each task.",
+        rich_help_panel="Output",
+    ),
     dtype: str | None = typer.Option(
         None, "--dtype", help="auto | float32 | float16 | bfloat16.", rich_help_panel="Model"
     ),
@@ -240,7 +247,7 @@ def run(
     try:
         study = make_study(given, config)
         part = None if shard is None else Shard.parse(shard)
-        failed = run_study(study, out or study.out, watcher, part, dry_run=dry_run, calls=calls)
+        failed = run_study(study, out or study.out, watcher, part, dry_run=dry_run, calls=calls, plan_gpu=plan_gpu)
     except LcbenchError as error:
         if watcher.error(error):
             raise typer.Exit(2) from None

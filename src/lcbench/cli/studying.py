@@ -28,14 +28,22 @@ if TYPE_CHECKING:
 
 
 def run_study(
-    study: Study, out: Path | None, watcher: Watcher, shard: Shard | None, *, dry_run: bool, calls: Mapping[str, Any]
+    study: Study,
+    out: Path | None,
+    watcher: Watcher,
+    shard: Shard | None,
+    *,
+    dry_run: bool,
+    calls: Mapping[str, Any],
+    plan_gpu: str | None = None,
 ) -> bool:
     """Answer what is missing of every run. Everything but weights and prompts is resolved before the first begins, so
     that a mistake in the last is told at once.
 
     Args:
         out: the run directory, or the folder of those of several models; None for names under runs/.
-        shard: the part of each run to answer; None for all of it. dry_run: show what would be done.
+        shard: the part of each run to answer; None for all of it. dry_run: show what would be done;
+            plan_gpu: on this GPU.
         calls: ``concurrency`` and ``timeout`` of models behind an address, where they were given.
 
     Returns:
@@ -44,6 +52,11 @@ def run_study(
     Raises:
         typer.Exit: 130, stopped on request.
     """
+    if plan_gpu is not None and not dry_run:
+        raise UsageError("--plan-gpu is for plans.", "Add --dry-run, or choose a device with --device.")
+    if dry_run and (plan_gpu is not None or len(study.runs) > 1) and not any(run.model.served for run in study.runs):
+        _show_on_paper(study, plan_gpu, watcher)
+        return False
     sessions = [_session(spec, watcher, shard, calls, dry_run=dry_run) for spec in study.runs]
     paths = _paths(study, sessions, out)
     if dry_run:
@@ -88,6 +101,25 @@ def _session(
         what = "--workers" if spec.workers != "1" else "--engine"
         raise UsageError(f"{what} is for models of this machine.", "Say --concurrency N: calls at a time.")
     return open_remote(spec, home(), Calls(**given), say=watcher.say, tell_notes=not dry_run)
+
+
+def _show_on_paper(study: Study, gpu: str | None, watcher: Watcher) -> None:
+    """What a study costs, one model at a time: the rows of its tasks are read once, and no prompts are kept."""
+    from lcbench.cli.paper_view import show_on_paper
+    from lcbench.engine.on_paper import on_paper, rates_of
+    from lcbench.engine.session import load_tasks, open_session
+
+    if gpu is not None:
+        rates_of(gpu)  # a wrong name is told before anything is read
+    rows: dict[Any, Any] = {}
+    found = []
+    for spec in study.runs:
+        key = (spec.tasks, spec.limit)
+        if key not in rows:
+            rows = {key: load_tasks(spec, home())}
+        session = open_session(spec, home(), say=watcher.say, tell_notes=False, rows=rows[key])
+        found.append(on_paper(session, gpu))
+    show_on_paper(found)
 
 
 def _show_plan(session: Session | RemoteSession, path: Path) -> None:

@@ -85,17 +85,23 @@ def resolve_methods(spec: RunSpec) -> list[Method]:
 
 
 def open_session(
-    spec: RunSpec, home: Path, *, say: Say, tell_notes: bool = True, cluster: Cluster | None = None
+    spec: RunSpec,
+    home: Path,
+    *,
+    say: Say,
+    tell_notes: bool = True,
+    cluster: Cluster | None = None,
+    rows: list[tuple[Task, Loaded]] | None = None,
 ) -> Session:
     """Resolve everything but the weights. Raises LcbenchError of many kinds, each with its next step.
 
     Args:
         tell_notes: say notes about rows and prompts as they turn up; False where the plan shows them.
-        cluster: of Ray, whose actors will answer.
+        cluster: of Ray, whose actors will answer. rows: of the spec's tasks, where they have been read.
     """
     methods = resolve_methods(spec)
     refuse_hidden_question(spec, methods)
-    loaded = load_tasks(spec, home)
+    loaded = load_tasks(spec, home) if rows is None else rows
     for line in said_once((task.id, rows.note) for task, rows in loaded) if tell_notes else ():
         say(line)
     turned_by = [method.id for method in methods if method.turns]

@@ -1,0 +1,65 @@
+"""Plans from a sample: the sums of the arithmetic, rows spread evenly, wrong GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lcbench.config.spec import make_spec
+from lcbench.engine.on_paper import GPUS, on_paper, rates_of, spread
+from lcbench.engine.session import open_session
+from lcbench.errors import UnknownName
+from lcbench.tasks.base import Row
+from tiny import save_tiny
+
+TASK = "passkey@lengths=20,depths=5,repeats=4,digits=3,max_new_tokens=8"
+
+
+def test_rows_are_spread_over_all() -> None:
+    rows = [Row(str(i), {}, ()) for i in range(10)]
+    assert [row.id for row in spread(rows, 3)] == ["0", "3", "6"]
+    assert spread(rows, 99) == rows
+    assert spread([], 3) == []
+
+
+def test_a_sample_stands_for_all_rows(tmp_path: Path) -> None:
+    """The rows are nearly alike, so a sample must cost what all of them cost."""
+    spec = make_spec({"model": str(save_tiny(tmp_path / "tiny")), "methods": ["full", "kivi"], "tasks": [TASK]})
+    session = open_session(spec, tmp_path, say=lambda text: None)
+    whole, part = on_paper(session, "h100", 99), on_paper(session, "h100", 5)
+    assert (whole.rows, part.rows, whole.sampled, part.sampled) == (20, 20, 20, 5)
+    assert whole.answers == part.answers == 40
+    assert whole.prefills == part.prefills == 20
+    assert part.tokens == pytest.approx(whole.tokens, rel=0.2)
+    assert part.disk == pytest.approx(whole.disk, rel=0.05)
+    assert part.seconds >= 0.9 * whole.seconds, "smaller batches read the weights more often"
+    slower = on_paper(session, "a100", 5)
+    assert 1 < slower.seconds / part.seconds < 989 / 312 + 0.01
+
+
+def test_a_study_is_planned_and_nothing_is_run(tmp_path: Path, cli: Callable[..., Any]) -> None:
+    one, two = save_tiny(tmp_path / "one"), save_tiny(tmp_path / "two")
+    study = tmp_path / "study.yaml"
+    study.write_text(f"models: ['{one}', '{two}']\nmethods: [full, kivi]\ntasks: ['{TASK}']\n")
+    done = cli("run", "--config", study, "--dry-run", "--plan-gpu", "h200", "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert "80 answers" in done.out
+    assert "GPU-hours on NVIDIA H200" in done.out
+    assert "from 3 of 20 rows" in done.out
+    assert not (tmp_path / "out").exists()
+    wrong = cli("run", "--model", one, "--task", TASK, "--dry-run", "--plan-gpu", "h10")
+    assert (wrong.code, "h100" in wrong.err) == (2, True)
+    wrong = cli("run", "--model", one, "--task", TASK, "--plan-gpu", "h100")
+    assert (wrong.code, "--dry-run" in wrong.err) == (2, True)
+
+
+def test_rates_are_below_the_peaks() -> None:
+    for name, gpu in GPUS.items():
+        rates = rates_of(name)
+        assert 0 < rates.flops < gpu.flops
+        assert 0 < rates.bandwidth < gpu.bandwidth
+    with pytest.raises(UnknownName):
+        rates_of("b300")
