@@ -47,7 +47,10 @@ def test_hidden_and_visible_stand_in_records_and_tables(cli: Callable[..., Any],
         shown = cli("report", "hidden", "--format", shape)
         assert shown.code == 0, shown.err
         assert "--question hidden" in " ".join(shown.out.split())
-    assert "--question" not in cli("report", "visible", "--format", "md").out
+        shown = cli("report", "visible", "--format", shape)
+        assert "--question visible" in " ".join(shown.out.split())
+        assert "--question hidden" not in shown.out
+    assert "--question visible" in " ".join(cli("score", "visible").out.split())
     changed = cli(*common, "--method", METHODS, "--out", "hidden")
     assert changed.code == 2
     assert "question: was hidden, now visible" in " ".join(changed.err.split())

@@ -102,7 +102,8 @@ def rows_of(lines: Sequence[Mapping[str, Any]], run: str = "") -> list[Efficienc
 def efficiency_notes(rows: Iterable[EfficiencyRow]) -> list[str]:
     """What a reader of the table must be told."""
     rows = list(rows)
-    notes = list(dict.fromkeys(_setting(row) for row in rows if row.machine))
+    good = [row for row in rows if row.machine and not row.error]
+    notes = list(dict.fromkeys(_setting(row) for row in good or rows if row.machine))
     if any(row.limit for row in rows):
         notes.append(
             "of limit: decoding speed over that of moving weights and caches once a step at the measured copy bandwidth"
@@ -112,8 +113,11 @@ def efficiency_notes(rows: Iterable[EfficiencyRow]) -> list[str]:
         for size, tried in sizes:
             how = "by running it" if tried else "by the byte model, not run"
             notes.append(f"fits: largest batch within {bytes_text(size)}, {how}")
-    notes += [f"{row.method} at {row.prompt_tokens} x {row.batch}: {row.error}" for row in rows if row.error]
-    return notes
+    failed: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row.error:
+            failed.setdefault((row.method, row.error), []).append(f"{row.prompt_tokens} x {row.batch}")
+    return [*notes, *(f"{method} at {', '.join(cells)}: {error}" for (method, error), cells in failed.items())]
 
 
 def _setting(row: EfficiencyRow) -> str:
