@@ -151,7 +151,9 @@ def _curve(
             [x for x, _, _ in ends], [e[1] for e in ends], [e[2] for e in ends], color=colour, alpha=0.13, linewidth=0
         )
     marker = "." if thin else marker
-    ax.plot(xs, ys, color=colour, marker=marker, markersize=3 if thin else 5, linewidth=1 if thin else 1.7)
+    ax.plot(
+        xs, ys, color=colour, marker=marker, markersize=3 if thin else 5, linewidth=1 if thin else 1.7, clip_on=False
+    )
     if curve.breakdown is not None and not thin:
         place = at[curve.breakdown]
         score = ys[curve.lengths.index(curve.breakdown)]

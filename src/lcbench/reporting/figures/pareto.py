@@ -170,7 +170,8 @@ def _score_axis(ax: Axes, points: Sequence[MethodPoint], label: str) -> None:
         ax.set_ylim(max(0, low - room), min(101, high + room))
         label += f"  (axis begins at {ax.get_ylim()[0]:.0f})"
     else:
-        ax.set_ylim(-0.03 * high if low < 0.03 * high else 0, min(104, high * 1.06) if high else 1)
+        high = high or 100.0  # all scores are 0
+        ax.set_ylim(-0.03 * high if low < 0.03 * high else 0, min(104, high * 1.06))
     ax.set_ylabel(label)
 
 
