@@ -15,10 +15,34 @@ from torch import Tensor
 
 from lcbench.errors import ModelError, SampleError
 from lcbench.kv.cache import KVCache
+from lcbench.methods.base import PromptTransform
+from lcbench.methods.rewriting import Helper
 from lcbench.models import adapter
 from lcbench.models.info import LoadedModel
 
 _PIECE = 512  # tokens whose logits over the vocabulary are held at once
+
+
+class LanguageModelTransform(PromptTransform):
+    """A prompt transform that reads texts with a causal language model of the user's choice.
+
+    Subclasses have the parameters ``rate`` (share that stays; 1 leaves every text as it is) and ``model``.
+    """
+
+    rate: float
+    model: str
+
+    @property
+    def idle(self) -> bool:
+        return self.rate >= 1
+
+    @property
+    def helper(self) -> Helper:
+        return Helper("causal", self.model)
+
+    @property
+    def depends_on(self) -> dict[str, str]:
+        return {key: text for key, text in self.parameters.items() if key != "model"}
 
 
 class Stream:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from lcbench.config.options import param
 from lcbench.methods import passages
-from lcbench.methods.base import PromptTransform, Traits
+from lcbench.methods.base import Traits
 from lcbench.methods.registry import method
-from lcbench.methods.rewriting import Helper, PromptText
-from lcbench.methods.surprisal import Stream, joined, suffix_loss, tokens, with_offsets
+from lcbench.methods.rewriting import PromptText
+from lcbench.methods.surprisal import LanguageModelTransform, Stream, joined, suffix_loss, tokens, with_offsets
 from lcbench.models.info import LoadedModel
 
 HINT = " We can get the answer to this question in the given documents."
@@ -23,7 +23,7 @@ Order = Literal["original", "sort", "two_stage"]
 
 @method("longllmlingua", paper="arXiv:2310.06839", traits=Traits(family="prompt", prefill="own"))
 @dataclass(frozen=True)
-class LongLLMLingua(PromptTransform):
+class LongLLMLingua(LanguageModelTransform):
     """LongLLMLingua (arXiv:2310.06839; rules and recommended settings of microsoft/LLMLingua `prompt_compressor.py`).
 
     A causal language model (`model`; the demo model unless another is named) reads each passage of the context with the
@@ -58,18 +58,6 @@ class LongLLMLingua(PromptTransform):
     contrast: bool = param(True, "rank tokens by what the question changes, else by how surprising they are")
     passages: Literal["auto", "none"] = param("auto", "cut the context into passages, or take it as one")
     alignment: Literal["aligned", "published"] = param("aligned", "repeat the published code's two slips or not")
-
-    @property
-    def idle(self) -> bool:
-        return self.rate >= 1
-
-    @property
-    def helper(self) -> Helper:
-        return Helper("causal", self.model)
-
-    @property
-    def depends_on(self) -> dict[str, str]:
-        return {key: text for key, text in self.parameters.items() if key != "model"}
 
     def rewrite(self, prompt: PromptText, helper: LoadedModel) -> str:
         documents = passages.split(prompt.passage, 200) if self.passages == "auto" else [prompt.passage]

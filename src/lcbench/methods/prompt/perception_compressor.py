@@ -13,10 +13,18 @@ from torch import Tensor
 from lcbench.config.options import param
 from lcbench.kv.cache import KVCache
 from lcbench.methods import passages
-from lcbench.methods.base import PromptTransform, Traits
+from lcbench.methods.base import Traits
 from lcbench.methods.registry import method
-from lcbench.methods.rewriting import Helper, PromptText
-from lcbench.methods.surprisal import Stream, complete, joined, suffix_loss, tokens, with_offsets
+from lcbench.methods.rewriting import PromptText
+from lcbench.methods.surprisal import (
+    LanguageModelTransform,
+    Stream,
+    complete,
+    joined,
+    suffix_loss,
+    tokens,
+    with_offsets,
+)
 from lcbench.models.early import hidden_states
 from lcbench.models.info import LoadedModel
 
@@ -26,7 +34,7 @@ _ASK = "Question: {question}\nThree short questions that help to answer it:\n1."
 
 @method("perception-compressor", paper="arXiv:2409.19272", traits=Traits(family="prompt", prefill="own"))
 @dataclass(frozen=True)
-class PerceptionCompressor(PromptTransform):
+class PerceptionCompressor(LanguageModelTransform):
     """Perception Compressor (arXiv:2409.19272; rules as in Twilightaaa/PerceptionCompressor).
 
     Passages are ranked by ``sum_q c_q nll(q | passage)`` over the question and its guiding questions, where c_q is how
@@ -55,18 +63,6 @@ class PerceptionCompressor(PromptTransform):
     tau: float = param(0.2, "part of what is kept that the question decides", minimum=0, maximum=1)
     k2: float = param(0.1, "how much that part grows along the text", minimum=0)
     reverse: bool = param(False, "keep the most surprising of the other tokens, not the least")
-
-    @property
-    def idle(self) -> bool:
-        return self.rate >= 1
-
-    @property
-    def helper(self) -> Helper:
-        return Helper("causal", self.model)
-
-    @property
-    def depends_on(self) -> dict[str, str]:
-        return {key: text for key, text in self.parameters.items() if key != "model"}
 
     def rewrite(self, prompt: PromptText, helper: LoadedModel) -> str:
         documents = [text.strip() for text in passages.split(prompt.passage, 200) if text.strip()]

@@ -11,10 +11,10 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from lcbench.config.options import param
-from lcbench.methods.base import PromptTransform, Traits
+from lcbench.methods.base import Traits
 from lcbench.methods.registry import method
-from lcbench.methods.rewriting import Helper, PromptText
-from lcbench.methods.surprisal import Stream, with_offsets
+from lcbench.methods.rewriting import PromptText
+from lcbench.methods.surprisal import LanguageModelTransform, Stream, with_offsets
 from lcbench.models.info import LoadedModel
 
 _SENTENCE_END = re.compile(r"(?<=[.?])\s|(?<=[。？！])")
@@ -35,7 +35,7 @@ class Unit:
 
 @method("selective-context", paper="arXiv:2310.06201", traits=Traits(family="prompt", prefill="own"))
 @dataclass(frozen=True)
-class SelectiveContext(PromptTransform):
+class SelectiveContext(LanguageModelTransform):
     """Selective-Context (arXiv:2310.06201; rules as in liyucheng09/Selective_Context).
 
     White space is collapsed and the context cut into sentences behind ``.`` and ``?`` (and 。？！). A causal language
@@ -57,18 +57,6 @@ class SelectiveContext(PromptTransform):
     rate: float = param(0.65, "share of the units that stays", minimum=0.01, maximum=1)
     level: Level = param("word", "what stays or goes as a whole: sentence, word or token")
     model: str = param("demo", "language model that reads the context: as --model")
-
-    @property
-    def idle(self) -> bool:
-        return self.rate >= 1
-
-    @property
-    def helper(self) -> Helper:
-        return Helper("causal", self.model)
-
-    @property
-    def depends_on(self) -> dict[str, str]:
-        return {key: text for key, text in self.parameters.items() if key != "model"}
 
     def rewrite(self, prompt: PromptText, helper: LoadedModel) -> str:
         text = re.sub(r"\s+", " ", prompt.passage).strip()
