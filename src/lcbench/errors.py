@@ -79,6 +79,8 @@ class UnknownName(UsageError):
         step = f"Did you mean '{close}'?" if close else ""
         if listing:
             step = f"{step} `{listing}` shows all.".strip()
+        elif close and kind == "value":
+            step += f" Known: {', '.join(names)}."
         elif not close:
             step = f"Known: {', '.join(names)}." if names else f"Leave it out: no {kind} can be given here."
         super().__init__(f"Unknown {kind} '{name}'{where}.", step)

@@ -158,3 +158,10 @@ def test_how_several_values_are_written_is_said() -> None:
             build(Passkey, parse_item(f"passkey@lengths={text}", "task"), "task")
         assert "Several are joined by /, e.g. lengths=384/1152." in str(value.value.next_step)
     assert build(Passkey, parse_item("passkey@lengths=384/1152", "task"), "task").lengths == (384, 1152)
+
+
+@pytest.mark.parametrize("text", ["llmlingua2@3x", "llmlingua2@scope=prompt,3x", "llmlingua2@2.5x"])
+def test_a_preset_that_does_not_exist_is_told_which_do(text: str) -> None:
+    with pytest.raises(UsageError, match=r"There is no preset '[\d.]+x' of method 'llmlingua2'") as caught:
+        parse_item(text, "method")
+    assert caught.value.next_step == "Presets are 2x, 4x, 6x, 8x."

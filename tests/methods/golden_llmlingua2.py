@@ -30,9 +30,9 @@ def weigh(word: str) -> int:
 
 
 def save(folder: Path) -> None:
-    from small_classifier import KINDS, save_classifier, texts
+    from small_classifier import BARE, KINDS, save_classifier, texts
 
-    for kind in KINDS:
+    for kind in (*KINDS, BARE):
         written = save_classifier(folder, kind) / "tokenizer_config.json"
         config = json.loads(written.read_text(encoding="utf-8"))
         written.write_text(json.dumps({**config, "tokenizer_class": "PreTrainedTokenizerFast"}), encoding="utf-8")

@@ -95,6 +95,17 @@ def test_calibrated_and_used(tmp_path: Path) -> None:
         calibrate(replace(request, samples=4), say=print, progress=lambda what, done, total: None)
 
 
+@pytest.mark.parametrize(("lengths", "why"), [((150,), "too short"), ((400, 30_000), "more than 10000 words")])
+def test_texts_that_cannot_be_used_are_known_before_the_model_is(
+    tmp_path: Path, lengths: tuple[int, ...], why: str
+) -> None:
+    nowhere = ModelSpec(name=str(tmp_path / "no such model"), device="cpu")
+    request = Request("end", nowhere, tmp_path, samples=8, lengths=lengths)
+    with pytest.raises(BadValue, match=why) as caught:
+        calibrate(request, say=lambda text: None, progress=lambda what, done, total: None)
+    assert caught.value.next_step
+
+
 def test_which_chunks_stay() -> None:
     values, sizes = [0.9, 0.1, 0.6, 0.2, 0.7], [10, 10, 10, 10, 10]
     assert END(keep=1).staying(values, sizes, 0.65) == [0, 4]

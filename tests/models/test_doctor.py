@@ -13,6 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from lcbench.cli import app, doctor
+from lcbench.cli.doctor import Check, _print_table
 from lcbench.methods import calibration
 from tiny import loaded_tiny
 
@@ -45,6 +46,20 @@ def test_the_table_names_sections_and_mends(monkeypatch: pytest.MonkeyPatch) -> 
         assert heading in result.stdout
     assert "To mend:" in result.stdout
     assert "pip install 'lcbench[demo]'" in result.stdout  # brackets are not taken for markup
+
+
+def test_what_is_absent_is_never_called_complete(capsys: pytest.CaptureFixture[str]) -> None:
+    fine, absent = Check("Data", "a", "there"), Check("Calibrations", "end", "not made", None, "lcbench calibrate end")
+    note = "Absent and not always needed: 1 line marked -"
+    for checks, first, told in [
+        ([fine], "Nothing that must be there is missing.", False),
+        ([fine, absent, Check("Machine", "GPU", "none", None)], "Nothing that must be there is missing.", True),
+        ([absent, Check("Data", "b", "gone", False, "lcbench download b")], "To mend:", True),
+    ]:
+        _print_table(checks)
+        shown = " ".join(capsys.readouterr().out.split())
+        assert first in shown
+        assert (note in shown) == told
 
 
 def test_a_package_that_is_too_old_or_absent(monkeypatch: pytest.MonkeyPatch) -> None:

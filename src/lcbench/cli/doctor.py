@@ -95,9 +95,15 @@ def _print_table(checks: list[Check]) -> None:
         table.add_row(marks[check.ok], Text(check.name), Text.assemble(Text(check.value), hint))
     console.print(table)
     mends = _mends(checks)
-    console.print(Text("To mend:", "bold") if mends else Text("Nothing is missing.", "bold"))
+    console.print(Text("To mend:" if mends else "Nothing that must be there is missing.", "bold"))
     for mend in mends:
         console.print(Text(f"  {mend}"))
+    absent = sum(check.ok is None and bool(check.mend) for check in checks)
+    if absent:
+        names = "1 line" if absent == 1 else f"{absent} lines"  # packages, data, calibrations: not everybody's need
+        console.print(
+            f"Absent and not always needed: {names} marked -, each with its use and the command that adds it."
+        )
 
 
 def _version(package: str) -> str | None:

@@ -101,24 +101,22 @@ def parse_item(text: str, kind: str) -> Item:
             continue
         key, eq, value = piece.partition("=") if piece.strip() not in PRESETS else (PRESET, "=", piece)
         if not eq or not key.strip() or not value.strip():
-            raise UsageError(
-                f"Option '{piece}' of {kind} '{name}' is not key=value.", _how_to_write(name, options, piece)
-            )
+            raise _stray(name, kind, options, piece.strip())
         if key.strip() in dict(options):
             raise UsageError(f"Option '{key.strip()}' of {kind} '{name}' is given twice.", "Give it once.")
         options.append((key.strip(), value.strip()))
     return Item(name, (((BARE, "/".join(lengths)),) if lengths else ()) + tuple(options))
 
 
-def _how_to_write(name: str, options: Sequence[tuple[str, str]], stray: str) -> str:
-    """The next step after an option without a key: most likely a further value of the one before it."""
-    if stray.strip()[:-1].isdecimal() and stray.strip().endswith("x"):
-        return f"Presets are {', '.join(PRESETS)}."
+def _stray(name: str, kind: str, options: Sequence[tuple[str, str]], piece: str) -> UsageError:
+    """The error of an option without a key: a preset that does not exist, or a further value of the one before it."""
+    if piece[:-1].replace(".", "", 1).isdecimal() and piece.endswith("x"):
+        return UsageError(f"There is no preset '{piece}' of {kind} '{name}'.", f"Presets are {', '.join(PRESETS)}.")
     step = f"Write {name}@key=value,key=value."
-    if not options or not stray.strip():
-        return step
-    key, value = options[-1]
-    return f"{step} Several values of one option are joined by /: {key}={value}/{stray.strip()}."
+    if options and piece:
+        key, value = options[-1]
+        step += f" Several values of one option are joined by /: {key}={value}/{piece}."
+    return UsageError(f"Option '{piece}' of {kind} '{name}' is not key=value.", step)
 
 
 def _cut_name(text: str) -> tuple[str, str, str]:
@@ -141,8 +139,7 @@ def build(cls: type[T], item: Item, kind: str) -> T:
     values: dict[str, Any] = {}
     for key, text in item.options:
         if key == BARE and bare is None:
-            step = _how_to_write(item.name, item.options[1:], text)
-            raise UsageError(f"Option '{text}' of {kind} '{item.name}' is not key=value.", step)
+            raise _stray(item.name, kind, item.options[1:], text)
         key = bare if key == BARE and bare is not None else key
         if key not in fields:
             raise UnknownName("parameter", key, fields, where=f" of {kind} '{item.name}'")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lcbench.engine.calibrate import Made, Request
-from lcbench.errors import BadValue, ModelError
+from lcbench.errors import BadValue
 from lcbench.methods import passages
 from lcbench.methods.calibration import save_tensors
 from lcbench.methods.probing import CHUNK_WORDS, auroc, fit, probability, probe_text, states_at_end
@@ -31,6 +31,7 @@ from lcbench.tasks.passkey import Passkey
 
 SAMPLES = 40
 LENGTHS = (500, 700, 900)  # words of background
+LONGEST = 10_000  # words
 DIGITS = 6  # the task's rows have 7: other keys
 RECALL = 0.98
 NEAR = 0.01  # an earlier layer is taken when its AUROC is that near to the best
@@ -51,19 +52,22 @@ def calibrate_end(request: Request, *, say: Callable[[str], None], progress: Pro
     """Train the prober and store it as ``end.safetensors``.
 
     Raises:
-        BadValue: an option that it cannot use. ModelError: the model cannot tell the chunks apart at all.
+        BadValue: an option that it cannot use; known before the model is loaded.
     """
     if request.text is not None or request.source is not None:
         raise BadValue("end makes texts of its own and reads no file.", "Leave --text and --from out.")
     samples, lengths = request.samples or SAMPLES, request.lengths or LENGTHS
     if samples < 8:
         raise BadValue(f"--samples {samples} is too few texts to train and validate on.", "Use 8 or more.")
+    if max(lengths) > LONGEST:
+        raise BadValue(f"--lengths {max(lengths)} is more than {LONGEST} words.", "Use shorter texts.")
     found = examples(request.home, samples, lengths, request.seed)
+    labels = torch.tensor([one.wanted for one in found])
+    held_out = torch.tensor([one.source % 4 == 3 for one in found])
+    require_both(labels, held_out)
     loaded = load(request.model, request.home, say=say)
     layers = sweep(loaded.info.layers)
     states = _states(loaded, found, layers, progress)
-    labels = torch.tensor([one.wanted for one in found])
-    held_out = torch.tensor([one.source % 4 == 3 for one in found])
     result = choose(layers, states, labels, held_out)
     tensors = {**result.prober, "layer": torch.tensor(result.layer), "threshold": torch.tensor(result.threshold)}
     provenance = {
@@ -104,17 +108,24 @@ class Result:
     dropped: float
 
 
+def require_both(labels: Tensor, held_out: Tensor) -> None:
+    """Raises BadValue where the texts to train on, or those held out, have not both wanted chunks and others."""
+    for part in (labels[held_out], labels[~held_out]):
+        if not part.any() or part.all():
+            raise BadValue(
+                f"The texts are too short: a chunk has about {CHUNK_WORDS} words, and only chunks with an answer were "
+                "found, or only such without.",
+                f"Use --lengths of {3 * CHUNK_WORDS} words or so (the default is {','.join(map(str, LENGTHS))}), or "
+                "more --samples.",
+            )
+
+
 def choose(layers: Sequence[int], states: Sequence[Tensor], labels: Tensor, held_out: Tensor) -> Result:
     """The earliest layer whose prober is about as good as the best on held-out rows.
 
     Args:
         states: ``[n, hidden]`` of each layer. labels, held_out: bool ``[n]``.
     """
-    for part in (labels[held_out], labels[~held_out]):
-        if not part.any() or part.all():
-            raise ModelError(
-                "The texts are too short to hold chunks of both kinds.", "Use more --samples, longer --lengths."
-            )
     probers = [fit(one[~held_out], labels[~held_out]) for one in states]
     values = [probability(one, prober) for one, prober in zip(states, probers, strict=True)]
     scores = {layer: auroc(v[held_out], labels[held_out]) for layer, v in zip(layers, values, strict=True)}
@@ -147,7 +158,7 @@ def examples(home: Path, samples: int, lengths: Sequence[int], seed: int) -> lis
     task = Passkey(lengths=tuple(lengths), depths="0.1/0.35/0.6/0.85", repeats=repeats, digits=DIGITS)
     rows = list(task.load(home).rows)
     draw.shuffle(rows)
-    (source,) = Passkey(lengths=(20000,), depths="0.5", repeats=1).load(home).rows
+    (source,) = Passkey(lengths=(2 * LONGEST,), depths="0.5", repeats=1).load(home).rows
     background = str(source.fields["background"]).split(" ")
     found: list[Example] = []
     for i in range(samples):
