@@ -43,7 +43,7 @@ from lcbench.kv.observe import ColumnSums, LastQueries
 from lcbench.measure.machine import machine
 from lcbench.measure.memory import PeakMemory
 from lcbench.methods.registry import resolve
-from lcbench.models import adapter
+from lcbench.models import adapter, linear
 from lcbench.models.info import LoadedModel
 from lcbench.models.load import load
 from lcbench.tasks.registry import resolve as resolve_tasks
@@ -189,6 +189,7 @@ def generate(bench: Bench) -> list[str]:
 
     def theirs() -> list[list[int]]:
         model.set_attn_implementation("sdpa")
+        linear.by_torch(model)
         try:
             found = []
             for prompt in prompts.prompts:
@@ -202,6 +203,7 @@ def generate(bench: Bench) -> list[str]:
             return found
         finally:
             model.set_attn_implementation("lcb_attention")
+            linear.by_onednn(model)
 
     reference: list[list[int]] = []
     ours: list[Result] = []

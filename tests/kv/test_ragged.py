@@ -199,3 +199,67 @@ def test_best_and_recent() -> None:
     kept = best_and_recent(scores, [2, 3], 2)
     assert [rows.tolist() for rows in kept] == [[1, 2, 5, 6], [0, 1, 2, 5, 6]]  # ties: the lower position
     assert [rows.tolist() for rows in best_and_recent(scores, [0, 5], 1)] == [[5], [0, 1, 2, 3, 4, 5]]
+
+
+OTHER = [[0, 1, 2, 3, 4, 5, 9], [17, 18, 19], [6]]
+
+
+def step(layers: Sequence[RaggedLayer], texts: Sequence[tuple[Tensor, Tensor, Tensor]], at: int) -> Tensor:
+    """One new token of each layer, computed together: ``[R, H, 1, d]``."""
+    query, key, value = (torch.stack([text[i][:, at : at + 1] for text in texts]) for i in range(3))
+    return RaggedLayer.attend_rows(layers, query, key, value, AttentionRule(SCALE))
+
+
+def test_layers_decode_together_as_alone_and_may_leave() -> None:
+    kept = [KEPT, OTHER, KEPT]
+    texts = [tokens(L + 9, seed) for seed in range(3)]
+    layers = [ragged(key, value, heads) for (_, key, value), heads in zip(texts, kept, strict=True)]
+    alone = [layer.fork() for layer in layers]
+    held = [[list(head) for head in heads] for heads in kept]
+    rows = list(range(3))
+    for at in range(L, L + 8):
+        if at == L + 4:  # one leaves for good, one is looked at and comes back
+            rows.remove(0)
+            bytes_held = layers[2].nbytes
+            assert bytes_held == alone[2].nbytes
+            fork = layers[1].fork()
+            close(fork.head(0)[0], alone[1].head(0)[0])
+        out = step([layers[r] for r in rows], [texts[r] for r in rows], at)
+        assert layers[rows[0]]._stacked[0].stack is not None
+        for i, r in enumerate(rows):
+            query, key, value = texts[r]
+            for head in held[r]:
+                head.append(at)
+            close(out[i, :, 0], expected(query[:, at], key, value, held[r], at))
+            alone[r].append(key[:, at : at + 1], value[:, at : at + 1])
+            alone[r].attend(query[:, at : at + 1], AttentionRule(SCALE))
+    for r in rows:
+        assert torch.equal(layers[r].positions(), alone[r].positions())
+        assert all(torch.equal(a, b) for a, b in zip(layers[r].tensors(), alone[r].tensors(), strict=True))
+
+
+def test_a_row_comes_out_the_same_whatever_is_computed_beside_it() -> None:
+    texts = [tokens(L + 1, seed) for seed in range(3)]
+
+    def made(chosen: Sequence[int]) -> Tensor:
+        layers = [ragged(texts[r][1], texts[r][2], [KEPT, OTHER, KEPT][r]) for r in chosen]
+        return step(layers, [texts[r] for r in chosen], L)
+
+    together = made([0, 1, 2])
+    for r in range(3):
+        assert torch.equal(made([r])[0], together[r])
+
+
+def test_a_window_that_bites_ends_the_stack() -> None:
+    query, key, value = tokens(L + 6)
+    layer, held = ragged(key, value), [list(head) for head in KEPT]
+    window = L + 3
+    for at in range(L, L + 6):
+        new = slice(at, at + 1)
+        out = RaggedLayer.attend_rows(
+            [layer], query[None, :, new], key[None, :, new], value[None, :, new], AttentionRule(SCALE, window=window)
+        )
+        for head in held:
+            head.append(at)
+        close(out[0, :, 0], expected(query[:, at], key, value, held, at, window))
+        assert (layer._stacked[0].stack is None) == (at + 1 > window)

@@ -15,7 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lcbench.kv import attention
+from lcbench.kv import attention, stack
+from lcbench.kv.buffer import Buffer
 from lcbench.kv.layer import DenseLayer, LayerKV, Tail, outside_window
 from lcbench.kv.record import LayerRecord, take
 from lcbench.models.rule import AttentionRule
@@ -36,8 +37,9 @@ class RaggedPolicy(Protocol):
 class RaggedLayer(LayerKV):
     """Keys and values of the kept prompt in flat memory, and a growing tail of new tokens.
 
-    The flat part is never written to, so forks share it. Each KV head attends over its own rows: a matrix product a
-    head, no padding and no copies.
+    The flat part is never written to, so forks share it. Each KV head attends over its own rows. While sequences decode
+    one token a step and no policy acts, heads of about equal length, of whatever sequence, lie in one tensor and attend
+    in one call (`kv.stack`); what asks the layer for its tensors makes it own them again.
 
     Args:
         key, value: ``[sum_h n_h, d]``, the rows of head 0, then those of head 1, …; memory of their own.
@@ -65,6 +67,46 @@ class RaggedLayer(LayerKV):
         self.tail: Tail | None = None
         self._tail_start = seen
         self._pending: tuple[Tensor, Tensor] | None = None
+        self._stacked = [_Head(self, head) for head in range(len(self.lengths))]
+
+    @classmethod
+    def attend_rows(
+        cls, stores: Sequence[LayerKV], query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule
+    ) -> Tensor:
+        layers = [store for store in stores if isinstance(store, RaggedLayer)]
+        heads = layers[0].heads
+        if query.shape[2] > 1 or not rule.plain or not all(layer.may_stack(heads, rule) for layer in layers):
+            return super().attend_rows(stores, query, key, value, rule)
+        copies = heads // key.shape[1]
+        if copies > 1:
+            key, value = key.repeat_interleave(copies, dim=1), value.repeat_interleave(copies, dim=1)
+        rows = [head for layer in layers for head in layer._stacked]
+        asked = query.reshape(len(rows), query.shape[1] // heads, 1, -1)
+        out = stack.attend(rows, asked, key.reshape(len(rows), 1, 1, -1), value.reshape(len(rows), 1, 1, -1), rule)
+        for layer in layers:
+            layer.seen += 1
+        return out.reshape(*query.shape[:3], -1)
+
+    def may_stack(self, heads: int, rule: AttentionRule) -> bool:
+        """Whether one new token can be appended beside layers of as many heads and every entry be seen."""
+        inside = rule.window is None or self.seen < rule.window
+        return self.policy is None and self._pending is None and self.heads == heads and inside
+
+    def _leave_stack(self) -> None:
+        """Own keys and values again."""
+        if self._stacked[0].stack is None:
+            return
+        held = [head.given_back() for head in self._stacked]
+        self.key = torch.cat([key[0] for (key, _), _ in held])
+        self.value = torch.cat([value[0] for (_, value), _ in held])
+        new = [pair for _, pair in held]
+        if new[0][0].shape[1]:
+            self.tail = Tail(Buffer(torch.cat([key for key, _ in new])), Buffer(torch.cat([value for _, value in new])))
+
+    def _stacked_by_now(self) -> None:
+        """A head's entries were copied; once all are, let go of the own tensors."""
+        if all(head.stack is not None for head in self._stacked):
+            self.key, self.value, self.tail = self.key[:0].clone(), self.value[:0].clone(), None
 
     @property
     def heads(self) -> int:
@@ -74,10 +116,13 @@ class RaggedLayer(LayerKV):
     @property
     def taken(self) -> int:
         """Tokens whose entries are in the store; less than ``seen`` while several new ones are taken one by one."""
+        if self._stacked[0].stack is not None:
+            return self.seen
         return self._tail_start + (0 if self.tail is None else self.tail.length)
 
     def append(self, key: Tensor, value: Tensor) -> None:
         assert self._pending is None, "attend must follow append"
+        self._leave_stack()
         self._pending = (key, value)
         self.seen += key.shape[1]
 
@@ -132,6 +177,7 @@ class RaggedLayer(LayerKV):
 
     def head(self, head: int) -> tuple[Tensor, Tensor]:
         """Keys and values ``[n_h, d]`` of one head, in the order of `head_positions`; a copy once there is a tail."""
+        self._leave_stack()
         rows = self._rows[head]
         if self.tail is None:
             return self.key[rows], self.value[rows]
@@ -143,7 +189,7 @@ class RaggedLayer(LayerKV):
     def head_positions(self, head: int) -> Tensor:
         """Text positions ``[n_h]`` of one head's entries, int64, ascending."""
         kept = self.kept[self._rows[head]]
-        if self.tail is None:
+        if self.taken == self._tail_start:
             return kept
         new = torch.arange(self._tail_start, self.taken, device=kept.device)
         return torch.cat([kept, new])
@@ -163,6 +209,7 @@ class RaggedLayer(LayerKV):
         self.lengths = tuple(int(rows.numel()) for rows in index)
         self._rows = _spans(self.lengths)
         self.tail, self._tail_start = None, taken
+        self._stacked = [_Head(self, head) for head in range(self.heads)]
 
     def positions(self) -> Tensor:
         """As in `LayerKV`: ``[Hk, max_h n_h]``, filled up with -1."""
@@ -170,6 +217,7 @@ class RaggedLayer(LayerKV):
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
 
     def tensors(self) -> Iterator[Tensor]:
+        self._leave_stack()
         yield from (self.key, self.value)
         if self.tail is not None:
             yield from (self.tail.key, self.tail.value)
@@ -178,6 +226,7 @@ class RaggedLayer(LayerKV):
 
     def fork(self) -> RaggedLayer:
         assert self._pending is None, "attend must follow append"
+        self._leave_stack()
         new = RaggedLayer(
             self.key,
             self.value,
@@ -190,6 +239,47 @@ class RaggedLayer(LayerKV):
         if self.tail is not None:
             new.tail = self.tail.fork()
         return new
+
+
+class _Head:
+    """One KV head of a ragged layer, as a row of a stack (`kv.stack.Stackable`). All heads of a layer are in stacks or
+    none is."""
+
+    def __init__(self, layer: RaggedLayer, head: int) -> None:
+        self.layer, self.head, self.seen = layer, head, layer.seen
+        self.stack: stack.DenseStack | None = None
+        self.plan: stack.Plan | None = None
+
+    @property
+    def held(self) -> int:
+        return self.layer.lengths[self.head] + self.layer.taken - self.layer._tail_start
+
+    def may_stack(self, rule: AttentionRule) -> bool:
+        return True  # its layer was asked
+
+    def parts(self) -> tuple[list[Tensor], list[Tensor]]:
+        if self.stack is not None:
+            self.layer._leave_stack()
+        rows, tail = self.layer._rows[self.head], self.layer.tail
+        keys, values = [self.layer.key[None, rows]], [self.layer.value[None, rows]]
+        if tail is not None:
+            keys.append(tail.key[self.head, None])
+            values.append(tail.value[self.head, None])
+        return keys, values
+
+    def stacked_into(self, holder: stack.DenseStack) -> None:
+        self.stack, self.seen = holder, self.layer.seen
+        self.layer._stacked_by_now()
+
+    def given_back(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Its keys and values ``[1, n, d]``: those of the prompt, and those of new tokens; it leaves its stack."""
+        assert self.stack is not None
+        held = self.stack.give_back(self, self.layer.lengths[self.head])
+        self.stack = self.plan = None
+        return held
+
+    def attend_alone(self, query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
+        raise AssertionError("a head is computed with its layer")
 
 
 def _spans(lengths: Sequence[int]) -> list[slice]:

@@ -11,10 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lcbench.models.linear import product
 from lcbench.models.rule import AttentionRule
 
 ELEMENTS = 2**24  # weights of a block: 64 MiB
-_ROWS = 512  # most query rows of a block
+_ROWS = 256  # most query rows of a block: a block of a few thousand keys stays in a processor's cache
 
 
 class Block(NamedTuple):
@@ -46,13 +47,13 @@ def weight_blocks(query: Tensor, key: Tensor, rule: AttentionRule) -> Iterator[B
     step = max(1, min(_ROWS, ELEMENTS // (g * n)))
     for kv in range(kv_heads):
         group = slice(kv * g, kv * g + g)
-        columns = key[kv].float().t()
+        keys = key[kv].float().contiguous()
         for start in range(0, q, step):
             stop = min(start + step, q)
             first, last = n - q + start, n - q + stop  # positions of the block's rows
             low = 0 if window is None else max(0, first - window + 1)
             asked = query[group, start:stop].float()
-            logits = torch.matmul(asked * rule.scaling, columns[:, low:last])
+            logits = product(asked * rule.scaling, keys[low:last])
             row = torch.arange(first, last, device=key.device)[:, None]
             if rule.distances is not None:
                 logits = _with_far(logits, asked, key[kv, low:last], rule, row[:, 0], low)

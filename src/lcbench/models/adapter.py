@@ -23,7 +23,7 @@ from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 
 from lcbench.errors import ModelError
-from lcbench.models import head, native
+from lcbench.models import head, linear, native
 from lcbench.models.rope_length import forget_longer_texts, rows_of_one_length
 from lcbench.models.rule import AttentionRule
 
@@ -394,17 +394,17 @@ def check_supported(model: Any) -> None:
 
 def install(model: Any) -> None:
     """Route the attention of ``model`` through ours, for good; a model that runs on its own cache keeps its own. Either
-    chooses in fp32 where it is a 16-bit model (`models.head`).
+    chooses in fp32 where it is a 16-bit model (`models.head`) and multiplies by oneDNN on an x86 CPU (`models.linear`).
 
     Raises:
         ModelError: as `check_supported`.
     """
     if native.family_of(model) is not None:
-        head.sharpen(model)
+        _products(model)
         native.install(model)
         return
     check_supported(model)
-    head.sharpen(model)
+    _products(model)
     if model.config.model_type == "falcon":
         model.config._attn_implementation = ATTENTION_NAME  # no mask is built for it
         for module in model.modules():
@@ -412,6 +412,11 @@ def install(model: Any) -> None:
                 module.forward = MethodType(_falcon_attention, module)
     else:
         model.set_attn_implementation(ATTENTION_NAME)
+
+
+def _products(model: Any) -> None:
+    head.sharpen(model)
+    linear.by_onednn(model)
 
 
 def _falcon_attention(

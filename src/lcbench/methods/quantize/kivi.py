@@ -192,7 +192,15 @@ class KiviLayer(LayerKV):
         housed = cast(Sequence[KiviLayer], stores)
         if rows.serves(housed, query, rule):
             return rows.attend(housed, query, key, value, rule)
-        return super().attend_rows(stores, query, key, value, rule)
+        if query.shape[2] > 1:
+            return super().attend_rows(stores, query, key, value, rule)
+        outputs = []
+        for row, store in enumerate(housed):
+            store._at_home()
+            store.seen += 1
+            outputs.append(store._attend_newest(query[row], key[row], value[row], store.seen, rule))
+        _settle(housed)
+        return torch.stack(outputs)
 
     def append(self, key: Tensor, value: Tensor) -> None:
         assert self._pending is None, "attend must follow append"
@@ -208,33 +216,25 @@ class KiviLayer(LayerKV):
         outputs = []
         for i in range(q):  # one by one: what a token's step quantizes, the next token sees quantized
             new = slice(i, i + 1)
-            self._exact_keys.append(key[:, new])
-            self._exact_values.append(value[:, new])
-            seen = self.seen - q + i + 1
-            hidden = outside_window(partial(self._places, seen), seen, 1, rule.window)
-            held = self.row()
-            out, _ = attention.over_parts(
-                query[:, new],
-                [held.keys, held.exact_keys],
-                [held.values, held.exact_values],
-                rule,
-                hidden=hidden,
-                positions=partial(self._places, seen),
-                seen=seen,
-            )
-            outputs.append(out)
-            self._settle()
+            outputs.append(self._attend_newest(query[:, new], key[:, new], value[:, new], self.seen - q + i + 1, rule))
+            _settle([self])
         return outputs[0] if q == 1 else torch.cat(outputs, dim=1)
 
-    def _settle(self) -> None:
-        """What follows a step: all exact keys are quantized when there are R, the oldest value when there are more."""
-        if len(self._exact_keys) == self.residual:
-            full = self._exact_keys.drop(self.residual)
-            self._keys = self._keys.joined(quantize(full.transpose(1, 2), self.bits, self.group))
-        if len(self._exact_values) > self.residual:
-            oldest = quantize(self._exact_values.drop(1), self.bits, self.group)
-            for buffer, held in zip(self._values, oldest.tensors(), strict=True):
-                buffer.append(held)
+    def _attend_newest(self, query: Tensor, key: Tensor, value: Tensor, seen: int, rule: AttentionRule) -> Tensor:
+        """Take one token and attend; nothing is quantized yet (`_settle`)."""
+        self._exact_keys.append(key)
+        self._exact_values.append(value)
+        held = self.row()
+        out, _ = attention.over_parts(
+            query,
+            [held.keys, held.exact_keys],
+            [held.values, held.exact_values],
+            rule,
+            hidden=outside_window(partial(self._places, seen), seen, 1, rule.window),
+            positions=partial(self._places, seen),
+            seen=seen,
+        )
+        return out
 
     def _places(self, seen: int) -> Tensor:
         device = self._keys.words.device if self.place is None else self.place.arena.device
@@ -263,3 +263,21 @@ class KiviLayer(LayerKV):
         new._kept, new._dropped = self._kept, self._dropped
         new._own(self.row())
         return new
+
+
+def _settle(stores: Sequence[KiviLayer]) -> None:
+    """What follows a step: all exact keys of a store are quantized when there are R, its oldest value when there are
+    more. The oldest values of all stores are quantized together."""
+    aged: dict[tuple[int, int, int, int], list[KiviLayer]] = {}
+    for store in stores:
+        if len(store._exact_keys) == store.residual:
+            full = store._exact_keys.drop(store.residual)
+            store._keys = store._keys.joined(quantize(full.transpose(1, 2), store.bits, store.group))
+        if len(store._exact_values) > store.residual:
+            heads, _, dim = store._exact_values.used.shape
+            aged.setdefault((store.bits, store.group, heads, dim), []).append(store)
+    for (bits, group, _, _), some in aged.items():
+        oldest = quantize(torch.stack([store._exact_values.drop(1) for store in some]), bits, group)
+        for held, each in zip(oldest.tensors(), zip(*(store._values for store in some), strict=True), strict=True):
+            for row, buffer in zip(held, each, strict=True):
+                buffer.append(row)
