@@ -75,6 +75,8 @@ class Inspection:
         kv_bytes: bytes held right after compression, as a run records them. kv_bytes_full: of the uncompressed cache.
         resident_bytes: of the bytes held, those that a step reads.
         pieces: the prompt's text with what was cut, where the method rewrites it.
+        shortened_from: tokens of the prompt given, where the method shortens prompts; 0 for all other methods.
+        uncut: why such a method left the prompt as it was, in a sentence; "" where it did not.
         fed: token ids of the steps after the prompt. logits: fp32 ``[steps][vocab]``, those at each of them.
     """
 
@@ -88,12 +90,19 @@ class Inspection:
     kv_bytes_full: int
     resident_bytes: int
     pieces: Sequence[Piece] = ()
+    shortened_from: int = 0
+    uncut: str = ""
     fed: Sequence[int] = ()
     logits: Sequence[Sequence[float]] | None = None
 
     @property
     def prompt_tokens(self) -> int:
         return len(self.ids)
+
+    @property
+    def given_tokens(self) -> int:
+        """Tokens of the prompt given, before any method shortened it."""
+        return self.shortened_from or self.prompt_tokens
 
     @property
     def stored_heads(self) -> int:
@@ -126,6 +135,8 @@ class Inspection:
         if details:
             data |= {"model": self.model, "method": self.method, "memory": self.memory, "token_ids": list(self.ids)}
             data |= {"resident_bytes": self.resident_bytes, "steps": list(self.fed)}
+            if self.shortened_from:
+                data["prompt_tokens_before"] = self.shortened_from
             if self.pieces:
                 data["text"] = [{"text": piece.text, "kind": piece.kind} for piece in self.pieces]
         return data

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
+from rich.console import Console
 
-from lcbench.cli.progress import JsonLog
+from lcbench.cli.heart import Heart
+from lcbench.cli.progress import JsonLog, Lines
+from lcbench.cli.so_far import SoFar
 from lcbench.cli.time_left import Piece, TimeLeft
 from lcbench.engine.answer import Event
 
@@ -153,9 +160,32 @@ def test_several_workers_are_told_by_what_is_done() -> None:
     for _ in range(2):
         left.answered("a", 10)
     left.group_ended(1, 10.0)
-    assert left.left(10.0) == pytest.approx(30.0)
+    assert left.left(10.0) == pytest.approx(10.0)  # the other worker's group is as good as done
     left.group_ended(2, 10.0)
     assert left.left(12.0) == pytest.approx(8.0)
+
+
+@pytest.mark.parametrize("workers", [2, 3, 4])
+@pytest.mark.parametrize("uneven", [0.0, 0.3])
+def test_several_workers_tell_it_true_from_the_first_group_on(workers: int, uneven: float) -> None:
+    """Workers that each take the next group: groups end in order, as the writer tells them."""
+    pieces = [Piece("a", 100 * (1 + uneven * (i % 3)), 4, 10) for i in range(24)]
+    free, ends = [0.0] * workers, []
+    for piece in pieces:
+        at = min(range(workers), key=free.__getitem__)
+        free[at] += piece.reading / 10 + 20
+        ends.append(free[at])
+    told_at = [max(ends[: i + 1]) for i in range(len(ends))]
+    left = TimeLeft(pieces, workers)
+    left.reads(100, 0.0)
+    for number, at in enumerate(told_at):
+        for _ in range(4):
+            left.answered("a", 10)
+        left.group_ended(number + 1, at)
+        said, real = left.left(at), max(ends) - at
+        if real > 0.15 * max(ends):
+            assert said is not None
+            assert real / 1.6 <= said <= 1.6 * real, (number, said, real)
 
 
 # -- as the log tells it ---------------------------------------------------------------------------------------------
@@ -176,6 +206,74 @@ def test_the_log_tells_running_out_of_memory_and_the_time_left(monkeypatch: pyte
     told = [json.loads(line) for line in lines]
     assert [one["event"] for one in told] == ["prefill", "oom", "decode", "group"]
     assert (told[1]["task"], told[1]["then"]) == ("a", "halved")
-    assert "seconds_left" not in told[0]
-    assert told[2]["seconds_left"] == 2 * 10 * 0.8 + 10 + 2 * 10 * 0.8
+    assert not {"seconds_left", "seconds_left_guess"} & set(told[0])
+    assert told[2]["seconds_left_guess"] == 2 * 10 * 0.8 + 10 + 2 * 10 * 0.8  # no answer was timed yet
+    assert "seconds_left" not in told[2]
     assert told[3]["seconds_left"] == 10 + 2 * 10 * 0.8  # nothing was written: an answer token is still taken for eight
+
+
+def test_the_log_says_that_it_is_alive_while_nothing_happens(monkeypatch: pytest.MonkeyPatch, made_up: None) -> None:
+    monkeypatch.setattr("lcbench.cli.progress._BEAT_EVERY", 0.05)
+    lines: list[str] = []
+    log = JsonLog(write=lines.append)
+    log.begin(Made(), Path("r"))  # type: ignore[arg-type]
+    log.on_event(Event("prefill", "a", "", 1, 1))
+    log.on_event(Event("decode", "a", "2 answers", 1, 1))
+    wait_for(lambda: sum("heartbeat" in line for line in lines) >= 2)
+    log.end()
+    count = len(lines)
+    time.sleep(0.15)
+    assert len(lines) == count  # none after the end
+    beats = [one for one in map(json.loads, lines) if one["event"] == "heartbeat"]
+    assert all((b["samples_done"], b["samples"], b["doing"], b["task"]) == (0, 4, "decode", "a") for b in beats)
+    assert all(b["seconds"] >= 0 and "seconds_left_guess" in b for b in beats)
+
+
+def test_plain_lines_say_it_too_and_nothing_is_animated(monkeypatch: pytest.MonkeyPatch, made_up: None) -> None:
+    monkeypatch.setattr("lcbench.cli.progress._LINE_EVERY", 0.05)
+    out = io.StringIO()
+    lines = Lines(Console(file=out, force_terminal=False, highlight=False, soft_wrap=True))
+    lines.begin(Made(), Path("r"))  # type: ignore[arg-type]
+    wait_for(lambda: "0 of 4 samples" in out.getvalue())
+    lines.end()
+    assert "\x1b" not in out.getvalue()
+    assert "\r" not in out.getvalue()
+
+
+def test_a_log_that_cannot_be_written_ends_the_heart_alone() -> None:
+    heart = Heart(beat=lambda: (_ for _ in ()).throw(BrokenPipeError()), every=0.01)  # type: ignore[arg-type]
+    heart.start()
+    thread = heart._thread
+    assert thread is not None
+    thread.join(5)
+    assert not thread.is_alive()
+    heart.stop()
+
+
+def wait_for(true: Callable[[], bool], seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+class Made:
+    """As much of a running run as is told about."""
+
+    remaining_cost, at_once, todo = (1.0, 4), 1, [None, None]
+
+    class session:
+        class spec:
+            class model:
+                name = "m"
+
+    class run:
+        methods: ClassVar = {"full": None}
+        tasks: ClassVar = {"a": None}
+
+
+@pytest.fixture
+def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = [Piece("a", 100, 2, 10)] * 2, {("a", 1): 100.0}
+    monkeypatch.setattr("lcbench.cli.progress.pieces_of", lambda running: pieces)
+    monkeypatch.setattr("lcbench.cli.progress.SoFar.of", lambda run: SoFar([], []))

@@ -374,6 +374,24 @@ def test_a_method_that_rewrites_the_prompt_shows_what_it_cut(
     refused(cli("inspect", "--model", whole, "--token-ids", "ids.json"), "rewrites the text of a prompt")
 
 
+def test_prompts_that_a_method_shortens_are_counted_as_given(cli: Cli, whole: Path) -> None:
+    Path("prompt.txt").write_text("A very long story of a king and a queen.")
+    given = 1 + len("A very long story of a king and a queen.")  # BOS; a byte a token
+    model = ("--model", whole, "--prompt", "prompt.txt")
+    done = cli("inspect", *model, "--method", "gemfilter@budget=12,layer=1")
+    words = " ".join(done.out.split())
+    assert f"12.0 of {given} tokens kept" in words
+    assert f"({100 * 12 / given:.1f} %); the prompt was shortened to 12 tokens" in words
+    assert "cut nothing" not in done.out
+    data = json.loads(cli("inspect", *model, "--method", "gemfilter@budget=12,layer=1", "--json", "--details").out)
+    assert (data["prompt_tokens"], data["prompt_tokens_before"]) == (12, given)
+    assert data["kv_bytes_full"] * 12 == data["kv_bytes"] * given  # bytes are against the prompt given, too
+    kept = cli("inspect", *model, "--method", "gemfilter@layer=1")
+    words = " ".join(kept.out.split())
+    assert f"cut nothing: the prompt's {given} tokens are within its budget (budget=1024)" in words
+    assert f"{given}.0 of {given} tokens kept" in words
+
+
 @pytest.mark.parametrize(("content", "said"), [(b"\xff\xfe", "not UTF-8"), (b"x" * 5000, "5,001 tokens")])
 def test_bad_prompts(cli: Cli, whole: Path, content: bytes, said: str) -> None:
     Path("prompt.txt").write_bytes(content)

@@ -65,8 +65,23 @@ def test_what_was_cut_and_added() -> None:
 @given(st.text("ab .\n", max_size=60), st.text("ab .\n", max_size=60))
 def test_pieces_give_both_texts_back(before: str, after: str) -> None:
     pieces = pieces_of(before, after)
-    assert "".join(piece.text for piece in pieces if piece.kind != "added") == before
+    old = "".join(piece.text for piece in pieces if piece.kind != "added")
+    assert "".join(old.split()) == "".join(before.split())
     assert "".join(piece.text for piece in pieces if piece.kind != "cut") == after
+    assert all(piece.text.strip() for piece in pieces if piece.kind != "kept")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("The statement ***\nends here.", "The statement *** ends here."),
+        ("one  two\n\nthree. Four", "one two three. Four"),
+        ("a b", "ab"),
+        ("end ", "end"),
+    ],
+)
+def test_white_space_alone_is_no_change(before: str, after: str) -> None:
+    assert pieces_of(before, after) == [Piece(after, "kept")]
 
 
 @pytest.mark.parametrize("words", [20_000])

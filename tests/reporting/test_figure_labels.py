@@ -129,18 +129,138 @@ def test_the_key_of_accuracy_against_bytes_names_what_is_drawn() -> None:
 def test_markers_at_one_place_can_all_be_seen() -> None:
     same = [pareto.MethodPoint(name, 1e6, 40.0) for name in ("a", "b")] + [pareto.MethodPoint("full", 4e6, 90.0)]
     figure = pareto.draw(same, title="t", full_bytes=None, score_label="s")
-    sizes = [line.get_markersize() for line in figure.axes[0].lines if line.get_marker() in ("o", "s")]
+    ax = figure.axes[0]
+    at = [line for line in ax.lines if line.get_marker() in ("o", "s") and line.get_transform() is ax.transData]
+    sizes = [line.get_markersize() for line in at]
     assert len(sizes) == 2
     assert sizes[1] < 0.8 * sizes[0]
 
 
-def test_speeds_of_many_methods_get_numbers_and_a_key() -> None:
-    made = [efficiency.SpeedPoint(f"m{i}", 1024, 1, 1e9 + 1e8 * i, 50.0 + i) for i in range(16)]
+def speeds(methods: int, spread: float, batches: tuple[int, ...] = (1,)) -> list[efficiency.SpeedPoint]:
+    return [
+        efficiency.SpeedPoint(
+            f"m{i}", n, b, 1e9 * (1 + spread * n / 2048 * b), 50.0 * b + i, 1e9 * spread * n / 2048 * b
+        )
+        for i in range(methods)
+        for n in (1024, 2048)
+        for b in batches
+    ]
+
+
+@pytest.mark.parametrize(
+    "made", [speeds(20, 0.5), speeds(3, 0.004), speeds(4, 0.5, (1, 4))], ids=["many", "narrow", "batches"]
+)
+def test_speeds_of_many_and_of_heavy_weights_have_a_row_a_method(made: list[efficiency.SpeedPoint]) -> None:
     figure = efficiency.draw(made, title="t", bandwidth=1e12)
+    sizes, rates = figure.axes
+    methods = list(dict.fromkeys(p.method for p in made))
+    assert [label.get_text() for label in sizes.get_yticklabels()] == methods
+    figure.draw_without_rendering()
+    assert apart([label.get_window_extent() for label in sizes.get_yticklabels()])
+    assert sizes.get_xlim()[0] == 0  # bars that begin at 0: caches look as small as they are
+    drawn = [line.get_xdata()[0] for line in rates.lines if line.get_marker() == "o"]
+    assert sorted(drawn) == pytest.approx(sorted(p.steps_per_second for p in made))
+    ticks = [line.get_xdata()[0] for line in rates.lines if line.get_marker() == "|"]
+    assert sorted(ticks) == pytest.approx(sorted(1e12 / p.bytes_per_step for p in made))
+    rows = [line.get_ydata()[0] for line in rates.lines if line.get_marker() == "o"]
+    assert len(set(rows)) == len(made)  # no point covers another
+    settings = {(p.prompt_tokens, p.batch) for p in made}
+    assert len(figure.legends[0].get_texts()) == len(settings)
+    if max(p.bytes_per_step for p in made) < 1.01e9:
+        assert "nearly all weights; caches at most 0.4 %" in texts_of(figure)
+
+
+def test_few_speeds_are_drawn_over_their_bytes() -> None:
+    figure = efficiency.draw(speeds(3, 0.5), title="t", bandwidth=1e12)
+    (ax,) = figure.axes
+    assert not figure.legends
+    assert {"m0, 2,048 tokens", "m1, 2,048 tokens", "m2, 2,048 tokens"} <= set(texts_of(figure))
+    figure.draw_without_rendering()
+    (limit,) = [text for text in ax.texts if "the limit" in text.get_text()]
+    box = limit.get_window_extent()
+    black = max(ax.lines, key=lambda line: line.get_linewidth())
+    (x0, y0), (x1, y1) = ax.transData.transform(black.get_xydata())
+    under = y0 + (y1 - y0) * (box.x0 - x0) / (x1 - x0)
+    assert box.y0 > under + black.get_linewidth() / 2 * figure.dpi / 72  # the label does not cover the line
+
+
+def crowd(seed: int, count: int) -> list[pareto.MethodPoint]:
+    import random
+
+    draw = random.Random(seed)
+    share, score = (0.1, 0.25, 0.25, 0.25, 0.26, 0.3, 0.5, 0.6), (0.0, 33.3, 50.0, 66.7, 83.3, 100.0)
+    return [
+        pareto.MethodPoint(f"amethod{i}@budget=0.25", 18e6 * draw.choice(share), draw.choice(score))
+        for i in range(count)
+    ]
+
+
+CROWDS = {
+    "random-1": crowd(1, 20),
+    "random-2": crowd(2, 20),
+    "random-3": crowd(3, 20),
+    "all-100": [pareto.MethodPoint(f"amethod{i}@budget=0.25", 18e6 * (1 - 0.03 * i), 100.0) for i in range(20)],
+    "column": [pareto.MethodPoint(f"amethod{i}@budget=0.25", 4e6 * (1 + i / 1000), 5.0 * i) for i in range(20)],
+    "slope": [pareto.MethodPoint(f"amethod{i}@budget=0.25", 4e6 * (1 + i / 20), 40 + i) for i in range(20)],
+    "one-place": [pareto.MethodPoint(f"amethod{i}@budget=0.25", 4e6, 0.0) for i in range(20)],
+}
+
+
+@pytest.mark.parametrize("name", CROWDS)
+def test_twenty_methods_are_named_where_they_stand(name: str) -> None:
+    import numpy as np
+
+    points = CROWDS[name]
+    figure = pareto.draw(points, title="t", full_bytes=18e6, score_label="score")
+    assert not figure.legends
+    figure.draw_without_rendering()
+    (ax,) = figure.axes
+    notes = [text for text in ax.texts if text.get_text().startswith("amethod")]
+    assert {note.get_text() for note in notes} == {point.method for point in points}
+    found = [note.get_window_extent().padded(-1.5) for note in notes]  # without the paper behind the letters
+    assert apart(found)
+    for note, box in zip(notes, found, strict=True):
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.x1
+        for point in points:
+            at = ax.transData.transform((point.kv_bytes, point.score))
+            assert np.hypot(at[0] - np.clip(at[0], box.x0, box.x1), at[1] - np.clip(at[1], box.y0, box.y1)) > 4.5, (
+                f"{note.get_text()} covers the marker of {point.method}"
+            )
+    for leader in (text for text in ax.texts if text.arrow_patch is not None):
+        ends = leader.arrow_patch.get_path().vertices
+        along = ax.transData.inverted().transform(ends) if leader.arrow_patch.get_transform() is ax.transData else ends
+        for x, y in np.linspace(along[0], along[-1], 80)[4:-4]:
+            assert not any(box.x0 < x < box.x1 and box.y0 < y < box.y1 for box in found)
+
+
+def test_more_methods_than_there_is_room_for_get_numbers_that_touch_no_marker() -> None:
+    dense = [(4e6 * 1.07 ** (i % 8), 50.0 + 4 * (i // 8)) for i in range(40)]
+    ends = [pareto.MethodPoint("small", 1e6, 0.0), pareto.MethodPoint("full", 18e6, 100.0)]
+    points = [pareto.MethodPoint(f"a-rather-long-method{i}@budget=0.25", *at) for i, at in enumerate(dense)] + ends
+    figure = pareto.draw(points, title="t", full_bytes=18e6, score_label="score")
     (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()][:2] == ["1  m0, 1,024 tokens", "2  m1, 1,024 tokens"]
-    assert {str(n) for n in range(1, 17)} <= set(texts_of(figure))
-    assert not efficiency.draw(made[:7], title="t").legends
+    assert [text.get_text().split()[0] for text in legend.get_texts()] == [str(i + 1) for i in range(42)]
+    figure.draw_without_rendering()
+    (ax,) = figure.axes
+    notes = [t for t in ax.texts if t.get_text() and set(t.get_text()) <= set("0123456789, ")]
+    assert {n for note in notes for n in note.get_text().split(", ")} == {str(i + 1) for i in range(42)}
+    for note in notes:
+        box = note.get_window_extent().padded(-1.5)
+        for point in points:
+            x, y = ax.transData.transform((point.kv_bytes, point.score))
+            assert not (box.x0 - 3 < x < box.x1 + 3 and box.y0 - 3 < y < box.y1 + 3)
+
+
+def test_bands_of_several_curves_are_hatched_apart() -> None:
+    rows = (("a", 50.0), ("b", 40.0), ("c", 30.0))
+    made = [lengths.LengthCurve(n, ("1", "2"), (s, s), (s - 20, s - 20), (s + 20, s + 20)) for n, s in rows]
+    bands = lengths.draw(made, title="t", x_label="x").axes[0].collections
+    assert len({band.get_hatch() for band in bands}) == 3
+    assert all(band.get_facecolor().size == 0 or band.get_facecolor()[0][3] == 0 for band in bands)  # no tints to mix
+    assert len({tuple(band.get_edgecolor()[0][:3]) for band in bands}) == 3
+    (alone,) = lengths.draw(made[:1], title="t", x_label="x").axes[0].collections
+    assert alone.get_hatch() is None
 
 
 # -- from runs -------------------------------------------------------------------------------------------------------

@@ -76,24 +76,13 @@ def test_labels_of_points_do_not_cover_each_other(count: int) -> None:
     assert len(labels) == count
     boxes = [label.get_window_extent() for label in labels]
     for a, b in itertools.combinations(boxes, 2):
-        wide = min(a.x1, b.x1) - max(a.x0, b.x0)
-        high = min(a.y1, b.y1) - max(a.y0, b.y0)
-        # The extent of an annotation includes its leader line, so only the middle of the text counts here.
-        assert wide <= 0 or high <= 0.6 * min(a.height, b.height)
-
-
-def test_many_methods_get_numbers_and_a_key() -> None:
-    figure = pareto.draw(points(31), title="t", full_bytes=None, score_label="score")
-    texts = texts_of(figure)
-    assert {str(n) for n in range(1, 32)} <= set(texts)
-    (legend,) = figure.legends
-    assert len(legend.get_texts()) == 31
+        assert min(a.x1, b.x1) <= max(a.x0, b.x0) or min(a.y1, b.y1) <= max(a.y0, b.y0) + 3  # its paper may touch
 
 
 def test_an_axis_that_does_not_begin_at_0_says_so() -> None:
     close = [pareto.MethodPoint("full", MIB, 45.0), pareto.MethodPoint("kivi", MIB / 4, 43.0)]
     wide = [pareto.MethodPoint("full", MIB, 45.0), pareto.MethodPoint("kivi", MIB / 4, 3.0)]
-    assert "axis begins at 42" in pareto.draw(close, title="t", full_bytes=MIB, score_label="s").axes[0].get_ylabel()
+    assert "axis begins at 38" in pareto.draw(close, title="t", full_bytes=MIB, score_label="s").axes[0].get_ylabel()
     ax = pareto.draw(wide, title="t", full_bytes=MIB, score_label="s").axes[0]
     assert ax.get_ylabel() == "s"
     assert ax.get_ylim()[0] <= 0
@@ -220,7 +209,7 @@ def test_a_run_gives_every_figure_it_has_data_for(tmp_path: Path) -> None:
         "efficiency",
     ]
     assert missing == []
-    assert any("4 GB/s, measured: the limit" in text for text in texts_of(drawn[-1].figure))
+    assert any("the limit, 4 GB/s measured" in text for text in texts_of(drawn[-1].figure))
     passkey_map = next(one for one in drawn if one.name == "passkey")
     assert passkey_map.alt.endswith("Found in all: full 100 %, kivi 50 %.")
     written = write_figures(drawn[:1], tmp_path / "new" / "figures")

@@ -147,6 +147,38 @@ def test_errors_merges_fetches_and_cuts_are_told() -> None:
     assert data["text"][1] == {"text": "gone", "kind": "cut"}
 
 
+def test_a_shortened_prompt_is_counted_against_the_one_given() -> None:
+    pieces = [Piece("abc", "kept"), Piece("gone", "cut"), Piece("def", "kept")]
+    found = inspection(list("abcdef"), method="llmlingua2", shortened_from=10, pieces=pieces)
+    text = printed(found).replace("\n", " ")
+    assert "2.0 of 10 tokens kept" in text
+    assert "(20.0 %); the prompt was shortened to 6 tokens" in text
+    assert "The shortened prompt; ⟦…⟧" in text
+    assert re.search(r"30.0 %\s+600 B", text)
+    page = "".join(Parsed(page_of(found)).words)
+    assert "2.0 of 10 tokens kept" in page
+    assert "The shortened prompt" in page
+    assert json.loads(re.search(r'id="data">(.*?)</script>', page_of(found), re.S).group(1))["given"] == 10  # type: ignore[union-attr]
+    assert found.to_json(details=True)["prompt_tokens_before"] == 10
+    assert found.to_json()["prompt_tokens"] == 6
+    assert "prompt_tokens_before" not in inspection(None).to_json(details=True)
+
+
+def test_a_prompt_that_was_not_cut_says_so() -> None:
+    said = "gemfilter cut nothing: the prompt's 6 tokens are within its budget (budget=1024)."
+    found = inspection(
+        list("abcdef"), method="gemfilter", shortened_from=6, uncut=said, pieces=[Piece("abcdef", "kept")]
+    )
+    text = " ".join(printed(found).split())
+    assert said in text
+    assert "of 6 tokens kept" in text
+    assert "shortened" not in text
+    assert "rewrote" not in text
+    page = page_of(found)
+    assert said.replace("'", "&#39;") in page
+    assert "rewrote" not in page
+
+
 def test_levels_are_none_some_and_all() -> None:
     assert [level(count, 90) for count in (0, 1, 45, 89, 90)] == [0, 1, 4, 7, 8]
     assert [level(count, 1) for count in (0, 1)] == [0, 8]

@@ -49,6 +49,7 @@ def test_equal_printed_scores_share_a_rank() -> None:
     assert [ranks(report).get((line, c)) for c in report.columns] == ["best", "best", "second", "second", None]
     assert ranks(table({"qasper": [50.0]})) == {}
     assert ranks(table({"qasper": [50.0, None]})) == {}
+    assert ranks(table({"qasper": [0.0, 0.0, 0.001]})) == {}  # a tie of all: none is best
 
 
 def test_each_model_has_its_own_best() -> None:
@@ -94,11 +95,73 @@ def test_models_missing_cells_and_simulated_memory_are_marked() -> None:
     assert "only count as dropped" in marked
 
 
-def test_wide_tables_are_scaled_and_their_headings_stand() -> None:
-    text = latex.render(made_report(2, tasks=9))
-    assert "\\usepackage{booktabs,graphicx}" in text
-    assert "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%" in text
-    assert "\\rotatebox{90}{task\\_0}" in text
+def tabulars(text: str) -> list[list[list[str]]]:
+    """Rows of cells of every tabular, without rules."""
+    found = []
+    for body in re.findall(r"\\begin\{tabular\}\{[lr]+\}\n(.*?)\n\\end\{tabular\}", text, re.S):
+        rows = [line for line in body.split("\n") if line.endswith(r"\\")]
+        found.append([row.removesuffix(r" \\").split(" & ") for row in rows])
+    return found
+
+
+def merged_variants() -> Report:
+    """Three variants of a task at eight lengths, twenty methods with long names."""
+    names = [f"passkey@depths={d}" for d in (3, 5, 11)]
+    lines = [Line(n, "passkey") for n in names]
+    lines += [Line(n, "passkey", kind="length", length=str(256 * 2**k)) for n in names for k in range(8)]
+    columns = [Column("demo", f"snapkv@budget=0.{i:02d},window=16,kernel=5,pooling=max") for i in range(20)]
+    cells = {
+        (line, column): Cell(10.0 * (i % 10) + j, n=5, kv_bytes=2**20, kv_bytes_full=2**22)
+        for i, line in enumerate(lines)
+        for j, column in enumerate(columns)
+    }
+    return Report(tuple(lines), tuple(columns), cells)
+
+
+def test_wide_tables_go_on_below_and_are_never_shrunk() -> None:
+    report = merged_variants()
+    text = latex.render(report)
+    assert "resizebox" not in text
+    assert set(re.findall(r"\\(tiny|scriptsize|footnotesize|small)\b", text)) == {"footnotesize"}
+    parts = tabulars(text)
+    heads = [head for part in parts for head in part[0]]
+    assert heads.count("Method") == len(parts) > 2
+    turned = [head for head in heads if head != "Method"]
+    assert turned == [f"\\rotatebox{{90}}{{{name}}}" for name in expected_heads(report)]
+    widths = [len(part[0]) for part in parts]
+    assert max(widths) - min(widths) <= 2  # about as many columns in each
+    assert parts[-1][0][-2:] == ["\\rotatebox{90}{KV cache}", "\\rotatebox{90}{Ratio}"]
+    for part in parts:
+        assert len(part) == 1 + 20
+        assert all(len(row) == len(part[0]) for row in part)
+    labels = re.findall(r"\\label\{([^}]*)\}", text)
+    assert labels == ["tab:lcbench"]
+    assert text.count("Continued.") == text.count("\\begin{table}") - 1
+
+
+def expected_heads(report: Report) -> list[str]:
+    return [f"{line.name} {line.length}".strip() for line in report.lines] + ["KV cache", "Ratio"]
+
+
+def test_tables_longer_than_a_page_go_on() -> None:
+    models = tuple(f"model{i}" for i in range(6))
+    report = table({"qasper": [float(i) for i in range(15)]}, models)
+    text = latex.render(report)
+    assert text.count("\\begin{table}") == 3
+    assert [len(part) <= 46 for part in tabulars(text)] == [True] * 3
+    for model in models:
+        assert f"\\textit{{{model}}}" in text
+    names = [row[0] for part in tabulars(text) for row in part if row[0].startswith("m") and len(row) > 1]
+    assert names == [f"m{i}" for i in range(15)] * 6
+    second = tabulars(text)[1]
+    assert "model2" in second[1][0]  # the model that goes on is named again
+
+
+def test_a_tie_of_all_methods_is_not_bold() -> None:
+    text = latex.render(table({"qasper": [0.0, 0.0, 0.0], "lcc": [1.0, 1.0, 0.5]}))
+    rows = tabulars(text)[0][1:]
+    assert [row[1] for row in rows] == ["0.00"] * 3
+    assert [row[2] for row in rows] == ["\\textbf{1.00}", "\\textbf{1.00}", "\\underline{0.50}"]
 
 
 def test_hostile_names_are_printed_as_they_are() -> None:
@@ -113,12 +176,14 @@ def test_hostile_names_are_printed_as_they_are() -> None:
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX here")
 def test_it_compiles(tmp_path: Path) -> None:
-    tables = [latex.render(report, latex.EXTRAS) for report in (hostile_report(), made_report(3, tasks=9))]
+    reports = (hostile_report(), made_report(3, tasks=9), merged_variants())
+    tables = [latex.render(report, latex.EXTRAS) for report in reports]
     source = "\\documentclass{article}\\usepackage{booktabs,graphicx}\\begin{document}" + "\n".join(tables)
     (tmp_path / "x.tex").write_text(source + "\\end{document}", encoding="utf-8")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "x.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in done.stdout
 
 
 def run_with_everything(path: Path) -> Report:
@@ -135,7 +200,7 @@ def run_with_everything(path: Path) -> Report:
 
 def test_longscores_and_speeds_are_tables_of_their_own(tmp_path: Path) -> None:
     text = latex.render(run_with_everything(tmp_path / "r"))
-    assert "graphicx" in text.split("\n")[0]
+    assert text.split("\n")[0] == "% \\usepackage{booktabs}"
     assert text.count("\\begin{table}") == text.count("\\end{table}") >= 4
     assert "Two rankings" in text
     assert "\\caption{Speed and memory, each method alone.}" in text

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
@@ -16,6 +17,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from lcbench.cli.heart import Heart
 from lcbench.cli.plan_view import duration
 from lcbench.cli.so_far import SoFar
 from lcbench.cli.time_left import TimeLeft, pieces_of
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 LOGS = ("text", "json")
 _LINE_EVERY = 60.0  # seconds between two lines of a long run where nothing can be animated
+_BEAT_EVERY = 30.0  # seconds after which the JSON log says that the run is alive
 _MOST_BARS = 6  # tasks with a bar of their own
 _SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "LCBENCH_API_KEY", "LCBENCH_JUDGE_KEY", "OPENAI_API_KEY")
 
@@ -78,9 +81,13 @@ class Watcher:
 
 
 class _Counting(Watcher):
-    """Keeps scores and the time left."""
+    """Keeps scores and the time left. Threads that ask for either hold ``lock``."""
 
     tables = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = RLock()
 
     def begin(self, running: Running | RemoteRunning, path: Path) -> None:
         _, self.samples = running.remaining_cost
@@ -106,28 +113,40 @@ class _Counting(Watcher):
 
     def left(self) -> str:
         """The time left in words."""
-        seconds = self.time_left.left(time.monotonic())
+        with self.lock:
+            seconds, guess = self.time_left.left(time.monotonic()), self.time_left.is_guess
         if seconds is None:
             return "estimating the time left"
+        if guess:
+            return f"perhaps {duration(seconds)} left (a guess until a group is done)"
         return f"about {duration(seconds)} left" if seconds >= 1 else "nearly done"
 
 
 class Lines(_Counting):
-    """One line when a task begins, and one a minute; for files and pipes."""
+    """One line when a task begins, and one a minute, also while one long group is answered; for files and pipes."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
         self._console = console
+        self._heart: Heart | None = None
 
     def say(self, text: str) -> None:
-        self._console.print(escape(text))
+        with self.lock:
+            self._console.print(escape(text))
 
     def begin(self, running: Running | RemoteRunning, path: Path) -> None:
         super().begin(running, path)
         self._seen: set[str] = set()
         self._told = time.monotonic()
+        if self.samples:
+            self._heart = Heart(self._progress, _LINE_EVERY)
+            self._heart.start()
 
     def on_event(self, event: Event) -> None:
+        with self.lock:
+            self._take(event)
+
+    def _take(self, event: Event) -> None:
         super().on_event(event)
         if event.task and event.task not in self._seen and event.total:
             self._seen.add(event.task)
@@ -136,8 +155,19 @@ class Lines(_Counting):
             self.say(f"{event.task}: a batch ran out of memory ({event.error})")
         going_on = event.kind != "sample" and 0 < self.finished < self.samples
         if going_on and time.monotonic() - self._told >= _LINE_EVERY:
+            self._progress()
+
+    def _progress(self) -> None:
+        with self.lock:
             self._told = time.monotonic()
+            if self._heart is not None:
+                self._heart.told()
             self.say(f"{self.finished} of {self.samples} samples, {self.left()}{self._scores()}")
+
+    def end(self) -> None:
+        if self._heart is not None:
+            self._heart.stop()
+            self._heart = None
 
     def _scores(self) -> str:
         assert self.so_far is not None
@@ -198,7 +228,8 @@ class Bars(_Counting):
         return Group(*parts)
 
     def on_event(self, event: Event) -> None:
-        super().on_event(event)
+        with self.lock:
+            super().on_event(event)
         if self._live is None:
             return
         if event.kind == "group":
@@ -239,9 +270,9 @@ class Bars(_Counting):
 class JsonLog(_Counting):
     """One JSON object a line on stderr and nothing else there.
 
-    Every line has ``time`` (UTC, ISO 8601) and ``event``: note, start, prefill, decode, sample, group, oom, done,
-    error. Neither prompts nor answers are in it, and the values of environment variables that hold access tokens are
-    replaced wherever they might occur.
+    Every line has ``time`` (UTC, ISO 8601) and ``event``: note, start, prefill, decode, sample, group, oom, heartbeat,
+    done, error. A heartbeat comes when nothing else came for half a minute. Neither prompts nor answers are in it, and
+    the values of environment variables that hold access tokens are replaced wherever they might occur.
     """
 
     tables = False
@@ -249,8 +280,16 @@ class JsonLog(_Counting):
     def __init__(self, write: Callable[[str], object] | None = None) -> None:
         super().__init__()
         self._write = write or sys.stderr.write
+        self._heart: Heart | None = None
+        self._doing: dict[str, Any] = {}
 
     def _emit(self, event: str, **fields: Any) -> None:
+        with self.lock:
+            self._put(event, **fields)
+        if self._heart is not None:
+            self._heart.told()
+
+    def _put(self, event: str, **fields: Any) -> None:
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         given = {key: value for key, value in fields.items() if value is not None and value != ""}
         line = json.dumps({"time": now, "event": event, **given}, ensure_ascii=True)
@@ -279,9 +318,37 @@ class JsonLog(_Counting):
             samples=self.samples,
             groups=len(running.todo),
         )
+        self._began, self._doing = time.monotonic(), {}
+        if self.samples:
+            self._heart = Heart(self._alive, _BEAT_EVERY)
+            self._heart.start()
+
+    def _alive(self) -> None:
+        with self.lock:
+            seconds = round(time.monotonic() - self._began)
+            done = {"samples_done": self.finished, "samples": self.samples, "seconds": seconds}
+            self._emit("heartbeat", **self._doing, **done, **self._left())
+
+    def _left(self) -> dict[str, int]:
+        """The time left under a name that says whether it was measured."""
+        left = self.time_left.left(time.monotonic())
+        if left is None:
+            return {}
+        return {"seconds_left_guess" if self.time_left.is_guess else "seconds_left": round(left)}
+
+    def end(self) -> None:
+        if self._heart is not None:
+            self._heart.stop()
+            self._heart = None
 
     def on_event(self, event: Event) -> None:
+        with self.lock:
+            self._take(event)
+
+    def _take(self, event: Event) -> None:
         super().on_event(event)
+        if event.kind in ("prefill", "decode"):
+            self._doing = {"doing": event.kind, "task": event.task}
         place: dict[str, Any] = {"task": event.task, "method": event.method}
         if event.total:
             place |= {"index": event.index, "total": event.total}
@@ -300,14 +367,8 @@ class JsonLog(_Counting):
                 error=event.error,
             )
         else:
-            left = self.time_left.left(time.monotonic())
-            self._emit(
-                event.kind,
-                **place,
-                samples_done=self.finished,
-                seconds_left=None if left is None else round(left),
-                then=event.error if event.kind == "oom" else None,
-            )
+            then = event.error if event.kind == "oom" else None
+            self._emit(event.kind, **place, samples_done=self.finished, **self._left(), then=then)
 
     def _so_far(self, event: Event) -> float | None:
         cell = self.so_far.cells.get((event.method, event.task)) if self.so_far else None

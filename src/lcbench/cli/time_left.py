@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class TimeLeft:
         self._reading, self._decoding, self._lengths = _Speed(), _Speed(), _Lengths()
         self._began: float | None = None
         self._settled = 0.0  # when the last group ended
+        self._ends: list[float] = []  # when each did
         self._phase: tuple[str, float, float] | None = None  # kind, begin, work
         self._read = self._decoded_for = self._tokens = 0.0  # of the group that is being answered
         self._made = 0
@@ -121,6 +123,7 @@ class TimeLeft:
             self._decoding.add(self._decoded_for, self._tokens * max(1.0, piece.answers / self._made))
         self._reading.fade()
         self._decoding.fade()
+        self._ends += [now] * (finished - self.finished)
         self.finished, self._settled, self._phase = finished, now, None
         self._read = self._decoded_for = self._tokens = 0.0
         self._made = 0
@@ -146,6 +149,11 @@ class TimeLeft:
         rest = self.pieces[self.finished + 1 :]
         return still + sum(one.reading * each + one.answers * self._lengths.of(one) * answer for one in rest)
 
+    @property
+    def is_guess(self) -> bool:
+        """Whether no answer has been timed yet, so that what one costs and how long it gets are only assumed."""
+        return not self.finished
+
     def _to_read(self, piece: Piece, each: float, now: float) -> float:
         """Seconds of reading that the group still needs."""
         if self._phase is None or self._phase[0] != "read":
@@ -155,12 +163,20 @@ class TimeLeft:
         return later + max(work * each - (now - began), _OVERDUE * (now - began))
 
     def _of_several(self, now: float) -> float | None:
+        """Every worker takes the next group when it ends one, so each group began when the one ``workers`` before it
+        ended. That tells the speed of a worker, and how far the groups are that have not ended."""
         if not self.finished or self._began is None:
             return None
         work = [one.reading + one.answers * self._lengths.of(one) * _ANSWER_TOKEN for one in self.pieces]
-        done, rest = sum(work[: self.finished]), sum(work[self.finished :])
-        rate = (self._settled - self._began) / done if done else 0.0
-        return max(0.0, rate * rest - (now - self._settled))
+        starts = [self._began] * self.workers + self._ends
+        busy = sum(end - start for start, end in zip(starts, self._ends, strict=False))
+        each = busy / sum(work[: self.finished])
+        begun = zip(starts[self.finished :], work[self.finished :], strict=False)
+        free = [max(self._settled, start + each * one) for start, one in begun]  # when the workers will be free
+        heapify(free)
+        for one in work[self.finished + len(free) :]:
+            heappush(free, heappop(free) + each * one)
+        return max(0.0, max(free, default=now) - now)
 
     def _piece(self) -> Piece | None:
         return self.pieces[self.finished] if self.finished < len(self.pieces) else None

@@ -14,7 +14,7 @@ Rank = Literal["best", "second"]
 def ranks(report: Report) -> Mapping[tuple[Line, Column], Rank]:
     """(line, column) to its rank among the methods of the same model; equal printed scores share a rank.
 
-    A line with fewer than two scored methods has no best.
+    A line with fewer than two scored methods has no best, nor has one where all of them tie.
     """
     result: dict[tuple[Line, Column], Rank] = {}
     for line in report.lines:
@@ -27,7 +27,7 @@ def ranks(report: Report) -> Mapping[tuple[Line, Column], Rank]:
                 and cell.score is not None
             }
             distinct = sorted(set(scores.values()), reverse=True)
-            if len(scores) < 2:
+            if len(distinct) < 2:
                 continue
             for column, score in scores.items():
                 if score == distinct[0]:

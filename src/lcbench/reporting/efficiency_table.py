@@ -31,7 +31,7 @@ _COLUMNS: dict[str, Callable[[EfficiencyRow], str]] = {
     "peak": lambda row: bytes_text(row.peak_bytes),
     "fits": lambda row: _DASH if row.fits is None else f"{row.fits:,}",
 }
-_WHICH = ("method", "model", "prompt", "batch")
+WHICH = ("method", "model", "prompt", "batch")
 _SPEED = ("first token", "tokens/s", "of limit", "samples/s")
 _DROPPED_FIRST = ("weights", "activations", "samples/s", "peak", "of limit", "batch")
 
@@ -43,7 +43,7 @@ def render(rows: Sequence[EfficiencyRow], console: Console) -> RenderableType:
     if _fits(rows, names, console):
         tables = [_table(rows, names)]
     else:
-        speed = [name for name in names if name in (*_WHICH, *_SPEED)]
+        speed = [name for name in names if name in (*WHICH, *_SPEED)]
         memory = [name for name in names if name not in _SPEED]
         tables = [_table(rows, _fitting(rows, part, console)) for part in (speed, memory)]
     parts: list[RenderableType] = []

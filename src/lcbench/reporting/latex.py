@@ -1,4 +1,4 @@
-"""The report as a LaTeX table for a paper: booktabs, best bold, second underlined."""
+"""The report as a LaTeX table for a paper: booktabs, best bold, second underlined (`best.ranks`)."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ from collections.abc import Mapping, Sequence
 
 from lcbench.reporting.best import Rank, ranks
 from lcbench.reporting.efficiency import efficiency_notes
-from lcbench.reporting.efficiency_table import cells_of, columns_of
+from lcbench.reporting.efficiency_table import WHICH, cells_of, columns_of
+from lcbench.reporting.latex_layout import EMPTY, Block, Entry, Sheet, lines_of
 from lcbench.reporting.longscore import tables as longscore
 from lcbench.reporting.table import Cell, Column, Line, Report
 from lcbench.reporting.words import bytes_text, clean, explained, ratio_text, score_text, short_names
 
 EXTRAS = ("n", "interval")
 
-_WIDE = 3  # from so many columns of scores on the table is scaled down where it is wider than the text
-_SHRUNK = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
-_UPRIGHT = 8  # from so many on their headings stand upright
+_SMALL = 7.0  # points of \scriptsize in a 10-point document
 _SIGNS = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
@@ -57,44 +56,38 @@ def render(report: Report, extras: Sequence[str] = ()) -> str:
     Args:
         extras: "n" (a row with the number of samples) and "interval" (95 % interval under each score).
 
-    Its first line names the packages it needs. It compiles with pdflatex: letters that no standard font has are written
-    as their code points.
+    What is wider than a page of the standard classes goes on in tabulars below (`latex_layout`). Its first line names
+    the packages it needs. It compiles with pdflatex: letters that no standard font has stand as their code points.
     """
-    lines, wide = list(report.lines), len(report.lines) >= _WIDE
-    more = _more(report)
-    columns = "l" + "r" * (len(lines) + 2)
-    packages = f"% \\usepackage{{booktabs{',graphicx' if wide or more else ''}}}"
-    if not lines:  # a folder of the bench alone
-        return "\n".join([packages, *more]) + "\n"
-    body = [
-        packages,
-        r"\begin{table}[t]",
-        r"\centering",
-        f"\\caption{{{_caption(report, extras)}}}",
-        r"\label{tab:lcbench}",
-        *([_SHRUNK] if wide else []),
-        f"\\begin{{tabular}}{{{columns}}}",
-        r"\toprule",
-        _heading(report, lines),
-        r"\midrule",
-    ]
+    sheets = [_scores(report, extras)] if report.lines else []  # none: a folder of the bench alone
+    comments = []
+    if report.lines:
+        names = short_names(line.name for line in report.lines if line.kind == "task")
+        comments = [f"% {_comment(note)}" for note in (*explained(names), *report.notes)]
+    body = [*(line for sheet in sheets for line in lines_of(sheet)), *comments, *_more(report)]
+    turned = any("\\rotatebox" in line for line in body)
+    return "\n".join([f"% \\usepackage{{booktabs{',graphicx' if turned else ''}}}", *body]) + "\n"
+
+
+def _scores(report: Report, extras: Sequence[str]) -> Sheet:
+    lines = list(report.lines)
+    first = []
     if "n" in extras:
-        counts = [_text(report.samples(line)) for line in lines]
-        body += [_row(["$n$", *counts, "", ""]), r"\midrule"]
+        counts = [_entry(report.samples(line)) for line in lines]
+        first.append((Entry("$n$", "n"), *counts, EMPTY, EMPTY))
     places = ranks(report)
     models = list(dict.fromkeys(column.model for column in report.columns))
-    for number, model in enumerate(models):
-        if number:
-            body.append(r"\midrule")
-        if len(models) > 1:
-            body.append(f"\\multicolumn{{{len(lines) + 3}}}{{l}}{{\\textit{{{_text(model)}}}}} \\\\")
+    blocks = []
+    for model in models:
+        title = f"\\textit{{{_text(model)}}}" if len(models) > 1 else ""
         for column in report.columns:
             if column.model == model:
-                body += _method(report, lines, column, places, "interval" in extras)
-    body += [r"\bottomrule", r"\end{tabular}" + ("}" if wide else ""), r"\end{table}"]
-    names = short_names(line.name for line in lines if line.kind == "task")
-    body += [f"% {_comment(note)}" for note in (*explained(names), *report.notes)]
-    return "\n".join([*body, *more]) + "\n"
+                blocks.append(Block(tuple(_method(report, lines, column, places, "interval" in extras)), title))
+                title = ""
+    heading = (_entry("Method"), *_heading(lines), _entry("KV cache"), _entry("Ratio"))
+    return Sheet(
+        _caption(report, extras), "tab:lcbench", heading, tuple(blocks), first=tuple(first), tail=2, turned=True
+    )
 
 
 def _more(report: Report) -> list[str]:
@@ -103,91 +96,86 @@ def _more(report: Report) -> list[str]:
     view = report.longscore
     if view is not None:
         for number, grid in enumerate([*longscore.grids(view), *longscore.length_grids(view)]):
-            found += _plain(grid.title, [grid.header, *grid.rows], grid.left, f"tab:lcbench-longscore-{number + 1}")
+            found += _plain(
+                grid.title, [grid.header, *grid.rows], grid.left, grid.left, f"tab:lcbench-longscore-{number + 1}"
+            )
         found += [f"% {_comment(note)}" for note in dict.fromkeys([*longscore.notes(view), *longscore.legend(view)])]
     if report.efficiency:
         names = columns_of(report.efficiency)
+        keys = sum(name in WHICH for name in names)
         rows = [names, *(cells_of(row, names) for row in report.efficiency)]
-        found += _plain("Speed and memory, each method alone.", rows, 1, "tab:lcbench-speed")
+        found += _plain("Speed and memory, each method alone.", rows, 1, keys, "tab:lcbench-speed")
         found += [f"% {_comment(note)}" for note in efficiency_notes(report.efficiency)]
     return found
 
 
-def _plain(title: str, rows: Sequence[Sequence[str]], left: int, label: str) -> list[str]:
-    """A table of texts as it is, scaled down where it is wider than the page; the first row is its heading."""
-    head, *body = [_row([_text(cell) for cell in row]) for row in rows]
-    return [
-        r"\begin{table}[t]",
-        r"\centering",
-        f"\\caption{{{_text(title)}}}",
-        f"\\label{{{label}}}",
-        _SHRUNK,
-        f"\\begin{{tabular}}{{{'l' * left + 'r' * (len(rows[0]) - left)}}}",
-        r"\toprule",
-        head,
-        r"\midrule",
-        *body,
-        r"\bottomrule",
-        r"\end{tabular}}",
-        r"\end{table}",
-    ]
+def _plain(title: str, rows: Sequence[Sequence[str]], left: int, keys: int, label: str) -> list[str]:
+    """A table of texts as it is; the first row is its heading, the first ``keys`` columns tell its rows apart."""
+    head, *body = [tuple(_entry(cell) for cell in row) for row in rows]
+    return lines_of(Sheet(_text(title), label, head, tuple(Block((row,)) for row in body), keys, left))
 
 
-def _heading(report: Report, lines: Sequence[Line]) -> str:
+def _entry(text: str) -> Entry:
+    return Entry(_text(text), clean(text))
+
+
+def _heading(lines: Sequence[Line]) -> list[Entry]:
     names = short_names(line.name for line in lines if line.kind == "task")
-    cells = []
+    found = []
     for line in lines:
         name = names.get(line.name, line.name)
-        text = _text(f"{name} {line.length}" if line.kind == "length" else name)
-        text = f"\\textit{{{text}}}" if line.kind == "mean" else text
-        cells.append(f"\\rotatebox{{90}}{{{text}}}" if len(lines) >= _UPRIGHT else text)
-    return _row(["Method", *cells, "KV cache", "Ratio"])
+        plain = f"{name} {line.length}" if line.kind == "length" else name
+        tex = f"\\textit{{{_text(plain)}}}" if line.kind == "mean" else _text(plain)
+        found.append(Entry(tex, clean(plain)))
+    return found
 
 
 def _method(
     report: Report, lines: Sequence[Line], column: Column, places: Mapping[tuple[Line, Column], Rank], interval: bool
-) -> list[str]:
+) -> list[tuple[Entry, ...]]:
     cells = {line: report.cells.get((line, column)) for line in lines}
     whole = [cell for line, cell in cells.items() if line.kind == "task" and cell is not None and cell.kv_bytes]
     size = sum(cell.kv_bytes or 0 for cell in whole) / len(whole) if whole else None
     full = sum(cell.kv_bytes_full or 0 for cell in whole) / len(whole) if whole else None
-    ratio = full / size if full and size else None
+    ratio = ratio_text(full / size if full and size else None)
     star = r"$^{*}$" if any(cell.memory == "simulated" for cell in whole) else ""
     name = column.method + (f" ({column.run})" if column.run else "")
     scores = [_score(cells[line], places.get((line, column))) for line in lines]
-    saved = [_text(bytes_text(size)), _text(ratio_text(ratio)).replace("x", r"$\times$") + star]
-    rows = [_row([_text(name), *scores, *saved])]
+    times = Entry(_text(ratio).replace("x", r"$\times$") + star, f"{ratio}**" if star else f"{ratio}*")
+    rows = [(_entry(name), *scores, _entry(bytes_text(size)), times)]
     if interval:
-        rows.append(_row(["", *(_interval(cells[line]) for line in lines), "", ""]))
+        rows.append((EMPTY, *(_interval(cells[line]) for line in lines), EMPTY, EMPTY))
     unscored = [_unscored(cells[line]) for line in lines]
-    if any(unscored):
-        rows.append(_row(["", *unscored, "", ""]))
+    if any(entry.tex for entry in unscored):
+        rows.append((EMPTY, *unscored, EMPTY, EMPTY))
     return rows
 
 
-def _score(cell: Cell | None, rank: Rank | None) -> str:
+def _score(cell: Cell | None, rank: Rank | None) -> Entry:
     if cell is None or cell.score is None:
-        return "--"
+        return Entry("--", "-")
     text = score_text(cell.score)
-    if rank == "best":
-        return f"\\textbf{{{text}}}"
-    return f"\\underline{{{text}}}" if rank == "second" else text
+    tex = {"best": f"\\textbf{{{text}}}", "second": f"\\underline{{{text}}}"}
+    return Entry(tex[rank] if rank else text, text + "0" * (rank == "best"))
 
 
-def _interval(cell: Cell | None) -> str:
+def _interval(cell: Cell | None) -> Entry:
     if cell is None or cell.low is None or cell.high is None:
-        return ""
-    return f"{{\\scriptsize {cell.low:.1f}--{cell.high:.1f}}}"
+        return EMPTY
+    text = f"{cell.low:.1f}--{cell.high:.1f}"
+    return Entry(f"{{\\scriptsize {text}}}", text, _SMALL)
 
 
-def _unscored(cell: Cell | None) -> str:
+def _unscored(cell: Cell | None) -> Entry:
     """Samples that are not in the score, by what became of them; one below the other, so that columns stay narrow."""
     if cell is None:
-        return ""
+        return EMPTY
     fates = {"failed": cell.errors, "filtered": cell.filtered, "skipped": cell.skipped}
     said = [f"{number} {fate}" for fate, number in fates.items() if number]
+    if not said:
+        return EMPTY
     below = r" \\ ".join(said)
-    return rf"{{\scriptsize\begin{{tabular}}[t]{{@{{}}r@{{}}}}{below}\end{{tabular}}}}" if said else ""
+    return Entry(rf"{{\scriptsize\begin{{tabular}}[t]{{@{{}}r@{{}}}}{below}\end{{tabular}}}}", "\n".join(said), _SMALL)
 
 
 def _caption(report: Report, extras: Sequence[str]) -> str:
@@ -200,10 +188,6 @@ def _caption(report: Report, extras: Sequence[str]) -> str:
         words += " $^{*}$: simulated, these bytes only count as dropped."
     models = list(dict.fromkeys(column.model for column in report.columns))
     return words if len(models) > 1 else f"{_text(models[0])}. {words}" if models else words
-
-
-def _row(cells: Sequence[str]) -> str:
-    return " & ".join(cells) + r" \\"
 
 
 def _text(text: str) -> str:

@@ -121,6 +121,7 @@ def examine(
         logits: keep those at each step. chunk: prompt tokens a forward pass.
     """
     shape, witness = loaded.shape(), Witness()
+    given = read.before or (len(read.ids) if method.traits.family == "prompt" else 0)
     own = method.traits.prefill == "own"
     with ExitStack() as stack:
         stack.enter_context(method.transform_model(loaded.model, len(read.ids) + steps))
@@ -155,6 +156,8 @@ def examine(
         kv_bytes_full=shape.full_bytes(read.before or len(read.ids)),
         resident_bytes=resident,
         pieces=read.pieces,
+        shortened_from=given,
+        uncut=_uncut(method, read, given),
         fed=tuple(fed),
         logits=rows,
     )
@@ -171,6 +174,16 @@ def _chosen(loaded: LoadedModel, method: Method, read: Read) -> Read:
         for i, text in enumerate(token_texts(loaded.tokenizer, read.ids)):
             pieces.append(Piece(text, "kept" if i in stay else "cut"))
     return replace(read, ids=ids[0].tolist(), pieces=joined(pieces), before=read.before or len(read.ids))
+
+
+def _uncut(method: Method, read: Read, given: int) -> str:
+    """Why a method that shortens prompts left this one as it was; "" where it did not, or does not shorten any."""
+    if len(read.ids) != given or any(piece.kind != "kept" for piece in read.pieces):
+        return ""
+    budget = next((f"{name}={value}" for name, value in method.parameters.items() if name.endswith("budget")), "")
+    if method.rewriter is None and budget:
+        return f"{method.id} cut nothing: the prompt's {given:,} tokens are within its budget ({budget})."
+    return f"{method.id} cut nothing of the prompt's {given:,} tokens."
 
 
 def _positions(store: LayerKV, kv_heads: int) -> list[list[int]]:

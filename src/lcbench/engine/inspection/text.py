@@ -39,12 +39,16 @@ def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
 
 
 def pieces_of(before: str, after: str) -> list[Piece]:
-    """What became of a text: sentences that are alike are kept as they are, between them words are compared."""
+    """What became of a text: sentences that are alike are kept as they are, between them words are compared.
+
+    White space does not count: where it alone differs the text is kept, as it is now. Kept and added pieces are the new
+    text; kept and cut ones the old, but for its white space.
+    """
     pieces: list[Piece] = []
     old, new = _SENTENCE.findall(before), _SENTENCE.findall(after)
-    for kind, a, b, c, d in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+    for kind, a, b, c, d in _differences(old, new):
         if kind == "equal":
-            pieces.append(Piece("".join(old[a:b]), "kept"))
+            pieces.append(Piece("".join(new[c:d]), "kept"))
         else:
             pieces += _by_words("".join(old[a:b]), "".join(new[c:d]))
     return joined(pieces)
@@ -52,20 +56,33 @@ def pieces_of(before: str, after: str) -> list[Piece]:
 
 def _by_words(before: str, after: str) -> Iterator[Piece]:
     old, new = _WORD.findall(before), _WORD.findall(after)
-    for kind, a, b, c, d in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
-        if kind == "equal":
-            yield Piece("".join(old[a:b]), "kept")
+    for _, a, b, c, d in _differences(old, new):
+        cut, added = "".join(old[a:b]), "".join(new[c:d])
+        if _letters(cut) == _letters(added):
+            yield Piece(added, "kept")
             continue
-        if b > a:
-            yield Piece("".join(old[a:b]), "cut")
-        if d > c:
-            yield Piece("".join(new[c:d]), "added")
+        if _letters(cut):
+            yield Piece(cut, "cut")
+        if added:
+            yield Piece(added, "added" if _letters(added) else "kept")
+
+
+def _differences(old: Sequence[str], new: Sequence[str]) -> Sequence[tuple[str, int, int, int, int]]:
+    matcher = SequenceMatcher(None, [_letters(one) for one in old], [_letters(one) for one in new], autojunk=False)
+    return matcher.get_opcodes()
+
+
+def _letters(text: str) -> str:
+    """The text without its white space."""
+    return "".join(text.split())
 
 
 def joined(pieces: Sequence[Piece]) -> list[Piece]:
     """Neighbours of one kind as one piece."""
     out: list[Piece] = []
     for piece in pieces:
+        if not piece.text:
+            continue
         if out and out[-1].kind == piece.kind:
             out[-1] = Piece(out[-1].text + piece.text, piece.kind)
         else:

@@ -3,55 +3,97 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from lcbench.reporting.figures.style import MUTED, PAPER
+from lcbench.reporting.figures.placing import Place, Wanted, place
+from lcbench.reporting.figures.style import INK, MUTED, PAPER
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Box = tuple[float, float, float, float]  # left, bottom, right, top in pixels
+_CROWDED = 18  # a point with another so near, in points, has its marker before its name
 
-_RINGS = (8, 16, 27, 41, 58)  # distances of a label from its point, in points; a line leads to it from the second on
+
+@dataclass(frozen=True)
+class Words:
+    """One line of a label. ``glyph``: (marker, colour, filled), drawn before it where other markers are near."""
+
+    text: str
+    colour: str = INK
+    glyph: tuple[str, str, bool] | None = None
+
+
+@dataclass(frozen=True)
+class Label:
+    """What stands beside a point. ``at``: the point in data. ``radius``: of its marker in points."""
+
+    at: tuple[float, float]
+    lines: tuple[Words, ...]
+    radius: float = 6.0
 
 
 def label_points(
     ax: Axes,
-    points: Sequence[tuple[float, float]],
-    texts: Sequence[str],
-    others: Sequence[tuple[float, float]] = (),
-    colours: Sequence[str] | None = None,
+    labels: Sequence[Label],
+    *,
+    markers: Sequence[tuple[float, float]] = (),
+    faint: Sequence[tuple[float, float]] = (),
+    room: float = 40,
     **style: Any,
-) -> None:
-    """Write each text beside its point, where it covers neither a point nor another text; limits must be set before.
+) -> int:
+    """Write each label beside its point, free of markers and of other labels; limits must be set before.
 
-    ``others`` are points without a text that must stay free too. ``colours``: of each text; None: those of ``style``.
+    Args:
+        markers: points without a label that must stay free too. faint: places along lines that should.
+        room: points to the right of the axes that labels may use.
 
-    Every text tries eight directions at growing distances and takes the place that costs least. From the second
-    distance on a thin line leads back to the point.
+    Returns:
+        How many collisions could not be avoided; see `placing.place`.
     """
     figure: Any = ax.figure
     figure.draw_without_rendering()
     pixel = figure.dpi / 72
-    at = [tuple(ax.transData.transform(point)) for point in points]
-    taken = [*at, *(tuple(ax.transData.transform(point)) for point in others)]
-    blocked: list[Box] = [(x - 5 * pixel, y - 5 * pixel, x + 5 * pixel, y + 5 * pixel) for x, y in taken]
-    room = ax.get_window_extent()
-    inside: Box = (room.x0, room.y0, room.x1 + 40 * pixel, room.y1)
-    placed: list[Box] = []
-    # The most crowded points choose first.
-    order = sorted(range(len(at)), key=lambda i: -sum(math.dist(at[i], other) < 60 * pixel for other in at))
-    for i in order:
-        width, height = _size(ax, texts[i], **style)
-        best = min(
-            _places(at[i], width, height, pixel),
-            key=lambda place: _cost(place[0], place[1], [b for j, b in enumerate(blocked) if j != i], placed, inside),
+
+    def points(data: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+        return [tuple(float(v) / pixel for v in ax.transData.transform(one)) for one in data]
+
+    at, rest = points([label.at for label in labels]), points(markers)
+    labels = [
+        label if _glyphs_help(label, at[i], [*at[:i], *at[i + 1 :], *rest]) else _without_glyphs(label)
+        for i, label in enumerate(labels)
+    ]
+    sizes = [[_size(ax, line.text, **style) for line in label.lines] for label in labels]
+    heights = [max(height for _, height in size) / pixel for size in sizes]
+    wanted = [
+        Wanted(
+            one,
+            max(w / pixel + _indent(line) for line, (w, _) in zip(label.lines, size, strict=True)),
+            height * (1 + 1.15 * (len(size) - 1)),
+            label.radius,
         )
-        box, ring = best
-        placed.append(box)
-        own = style if colours is None else {**style, "color": colours[i]}
-        _write(ax, points[i], texts[i], box, at[i], ring, pixel, **own)
+        for one, label, size, height in zip(at, labels, sizes, heights, strict=True)
+    ]
+    frame = ax.get_window_extent()
+    right = min(frame.x1 / pixel + room, figure.bbox.x1 / pixel - 3)
+    inside = (frame.x0 / pixel, frame.y0 / pixel, right, frame.y1 / pixel)
+    found = place(wanted, inside, markers=rest, faint=points(faint))
+    for label, want, spot, height in zip(labels, wanted, found.places, heights, strict=True):
+        _write(ax, label, want.at, spot, height, style)
+    return found.collisions
+
+
+def _glyphs_help(label: Label, at: tuple[float, float], others: Sequence[tuple[float, float]]) -> bool:
+    return len(label.lines) > 1 or any(math.dist(at, other) < _CROWDED for other in others)
+
+
+def _without_glyphs(label: Label) -> Label:
+    return replace(label, lines=tuple(replace(words, glyph=None) for words in label.lines))
+
+
+def _indent(line: Words) -> float:
+    return 9.0 if line.glyph else 0.0
 
 
 def side_key(ax: Axes, names: Sequence[str]) -> None:
@@ -67,56 +109,62 @@ def side_key(ax: Axes, names: Sequence[str]) -> None:
     figure.legend(handles, rows, loc="outside right center", fontsize=size, handlelength=0, handletextpad=0)
 
 
-def _places(at: Sequence[float], width: float, height: float, pixel: float) -> list[tuple[Box, int]]:
-    places = []
-    for ring, distance in enumerate(_RINGS):
-        for step in range(8):
-            angle = step * math.pi / 4
-            x = at[0] + math.cos(angle) * (distance * pixel + width / 2 * abs(math.cos(angle)))
-            y = at[1] + math.sin(angle) * (distance * pixel + height / 2)
-            places.append(((x - width / 2, y - height / 2, x + width / 2, y + height / 2), ring))
-    return places
-
-
-def _cost(box: Box, ring: int, points: Sequence[Box], placed: Sequence[Box], inside: Box) -> float:
-    outside = max(0.0, inside[0] - box[0], box[2] - inside[2], inside[1] - box[1], box[3] - inside[3])
-    covered = sum(_overlap(box, other) for other in placed) * 10 + sum(_overlap(box, other) for other in points) * 5
-    return covered + outside * 50 + ring * 30
-
-
-def _overlap(a: Box, b: Box) -> float:
-    """Shared area, with a rim of two pixels."""
-    width = min(a[2], b[2]) - max(a[0], b[0]) + 2
-    height = min(a[3], b[3]) - max(a[1], b[1]) + 2
-    return width * height if width > 0 and height > 0 else 0.0
-
-
 def _write(
-    ax: Axes,
-    point: tuple[float, float],
-    text: str,
-    box: Box,
-    at: Sequence[float],
-    ring: int,
-    pixel: float,
-    **style: Any,
+    ax: Axes, label: Label, at: tuple[float, float], spot: Place, height: float, style: Mapping[str, Any]
 ) -> None:
-    centre = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
-    arrow = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3} if ring else None
-    note = ax.annotate(
-        text,
-        point,
-        xytext=((centre[0] - at[0]) / pixel, (centre[1] - at[1]) / pixel),
-        textcoords="offset points",
-        ha="center",
-        va="center",
-        arrowprops=arrow,
-        annotation_clip=False,
-        zorder=5,
-        **style,
-    )
-    halo(note)
-    note.set_in_layout(False)
+    from matplotlib.transforms import ScaledTranslation
+
+    if spot.leader is not None:
+        x0, y0, x1, y1 = (v - at[i % 2] for i, v in enumerate(spot.leader))
+        line = ax.annotate(
+            "",
+            label.at,
+            xytext=(x1, y1),
+            textcoords="offset points",
+            arrowprops={
+                "arrowstyle": "-",
+                "color": MUTED,
+                "linewidth": 0.6,
+                "shrinkA": 0,
+                "shrinkB": math.hypot(x0, y0) - 1.5,
+            },
+            annotation_clip=False,
+            zorder=2.5,
+        )
+        line.set_in_layout(False)
+    for number, words in enumerate(label.lines):
+        x = spot.box[0] - at[0]
+        y = spot.box[3] - at[1] - height * (0.5 + 1.15 * number)
+        if words.glyph:
+            marker, colour, filled = words.glyph
+            move = ScaledTranslation((x + 3.5) / 72, y / 72, ax.figure.dpi_scale_trans)
+            ax.plot(
+                *([v] for v in label.at),
+                marker=marker,
+                markersize=7 if marker == "*" else 5,
+                markerfacecolor=colour if filled else PAPER,
+                markeredgecolor=colour,
+                markeredgewidth=0.8,
+                linestyle="none",
+                transform=ax.transData + move,
+                clip_on=False,
+                zorder=5,
+                in_layout=False,
+            )
+        note = ax.annotate(
+            words.text,
+            label.at,
+            xytext=(x + _indent(words), y),
+            textcoords="offset points",
+            ha="left",
+            va="center_baseline",
+            annotation_clip=False,
+            zorder=5,
+            color=words.colour,
+            **style,
+        )
+        halo(note)
+        note.set_in_layout(False)
 
 
 def halo(text: Any) -> None:
@@ -144,8 +192,8 @@ def spread(values: Sequence[float], gap: float) -> list[float]:
     result = [0.0] * len(values)
     for block in blocks:
         start = block[0] / len(block[1]) - gap * (len(block[1]) - 1) / 2
-        for place, index in enumerate(block[1]):
-            result[index] = start + place * gap
+        for rank, index in enumerate(block[1]):
+            result[index] = start + rank * gap
     return result
 
 

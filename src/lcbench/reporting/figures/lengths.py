@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _TOGETHER = 4  # up to so many curves share one pair of axes
+_HATCHES = ("/" * 5, "\\" * 5, "|" * 5, "-" * 5)  # of the bands of so many
 MOST = 16  # panels at most
 
 
@@ -61,8 +62,9 @@ def draw(
         if len(curves) <= _TOGETHER:
             figure = new_figure(7.2, 4.2)
             ax = figure.add_subplot()
-            for curve in curves:
-                _curve(ax, curve, at, style[curve.label], band=True)
+            banded = sum(any(low is not None for low in curve.lows) for curve in curves)
+            for curve, hatch in zip(curves, _HATCHES, strict=False):
+                _curve(ax, curve, at, style[curve.label], band=True, hatch=hatch if banded > 1 else None)
             _axes(ax, names, at, curves)
             _end_labels(ax, curves, at, style)
             ax.set_xlabel(x_label)
@@ -133,8 +135,29 @@ def _panels(
     return figure
 
 
+def _band(ax: Axes, ends: Sequence[tuple[float, float, float]], colour: str, hatch: str | None) -> None:
+    """(place, low, high) of every interval as one band: a tint where it is alone, else hatched in its own colour.
+
+    Tints that overlap mix to a colour of no curve; hatches of different slants stay apart.
+    """
+    xs, lows, highs = zip(*ends, strict=True) if ends else ((), (), ())
+    if hatch is None:
+        ax.fill_between(xs, lows, highs, color=colour, alpha=0.13, linewidth=0)
+        return
+    ax.fill_between(xs, lows, highs, facecolor="none", edgecolor=colour, alpha=0.45, hatch=hatch, linewidth=0)
+    for edge in (lows, highs):
+        ax.plot(xs, edge, color=colour, linewidth=0.7, alpha=0.8, clip_on=False)
+
+
 def _curve(
-    ax: Axes, curve: LengthCurve, at: Mapping[str, float], style: tuple[str, str], *, band: bool, thin: bool = False
+    ax: Axes,
+    curve: LengthCurve,
+    at: Mapping[str, float],
+    style: tuple[str, str],
+    *,
+    band: bool,
+    thin: bool = False,
+    hatch: str | None = None,
 ) -> None:
     import math
 
@@ -147,9 +170,7 @@ def _curve(
             for x, low, high in zip(xs, curve.lows, curve.highs, strict=True)
             if low is not None and high is not None
         ]
-        ax.fill_between(
-            [x for x, _, _ in ends], [e[1] for e in ends], [e[2] for e in ends], color=colour, alpha=0.13, linewidth=0
-        )
+        _band(ax, ends, colour, hatch)
     marker = "." if thin else marker
     ax.plot(
         xs, ys, color=colour, marker=marker, markersize=3 if thin else 5, linewidth=1 if thin else 1.7, clip_on=False

@@ -339,7 +339,8 @@ def _speed(row: Mapping[str, object], weights: float | None) -> efficiency.Speed
     step = _number(row.get("step_bytes")) or (weights + kept if weights and kept else None)
     if not step or not speed or not tokens:
         return None
-    return efficiency.SpeedPoint(str(row.get("method")), int(tokens), int(batch), step, speed)
+    read = _number(row.get("kv_read_bytes"))
+    return efficiency.SpeedPoint(str(row.get("method")), int(tokens), int(batch), step, speed, read)
 
 
 def _bandwidth(row: Mapping[str, object]) -> float | None:

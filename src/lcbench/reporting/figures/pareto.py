@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lcbench.reporting.figures.labels import label_points, side_key
+from lcbench.reporting.figures.labels import Label, Words, label_points, side_key
 from lcbench.reporting.figures.style import INK, MUTED, PAPER, looks, new_figure, shorten, styled, wrap
 from lcbench.reporting.words import bytes_text
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_NAMED = 14  # with more methods than this, points carry numbers and a key stands at the side
+_NAMED = 20  # up to so many methods points always carry names
+_SIZES = ((7.2, 4.6), (8.2, 5.4), (9.4, 6.6))  # inches; the first in which no label covers anything is taken
 
 
 @dataclass(frozen=True)
@@ -46,26 +47,75 @@ def front_of(points: Sequence[MethodPoint]) -> list[MethodPoint]:
 
 
 def draw(points: Sequence[MethodPoint], *, title: str, full_bytes: float | None, score_label: str) -> Figure:
-    """The figure. ``full_bytes``: bytes of the uncompressed cache, for the scale on top."""
+    """The figure. ``full_bytes``: bytes of the uncompressed cache, for the scale on top.
+
+    Every point is named where it stands; the picture grows until no name covers anything. Only of more than 20
+    methods that find no room so the points carry numbers, and the key stands at the side.
+    """
     with styled():
-        figure = new_figure(7.2, 4.6)
-        ax = figure.add_subplot()
-        style = looks([point.method for point in points])
-        front = front_of(points)
-        _front(ax, front)
-        _scales(ax, points, full_bytes, score_label)
-        for index, point in enumerate(points):
-            below = sum(_near(ax, point, other) for other in points[:index])
-            _point(ax, point, style[point.method], on_front=point in front, below=below)
-        ax.set_title(wrap(title, 6.6), pad=36)
-        numbered = len(points) > _NAMED
-        names = [str(i + 1) if numbered else shorten(p.method, 30) for i, p in enumerate(points)]
-        if numbered:
-            side_key(ax, [shorten(p.method, 34) for p in points])
-        others = [*_along(front), *_bars(points)]
-        label_points(ax, [(p.kv_bytes, p.score) for p in points], names, others, fontsize=7.5, color=INK)
-        _explain(ax, points, front)
+        for size in _SIZES if len(points) <= _NAMED else _SIZES[-1:]:
+            figure, collisions = _drawn(points, size, title, full_bytes, score_label, numbered=False)
+            if not collisions:
+                return figure
+        if len(points) > _NAMED:
+            figure, _ = _drawn(points, _SIZES[0], title, full_bytes, score_label, numbered=True)
         return figure
+
+
+def _drawn(
+    points: Sequence[MethodPoint],
+    size: tuple[float, float],
+    title: str,
+    full_bytes: float | None,
+    score_label: str,
+    *,
+    numbered: bool,
+) -> tuple[Figure, int]:
+    """The figure at a size in inches, and how many labels cover something."""
+    figure = new_figure(*size)
+    ax = figure.add_subplot()
+    style = looks([point.method for point in points])
+    front = front_of(points)
+    _front(ax, front)
+    _scales(ax, points, full_bytes, score_label)
+    heaps = _heaps(ax, points)
+    for heap in heaps:
+        for below, point in enumerate(heap):
+            _point(ax, point, style[point.method], on_front=point in front, below=below)
+    ax.set_title(wrap(title, size[0] - 0.6), pad=36)
+    _explain(ax, points, front)
+    names = {p.method: str(i + 1) if numbered else shorten(p.method, 34) for i, p in enumerate(points)}
+    if numbered:
+        side_key(ax, [shorten(p.method, 34) for p in points])
+    labels = [_label(heap, names, style, numbered) for heap in heaps]
+    faint = [*_along(front), *_bars(points)]
+    return figure, label_points(ax, labels, faint=faint, fontsize=7.5)
+
+
+def _heaps(ax: Axes, points: Sequence[MethodPoint]) -> list[list[MethodPoint]]:
+    """The points, those together whose markers would cover each other's middle."""
+    heaps: list[list[MethodPoint]] = []
+    for point in points:
+        own = next((heap for heap in heaps if _near(ax, point, heap[0])), None)
+        if own is None:
+            heaps.append([point])
+        else:
+            own.append(point)
+    return heaps
+
+
+def _label(
+    heap: Sequence[MethodPoint], names: Mapping[str, str], style: Mapping[str, tuple[str, str]], numbered: bool
+) -> Label:
+    """The names of the points at one place, each behind its marker; numbers in one line."""
+    at = (heap[0].kv_bytes, heap[0].score)
+    if numbered:
+        return Label(at, (Words(", ".join(names[p.method] for p in heap)),))
+    lines = []
+    for point in heap:
+        colour, marker = style[point.method]
+        lines.append(Words(names[point.method], glyph=(marker, colour, not point.simulated)))
+    return Label(at, tuple(lines))
 
 
 def _front(ax: Axes, front: Sequence[MethodPoint]) -> None:
@@ -141,9 +191,9 @@ def _scales(ax: Axes, points: Sequence[MethodPoint], full_bytes: float | None, s
 
 
 def byte_ticks(ax: Axes, least: float, most: float) -> None:
-    """Ticks of the x axis at powers of two, at most about seven; in a narrow range at round numbers of its unit."""
-    low, high = math.ceil(math.log2(least)), math.floor(math.log2(most))
-    if high - low >= 2:
+    """Ticks of the x axis at powers of two, at most about seven; in a narrow range, and from 0, at round numbers."""
+    low, high = math.ceil(math.log2(least)) if least > 0 else 0, math.floor(math.log2(most))
+    if least > 0 and high - low >= 2:
         step = -(-(high - low + 1) // 7)
         ticks = [2.0**k for k in range(low, high + 1, step)]
     else:
@@ -166,12 +216,14 @@ def _score_axis(ax: Axes, points: Sequence[MethodPoint], label: str) -> None:
     ends = [v for p in points for v in (p.low, p.high, p.score) if v is not None]
     low, high = min(ends), max(ends)
     if low > 0.5 * high and high - low < 0.35 * high:
-        room = max(1.0, 0.08 * (high - low))
-        ax.set_ylim(max(0, low - room), min(101, high + room))
+        room = max(5.0, 0.08 * (high - low))  # scores that hardly differ should not look as if they did
+        ax.set_ylim(max(0, low - room), high + room)
         label += f"  (axis begins at {ax.get_ylim()[0]:.0f})"
     else:
         high = high or 100.0  # all scores are 0
         ax.set_ylim(-0.03 * high if low < 0.03 * high else 0, min(104, high * 1.06))
+    if high <= 100:  # no tick where no score can be
+        ax.set_yticks([tick for tick in ax.get_yticks() if ax.get_ylim()[0] <= tick <= min(100.0, ax.get_ylim()[1])])
     ax.set_ylabel(label)
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lcbench.reporting.figures.labels import label_points
+from lcbench.reporting.figures.labels import Label, Words, label_points
 from lcbench.reporting.figures.style import GRID, INK, MUTED, fit, grid_shape, head, looks, new_figure, shorten, styled
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ def _direct_labels(ax: Any, scores: Mapping[str, Sequence[float | None]], colour
     places = [(angle, score) for angle, score, _ in chosen]
     others = [place for row in scores.values() for place in _edges(row)]
     others += [(math.radians(ax.get_rlabel_position()), float(tick)) for tick in ax.get_yticks()]
-    names = [shorten(method) for method in shown]
-    label_points(ax, places, names, others, [colours[m] for m in shown], fontsize=8, fontweight="bold")
+    labels = [Label(at, (Words(shorten(m), colours[m]),), 2.5) for at, m in zip(places, shown, strict=True)]
+    label_points(ax, labels, faint=others, fontsize=8, fontweight="bold")
 
 
 def _edges(row: Sequence[float | None]) -> list[tuple[float, float]]:

@@ -54,6 +54,7 @@ _RC: dict[str, Any] = {
     "figure.facecolor": PAPER,
     "savefig.facecolor": PAPER,
     "legend.frameon": False,
+    "hatch.linewidth": 0.5,
     "svg.fonttype": "path",
     "svg.hashsalt": "lcbench",
     "pdf.fonttype": 42,

@@ -8,7 +8,7 @@ from importlib.resources import files
 from typing import Any
 
 from lcbench.inspected import InspectedLayer, Inspection
-from lcbench.reporting.inspection.words import cells, headline, kept_share
+from lcbench.reporting.inspection.words import cells, headline, is_rewritten, is_shortened, kept_share
 from lcbench.reporting.page.embed import json_for_script
 from lcbench.reporting.page.environment import environment, trimmings
 from lcbench.reporting.page.visible import visible
@@ -29,13 +29,15 @@ def render(found: Inspection) -> str:
         **trimmings(_shared("style.css") + _part("style.css"), _part("script.js")),
         title=f"{clean(found.method)} on {clean(found.model)}",
         headline=headline(found),
+        uncut=clean(found.uncut, 1000),
+        shortened=is_shortened(found),
         cells=shown,
         total=total,
         layers=[_row(found, number, layer) for number, layer in enumerate(found.layers)],
         steps=len(found.fed) if any(layer.fetched for layer in found.layers) else 0,
         has_errors=any(layer.errors is not None for layer in found.layers),
         has_merges=any(layer.merged is not None for layer in found.layers),
-        pieces=[{"text": visible(piece.text), "kind": piece.kind} for piece in found.pieces],
+        pieces=[{"text": visible(piece.text), "kind": piece.kind} for piece in found.pieces if is_rewritten(found)],
         is_text=found.texts is not None,
         data=json_for_script(_data(found)),
     )
@@ -64,6 +66,7 @@ def _data(found: Inspection) -> dict[str, Any]:
     n = found.prompt_tokens
     return {
         "tokens": n,
+        "given": found.given_tokens,
         "cells": [[cell.start, cell.stop] for cell in cells(found)],
         "ids": list(found.ids),
         "kept": [[_bits(head, n) for head in layer.kept] for layer in found.layers],

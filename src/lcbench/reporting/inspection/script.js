@@ -60,10 +60,11 @@
       step.setAttribute("aria-valuetext", name);
     }
     const where = (at < 0 ? "All layers" : "Layer " + at) + (head.value === "" ? "" : ", head " + head.value);
-    const share = (100 * held / (total * data.tokens)).toFixed(1);
+    const whole = now ? data.tokens : data.given;
+    const share = (100 * held / (total * whole)).toFixed(1);
     const reads = now && sets.every(([, , set]) => set === null);
     $("said").textContent = where + (now ? ", step " + now : "") + ": " +
-      (reads ? "nothing is looked up, all is read" : share + " % of " + data.tokens + " tokens " + (now ? "fetched" : "kept"));
+      (reads ? "nothing is looked up, all is read" : share + " % of " + whole + " tokens " + (now ? "fetched" : "kept"));
     listMerges(at);
     tell();
   };

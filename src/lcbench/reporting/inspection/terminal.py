@@ -17,11 +17,13 @@ from lcbench.reporting.inspection.words import (
     error_text,
     fetched_of,
     headline,
+    is_rewritten,
+    is_shortened,
     kept_share,
     merges_of,
 )
 from lcbench.reporting.page.visible import visible
-from lcbench.reporting.words import bytes_text
+from lcbench.reporting.words import bytes_text, clean
 
 _ENDS = 1000  # tokens of each end of the text that are shown
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -34,11 +36,13 @@ _MOST = 8  # merges that are listed
 
 def render(found: Inspection, console: Console) -> RenderableType:
     """The whole view, for this console's width and colours."""
-    parts: list[RenderableType] = [Text(headline(found), "bold"), Text(), _layers(found, console)]
+    parts: list[RenderableType] = [Text(headline(found), "bold")]
+    parts += [Text(clean(found.uncut, 1000))] if found.uncut else []
+    parts += [Text(), _layers(found, console)]
     parts += _merged(found)
     parts += _fetched(found)
     parts += [Text(), *_text(found, plain=console.color_system is None)]
-    if found.pieces:
+    if is_rewritten(found):
         parts += [Text(), Text("The prompt as the method rewrote it", "bold"), _rewritten(found)]
     if found.texts is None:
         parts.append(Text("Token ids stand for the text: no tokenizer was read.", "dim"))
@@ -128,12 +132,13 @@ def _spans(positions: Sequence[int]) -> str:
 def _text(found: Inspection, *, plain: bool) -> Iterator[RenderableType]:
     """Legend and prompt; without colours, what no head kept stands in brackets."""
     counts, total = found.kept_by(), max(1, found.stored_heads)
+    name = "The shortened prompt" if is_shortened(found) else "The prompt"
     if plain:
-        yield Text(f"The prompt; ⟦…⟧ was kept by none of the {total} heads of all layers")
+        yield Text(f"{name}; ⟦…⟧ was kept by none of the {total} heads of all layers")
     else:
-        legend = Text(f"The prompt; kept by, of the {total} heads of all layers: ")
-        for name, style in zip(_NAMES, _SHADES, strict=True):
-            legend.append(f" {name} ", style).append(" ")
+        legend = Text(f"{name}; kept by, of the {total} heads of all layers: ")
+        for word, style in zip(_NAMES, _SHADES, strict=True):
+            legend.append(f" {word} ", style).append(" ")
         yield legend
     yield Text()
     body, dropped = Text(), False

@@ -38,20 +38,31 @@ def cells(found: Inspection) -> list[Cell]:
 def headline(found: Inspection) -> str:
     """Who kept how much."""
     mean = sum(found.kept_by()) / max(1, found.stored_heads)
-    share = mean / max(1, found.prompt_tokens)
+    share = mean / max(1, found.given_tokens)
     ratio = found.kv_bytes_full / found.kv_bytes if found.kv_bytes else None
     reads = f"; a step reads {bytes_text(found.resident_bytes)}" if found.resident_bytes < found.kv_bytes else ""
     simulated = " (simulated: dropped bytes only count as dropped)" if found.memory == "simulated" else ""
+    cut = f"; the prompt was shortened to {found.prompt_tokens:,} tokens" if is_shortened(found) else ""
     return (
-        f"{clean(found.method)} on {clean(found.model)}: {mean:,.1f} of {found.prompt_tokens:,} tokens kept, mean over "
-        f"layers and heads ({100 * share:.1f} %); {bytes_text(found.kv_bytes)} of {bytes_text(found.kv_bytes_full)} "
-        f"KV bytes ({ratio_text(ratio)}){reads}{simulated}"
+        f"{clean(found.method)} on {clean(found.model)}: {mean:,.1f} of {found.given_tokens:,} tokens kept, mean over "
+        f"layers and heads ({100 * share:.1f} %){cut}; {bytes_text(found.kv_bytes)} of "
+        f"{bytes_text(found.kv_bytes_full)} KV bytes ({ratio_text(ratio)}){reads}{simulated}"
     )
 
 
+def is_shortened(found: Inspection) -> bool:
+    """Whether the method read a shorter prompt than the one given."""
+    return found.given_tokens != found.prompt_tokens
+
+
+def is_rewritten(found: Inspection) -> bool:
+    """Whether any of the prompt's text was cut or added."""
+    return any(piece.kind != "kept" for piece in found.pieces)
+
+
 def kept_share(found: Inspection, layer: InspectedLayer) -> float:
-    """Kept tokens of a layer, mean over its heads, as a share of the prompt."""
-    return sum(map(len, layer.kept)) / max(1, len(layer.kept) * found.prompt_tokens)
+    """Kept tokens of a layer, mean over its heads, as a share of the prompt given."""
+    return sum(map(len, layer.kept)) / max(1, len(layer.kept) * found.given_tokens)
 
 
 def binned(found: Inspection, layer: InspectedLayer, bins: int) -> list[float]:
