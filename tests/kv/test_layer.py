@@ -234,6 +234,41 @@ def test_ring_holds_sinks_and_the_newest(n: int, sinks: int, capacity: int, wind
         assert torch.equal(stored_value, value[:, order])
 
 
+@pytest.mark.parametrize(
+    "rings",
+    [
+        [(20, 2, 8)] * 3,  # all full, turning in step
+        [(20, 2, 8), (20, 4, 12), (3, 2, 70), (21, 1, 8)],  # of several sizes, one still growing past a block
+        [(20, 0, 5), (23, 0, 5)],  # no sinks, out of step
+    ],
+)
+@pytest.mark.parametrize("window", [None, 90])
+def test_rings_decode_together_as_alone_and_may_leave(rings: list[tuple[int, int, int]], window: int | None) -> None:
+    steps = 75  # the growing one becomes full, and the window bites
+    texts = [(*kv(n + steps, seed), queries(n + steps, seed + 50)) for seed, (n, _, _) in enumerate(rings)]
+    layers = [ring(n, sinks, room, *text[:2]) for (n, sinks, room), text in zip(rings, texts, strict=True)]
+    alone = [layer.fork() for layer in layers]
+    rows = list(range(len(rings)))
+    for i in range(steps):
+        if i == 20:
+            rows = rows[1:]  # the first leaves for good, the last is looked at and comes back
+            assert layers[-1].nbytes == alone[-1].nbytes
+            assert torch.equal(layers[-1].fork().positions(), alone[-1].positions())
+        places = [rings[r][0] + i for r in rows]
+        new = [
+            torch.stack([text[:, at : at + 1] for text, at in zip(column, places, strict=True)])
+            for column in zip(*(texts[r] for r in rows), strict=True)
+        ]
+        out = RingLayer.attend_rows([layers[r] for r in rows], new[2], new[0], new[1], AttentionRule(SCALE, window))
+        for j, r in enumerate(rows):
+            close(out[j], step(alone[r], new[0][j], new[1][j], new[2][j], window))
+            assert torch.equal(layers[r].positions(), alone[r].positions())
+            assert (layers[r].stack is None) == (window is not None and places[j] >= window)
+    for r in rows:
+        assert layers[r].storage_nbytes <= 2 * HK * D * 4 * rings[r][2]
+        assert all(torch.equal(a, b) for a, b in zip(layers[r].tensors(), alone[r].tensors(), strict=True))
+
+
 def test_ring_memory_is_bounded() -> None:
     key, value = kv(500)
     layer = ring(100, 4, 70, key, value)

@@ -191,6 +191,8 @@ class DenseLayer(LayerKV):
         self._tail_start = self.seen
         self._waiting: tuple[Tensor, Tensor] | None = None
 
+    ring = None  # new entries go to the end
+
     @classmethod
     def attend_rows(
         cls, stores: Sequence[LayerKV], query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule

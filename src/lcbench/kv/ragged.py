@@ -245,6 +245,8 @@ class _Head:
     """One KV head of a ragged layer, as a row of a stack (`kv.stack.Stackable`). All heads of a layer are in stacks or
     none is."""
 
+    ring = None  # new entries go to the end
+
     def __init__(self, layer: RaggedLayer, head: int) -> None:
         self.layer, self.head, self.seen = layer, head, layer.seen
         self.stack: stack.DenseStack | None = None

@@ -1,9 +1,9 @@
-"""Decoding with many dense layers at once: their keys and values in one tensor, their attention in one call.
+"""Decoding with many layers at once: their keys and values in one tensor, their attention in one call.
 
 While several sequences decode together, a step of one layer is the same small computation for each of them. Done row by
 row it is launched row by row, and that takes longer than the arithmetic. Here the rows of a layer that are about
 equally long lie side by side, aligned at their first entry, so that a step writes once and attends once. The shorter
-rows end with places that nobody sees.
+rows end with places that nobody sees. A ring that is full overwrites its oldest entry; its length stays.
 
 What asks a layer for its tensors makes it leave its stack (`DenseStack.give_back`).
 """
@@ -11,6 +11,7 @@ What asks a layer for its tensors makes it leave its stack (`DenseStack.give_bac
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from lcbench.models.rule import AttentionRule
 
 _BLOCK = 64  # columns that a stack grows by
+_ENDLESS = 2**62  # a capacity that is never reached
 _STEP = 16  # columns that are attended at once; torch's CPU kernel sums in blocks of 16
 # How much longer than the mean of a stack its longest row may be: what is padded is read in vain, which costs more
 # than a further call on a CPU and less than one on a GPU.
@@ -27,11 +29,16 @@ _SLACK = {"cpu": 1.1, "cuda": 1.5}
 
 
 class Stackable(Protocol):
-    """What is needed of a dense layer (`kv.layer.DenseLayer`)."""
+    """What is needed of a layer (`kv.layer.DenseLayer`, a head of `kv.ragged.RaggedLayer`, `kv.ring.RingLayer`)."""
 
     seen: int
     stack: DenseStack | None
     plan: Plan | None
+
+    @property
+    def ring(self) -> Ring | None:
+        """Where the next entry goes in a ring; None: to the end."""
+        ...
 
     @property
     def held(self) -> int:
@@ -51,6 +58,16 @@ class Stackable(Protocol):
     def attend_alone(self, query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor: ...
 
 
+@dataclass(frozen=True)
+class Ring:
+    """Fixed memory: once ``capacity`` entries are held, new ones go to the places first .. capacity - 1 in turn; the
+    next one to ``place``."""
+
+    first: int
+    capacity: int
+    place: int
+
+
 class DenseStack:
     """Keys and values of R layers, ``[R, Hk, W, d]``: row r's entries are the first ``lengths[r]`` of W columns.
 
@@ -64,9 +81,9 @@ class DenseStack:
     def __init__(self, rows: Sequence[Stackable]) -> None:
         self.rows = list(rows)
         self.lengths = [row.held for row in rows]
-        sample = rows[0].parts()[0][0]
-        size = (len(rows), sample.shape[0], _rounded(max(self.lengths) + 1), sample.shape[2])
-        self.key, self.value = sample.new_empty(size), sample.new_empty(size)
+        samples = [pieces[0] for pieces in rows[0].parts()]
+        size = (len(rows), samples[0].shape[0], _rounded(max(self.lengths) + 1))
+        self.key, self.value = (sample.new_empty(*size, sample.shape[2]) for sample in samples)
         for r, row in enumerate(rows):
             at = 0
             for key, value in zip(*row.parts(), strict=True):
@@ -75,7 +92,11 @@ class DenseStack:
                 at += key.shape[1]
             self._blank(r, at)
             row.stacked_into(self)
-        self._ends: Tensor | None = None
+        rings = [row.ring for row in rows]
+        self._places = [n if ring is None else ring.place for n, ring in zip(self.lengths, rings, strict=True)]
+        self._bounds = [(0, _ENDLESS) if ring is None else (ring.first, ring.capacity) for ring in rings]
+        self._ends: Tensor | None = None  # places, on the device
+        self._turns: Tensor | None = None  # bounds ``[2, R]``, on the device, where there are rings
         self._seen: Tensor | None = None
 
     def _blank(self, r: int, start: int) -> None:
@@ -99,9 +120,10 @@ class DenseStack:
             self.value[r, :, :length] = self.value[last, :, :length]
             self._blank(r, length)
             self.rows[r], self.lengths[r] = self.rows[last], length
-        self.rows.pop()
-        self.lengths.pop()
-        self._ends = self._seen = None
+            self._places[r], self._bounds[r] = self._places[last], self._bounds[last]
+        for held in (self.rows, self.lengths, self._places, self._bounds):
+            held.pop()
+        self._ends = self._turns = self._seen = None
         if not self.rows:
             self.key, self.value = self.key.new_empty(0), self.value.new_empty(0)
 
@@ -138,31 +160,46 @@ class DenseStack:
 
     def _append(self, key: Tensor, value: Tensor) -> Tensor | None:
         """Write a column of each row; what is seen then, bool ``[R, 1, 1, W]``, or None for all of equal rows."""
-        count, at = len(self.rows), self.lengths[0]
-        even = all(length == at for length in self.lengths)
-        masked = not even or key.device.type == "cpu"
-        if self._ends is None and masked:
-            self._ends = torch.tensor(self.lengths, device=key.device)
+        count, at = len(self.rows), self._places[0]
+        even = all(place == at for place in self._places)
         if even:
             self.key[:count, :, at] = key[:, :, 0]
             self.value[:count, :, at] = value[:, :, 0]
         else:
-            places = (torch.arange(count, device=key.device), self._ends)
+            places = (torch.arange(count, device=key.device), self._device_places())
             self.key[places[0], :, places[1]] = key[:, :, 0]
             self.value[places[0], :, places[1]] = value[:, :, 0]
-        self.lengths = [length + 1 for length in self.lengths]
+        self.lengths = [min(length + 1, end) for length, (_, end) in zip(self.lengths, self._bounds, strict=True)]
         for row in self.rows:
             row.seen += 1
-        if not masked:
-            return None
-        assert self._ends is not None
-        if self._seen is None:
+        masked = key.device.type == "cpu" or any(length != self.lengths[0] for length in self.lengths)
+        if masked and self._seen is None:
             columns = torch.arange(self.key.shape[2], device=key.device)
-            self._seen = (columns <= self._ends[:, None])[:, None, None]
-        else:
-            self._seen[:, 0, 0].scatter_(1, self._ends[:, None], True)
+            lengths = torch.tensor(self.lengths, device=key.device)
+            self._seen = (columns < lengths[:, None])[:, None, None]
+        elif self._seen is not None:
+            self._seen[:, 0, 0].scatter_(1, self._device_places()[:, None], True)
+        self._turn()
+        return self._seen[..., : -(-max(self.lengths) // _STEP) * _STEP] if masked and self._seen is not None else None
+
+    def _device_places(self) -> Tensor:
+        if self._ends is None:
+            self._ends = torch.tensor(self._places, device=self.key.device)
+        return self._ends
+
+    def _turn(self) -> None:
+        """On to the next places, without asking the device."""
+        self._places = [
+            place + 1 if place + 1 < end else first
+            for place, (first, end) in zip(self._places, self._bounds, strict=True)
+        ]
+        if self._ends is None:
+            return
         self._ends += 1
-        return self._seen[..., : -(-max(self.lengths) // _STEP) * _STEP]
+        if any(end < _ENDLESS for _, end in self._bounds):
+            if self._turns is None:
+                self._turns = torch.tensor(self._bounds, device=self.key.device).T.contiguous()
+            self._ends = torch.where(self._ends < self._turns[1], self._ends, self._turns[0])
 
     def _grown(self, buffer: Tensor) -> Tensor:
         count, width = len(self.rows), buffer.shape[2]
