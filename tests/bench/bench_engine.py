@@ -40,6 +40,7 @@ from lcbench.engine.prepare import prepare
 from lcbench.engine.stacked import Rules, decode_rows
 from lcbench.errors import LcbenchError
 from lcbench.kv.observe import ColumnSums, LastQueries
+from lcbench.measure.device import synchronize
 from lcbench.measure.machine import machine
 from lcbench.measure.memory import PeakMemory
 from lcbench.methods.registry import resolve
@@ -146,6 +147,7 @@ class Bench:
                 gc.collect()
                 wall, cpu = time.perf_counter(), time.process_time()
                 piece()
+                synchronize(self.loaded.info.device)
                 wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
                 print(f"  {name}: {wall:.1f} s ({cpu:.1f} s of processor)", file=sys.stderr, flush=True)
                 before = found.get(name, Time(wall, cpu))
@@ -193,7 +195,7 @@ def generate(bench: Bench) -> list[str]:
         try:
             found = []
             for prompt in prompts.prompts:
-                ids = torch.tensor([list(prompt.ids)])
+                ids = torch.tensor([list(prompt.ids)], device=model.device)
                 with torch.inference_mode():
                     made = model.generate(
                         ids, attention_mask=torch.ones_like(ids), do_sample=False, pad_token_id=0,
@@ -229,7 +231,7 @@ def generate(bench: Bench) -> list[str]:
     ]
 
 
-def scaling(bench: Bench, plots: Path | None) -> list[str]:
+def scaling(bench: Bench, plot: Path | None) -> list[str]:
     """Figure 3: time against the number of methods and against the prompt's length."""
     names = [*TWELVE, *MORE]
     by_methods = []
@@ -253,10 +255,10 @@ def scaling(bench: Bench, plots: Path | None) -> list[str]:
     lines += ["| tokens | `full`: seconds | processor | twelve: seconds | processor | twelve over one | processor |"]
     lines += ["|---:|---:|---:|---:|---:|---:|---:|"]
     lines += [f"| {n:,} | {full} | {twelve} | {twelve.over(full)} |" for n, full, twelve in by_length]
-    if plots is not None:
+    if plot is not None:
         plain = [(n, full.wall, twelve.wall) for n, full, twelve in by_length]
-        _plot(plots / "engine-scaling.svg", [(count, time.wall) for count, time in by_methods], plain)
-        lines += ["", "![time against methods and against prompt length](engine-scaling.svg)"]
+        _plot(plot, [(count, time.wall) for count, time in by_methods], plain)
+        lines += ["", f"![time against methods and against prompt length]({plot.name})"]
     return [*lines, ""]
 
 
@@ -322,7 +324,9 @@ def memory(bench: Bench) -> list[str]:
 def agreement(bench: Bench) -> list[str]:
     """Tokens on which answers decoded together and alone agree, in bfloat16: after each beginning of the answers that
     were decoded together, what decoding alone chooses next."""
-    loaded = load(ModelSpec(name="demo", dtype="bfloat16"), home(), print)
+    loaded = bench.loaded
+    if loaded.info.dtype != "bfloat16":
+        loaded = load(ModelSpec(name="demo", dtype="bfloat16"), home(), print)
     methods = [resolve(name) for name in ("full", "snapkv@budget=0.5", "knorm@budget=0.5", "kivi@bits=4")]
     wishes = [wish for method in methods for wish in method.observes()]
     (prompts,) = bench.prompts(["full"], rows=2 * bench.size.rows, tokens=400)
@@ -341,14 +345,18 @@ def agreement(bench: Bench) -> list[str]:
             agreed += int(scores.argmax()) == token
             total += 1
             if i + 1 < len(row.ids):
-                position = torch.tensor([[cache.seen]])
-                scores = adapter.forward(loaded.model, torch.tensor([[token]]), position, [cache])[0, -1]
+                newest = torch.tensor([[token], [cache.seen]], device=scores.device)
+                scores = adapter.forward(loaded.model, newest[:1], newest[1:], [cache])[0, -1]
         near += row.near_ties
     return [
         "## bfloat16\n",
         f"{len(made)} answers of at most 32 tokens, decoded together and alone: {agreed} of {total} tokens agree "
         f"({100 * agreed / total:.2f} %); {near} tokens were near ties.\n",
     ]
+
+
+def demo(device: str) -> ModelSpec:
+    return ModelSpec(name="demo", device=device, dtype="float32" if device == "cpu" else "bfloat16")
 
 
 PARTS = {
@@ -367,7 +375,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one row, small grids: does the script work?")
     parser.add_argument("--part", default=",".join(PARTS), help="of " + ", ".join(PARTS))
     parser.add_argument("--rows", type=int, help="rows of qasper (4)")
-    parser.add_argument("--write", action="store_true", help="into docs/benchmarks/engine.md")
+    parser.add_argument("--device", default="cpu", help="cpu, in float32, or cuda:0, in bfloat16")
+    parser.add_argument("--write", action="store_true", help="into docs/benchmarks/engine.md, or engine-gpu.md")
     options = parser.parse_args()
     parts = options.part.split(",")
     if unknown := [name for name in parts if name not in PARTS]:
@@ -375,36 +384,37 @@ def main() -> None:
     if options.quick and options.write:
         parser.error("--quick figures are not for a page")
     try:
-        loaded = load(ModelSpec(name="demo"), home(), print)
+        loaded = load(demo(options.device), home(), print)
         limits = replace(measure_limits(loaded.info), nbytes=2**33)
         size = QUICK if options.quick else FULL_SIZE
         bench = Bench(loaded, limits, replace(size, rows=options.rows or size.rows))
         bench.prompts(["full"], rows=1)
     except LcbenchError as error:
         sys.exit(f"{error.message} {error.next_step}")
+    page = DOCS / ("engine.md" if options.device == "cpu" else "engine-gpu.md")
+    plot, words = page.with_name(f"{page.stem}-scaling.svg"), machine(loaded.info.device)["words"]
     for name in parts:
         before, start = os.getloadavg()[0], time.perf_counter()
         figure = PARTS[name]
-        found = figure(bench, DOCS if options.write else None) if figure is scaling else figure(bench)
+        found = scaling(bench, plot if options.write else None) if figure is scaling else figure(bench)
         found += [
-            f"*Measured on {date.today()} in {(time.perf_counter() - start) / 60:.1f} minutes; {machine()['words']}; "
+            f"*Measured on {date.today()} in {(time.perf_counter() - start) / 60:.1f} minutes; {words}; "
             f"torch {torch.__version__}; load average {before:.1f} at the start, {os.getloadavg()[0]:.1f} at the "
             "end.*\n"
         ]
         print("\n".join(found), flush=True)
         if options.write:
-            write(name, found)
+            write(page, name, found, loaded.info.dtype)
 
 
-def write(name: str, lines: Sequence[str]) -> None:
-    """Put one part into docs/benchmarks/engine.md, where it was or in the order of `PARTS`."""
-    page = DOCS / "engine.md"
+def write(page: Path, name: str, lines: Sequence[str], dtype: str) -> None:
+    """Put one part into a page, where it was or in the order of `PARTS`."""
     text = page.read_text(encoding="utf-8") if page.exists() else ""
     pieces = {part: text.partition(_MARK.format(part))[2].partition("<!-- part:")[0].strip() for part in PARTS}
     pieces[name] = "\n".join(lines).strip()
     head = (
         "# Pay for the prompt once\n\nWritten by `python tests/bench/bench_engine.py --write` (`--part` for some of "
-        "it), demo model in float32. Every ratio is of two times measured in one run. Ratios of processor time "
+        f"it), demo model in {dtype}. Every ratio is of two times measured in one run. Ratios of processor time "
         "hardly depend on what else the machine did; those of seconds do where the load average is above the number "
         "of cores.\n"
     )
