@@ -147,3 +147,73 @@ def test_inspect_and_dry_run_see_the_window(cli: Callable[..., Any], folder: Pat
     dry = cli("run", "--model", folder, "--task", TASK, "--method", "pi@factor=2", "--dry-run")
     assert dry.code == 0, dry.err
     assert "a window of 600 where the model has 300" in " ".join((dry.out + dry.err).split())
+
+
+LOOKING_UP = (
+    "em-llm@n_local=64,n_init=16,n_mem=64,exc_block_size=32",
+    "infllm@n_init=16,n_local=64,topk=2,block_size=16,exc_block_size=32",
+    "longcache@global_size=8,local_size=96,chunk_size=32,align=16,scope=128,span_size=8,recall_clip=10",
+)
+
+
+def test_methods_that_look_up_read_beyond_the_window(cli: Callable[..., Any], folder: Path, tmp_path: Path) -> None:
+    done = cli("run", "--model", folder, "--task", TASK, "--method", ",".join(("full", *LOOKING_UP)), "--out", "run")
+    assert done.code == 1, done.err
+    found = rows("run")
+    assert "do not fit" in by_length(found["full"])[40]["error"]
+    wide = save_tiny(tmp_path / "wide", window=4096)  # the same weights: nothing else may depend on the window
+    again = cli("run", "--model", wide, "--task", TASK, "--method", ",".join(LOOKING_UP), "--out", "wide-run")
+    assert again.code == 0, again.err
+    for name in (resolve(spec).id for spec in LOOKING_UP):
+        record = by_length(found[name])[40]
+        assert record["status"] == "ok", name
+        assert record["prompt_tokens"] > 300
+        assert record["truncated_from"] is None
+        assert record["kv_bytes"] >= record["kv_bytes_full"]
+        assert record["resident_bytes"] < record["kv_bytes"]
+        assert record["pred"] == by_length(rows("wide-run")[name])[40]["pred"], name
+
+
+@pytest.mark.parametrize(
+    ("spec", "served"),
+    [
+        ("em-llm", None),
+        ("em-llm@n_local=9000", 8192),
+        ("em-llm@n_local=9000,reach=10000", 10000),
+        ("infllm", None),
+        ("infllm@n_local=8193", 8192),
+        ("infllm@4x", 8192),  # a share of the prompt that other methods read
+        ("infllm@budget=512", 8192),
+        ("infllm@4x,reach=20000", 20000),
+        ("longcache", None),  # 32 + 4096 + 32 x 127 positions are all 8192
+        ("longcache@recall_clip=128", 8192),
+        ("longcache@scope=8193", 8192),
+        ("longcache@original=true", 8192),
+        ("longcache@reach=9000", 9000),
+        ("lift", 8192),  # learns all of the text and reads what fits
+        ("snapkv", 8192),
+        ("yarn@factor=2+infllm", None),
+        ("yarn@factor=2+infllm@4x", 16384),
+        ("yarn@factor=2+em-llm@n_local=16385,n_init=0", 16384),
+        ("yarn@factor=2,reach=9000+infllm", 9000),
+        ("yarn@factor=2,reach=9000+infllm@reach=30000", 30000),
+        ("llmlingua2@4x+infllm", None),
+    ],
+)
+def test_the_window_that_a_method_serves(spec: str, served: int | None) -> None:
+    assert resolve(spec).window_of(8192) == served
+
+
+def test_what_is_learned_is_read_cut(cli: Callable[..., Any], folder: Path) -> None:
+    """lift learns a text beyond the window and is asked with its middle cut, in a task that cuts nothing."""
+    lift = "lift@epochs=1,segment=128,offset=64,rank=2"
+    done = cli("run", "--model", folder, "--task", TASK, "--method", f"full,{lift}", "--out", "run")
+    assert done.code == 1, done.err
+    found, lift = rows("run"), resolve(lift).id
+    assert "do not fit" in by_length(found["full"])[40]["error"]
+    record = by_length(found[lift])[40]
+    assert record["status"] == "ok"
+    assert record["prompt_tokens"] <= 296 < record["truncated_from"]
+    short = by_length(found[lift])[3]
+    assert short["truncated_from"] is None
+    assert short["prompt_tokens"] == by_length(found["full"])[3]["prompt_tokens"]

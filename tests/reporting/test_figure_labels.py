@@ -12,7 +12,7 @@ from made_runs import failed, make, passkey, right
 pytest.importorskip("matplotlib")
 
 from lcbench.reporting.build import build
-from lcbench.reporting.figures import efficiency, heatmap, lengths, pareto, radar
+from lcbench.reporting.figures import bars, efficiency, heatmap, lengths, pareto, radar
 from lcbench.reporting.figures.make import figures_of
 from lcbench.reporting.samples import samples_of
 from lcbench.reporting.words import short_names
@@ -84,6 +84,41 @@ def test_long_titles_are_broken_and_not_cut() -> None:
         figure.draw_without_rendering()
         assert text.get_window_extent().x1 <= figure.bbox.x1
         assert text.get_text().split() == title.split()
+
+
+def test_options_without_a_value_are_named_alone() -> None:
+    ids = ["100-longbench/single_doc_qa@base", "100-longbench/single_doc_qa@1k"]
+    assert short_names(ids) == dict(zip(ids, ids, strict=True))
+
+
+def test_bars_of_one_suite_name_it_once() -> None:
+    tasks = [f"100-longbench/{kind}@{size}" for kind in ("single_doc_qa", "multi_doc_qa") for size in ("1k", "2k")]
+    made = [bars.Difference(m, t, -5.0, -8.0, 1.0, 50.0) for m in ("kivi", "h2o") for t in tasks]
+    figure = bars.draw(made, reference="full", about=" – demo")
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == [task.removeprefix("100-longbench/") for task in tasks]
+    assert figure._suptitle.get_text() == "Difference to full, 100-longbench – demo"
+    mixed = bars.draw([*made, bars.Difference("kivi", "qasper", 1.0, 0.0, 2.0, 50.0)], reference="full")
+    assert "100-longbench/multi_doc_qa@1k"[-10:] in mixed.axes[0].get_yticklabels()[2].get_text()
+
+
+def test_a_band_has_a_gap_where_an_interval_is_missing() -> None:
+    lows, highs = (40.0, None, 30.0, 20.0), (60.0, None, 50.0, 40.0)
+    one = lengths.LengthCurve("a", ("1", "2", "3", "4"), (50.0, 45.0, 40.0, 30.0), lows, highs)
+    (band,) = lengths.draw([one], title="t", x_label="x").axes[0].collections
+    covered = [path.get_extents().intervalx for path in band.get_paths()]
+    assert all(x1 <= 0 or x0 >= 2 for x0, x1 in covered)
+
+
+def test_scores_that_are_all_0_have_an_axis_to_100() -> None:
+    figure = lengths.draw([lengths.LengthCurve("a", ("1", "2"), (0.0, 0.0))], title="t", x_label="x")
+    assert figure.axes[0].get_ylim() == (-3, 103)
+
+
+@pytest.mark.parametrize(("count", "filled"), [(1, 1), (3, 0)])
+def test_shapes_of_a_radar_are_tinted_only_where_one_stands_alone(count: int, filled: int) -> None:
+    rows = {m: [10.0, 35, 20] for m in METHODS[:count]}
+    assert len(radar.draw(["a", "b", "c"], rows, title="t").axes[0].patches) == filled
 
 
 def test_variants_of_a_task_are_told_apart_by_what_differs() -> None:

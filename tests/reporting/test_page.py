@@ -37,7 +37,7 @@ HOSTILE = [
     "\u202eright to left\u2066",
     "half a pair \ud800",
     "\u2028lines\u2029",
-    "{{ 7*7 }}{% raw %}",
+    "{{ 7000013*7 }}{% raw %}",
     "https://evil.example/x.png",
 ]
 
@@ -105,7 +105,7 @@ def test_no_foreign_text_becomes_an_element_or_ends_a_script(tmp_path: Path) -> 
     assert "alert(1)" in html.unescape("".join(page.words))  # it is there, as text
     ((_, data),) = [(a, t) for a, t in page.scripts if a]
     assert not set("<>&\u2028\u2029") & set(data)
-    assert "49" not in "".join(page.words)  # no template ran on it
+    assert "49000091" not in "".join(page.words)  # no template ran on it
 
 
 def test_what_a_reader_could_not_see_is_named(tmp_path: Path) -> None:
@@ -260,8 +260,18 @@ def test_figures_stand_inside_in_the_colours_of_the_page() -> None:
     assert 'href="#pareto-p1"' in made
     assert "url(#pareto-c2)" in made
     assert "fill: var(--ink)" in made
+    assert inline('<svg viewBox="0 0 1 1"><g style="fill: #0072b2"/></svg>', "x", "").count("var(--blue)") == 1
     assert "http" not in made
     assert "<style" not in made
+
+
+def test_nothing_but_the_second_best_is_underlined_in_the_table() -> None:
+    from importlib.resources import files
+
+    style = files("lcbench.reporting.page").joinpath("style.css").read_text(encoding="utf-8")
+    rules = re.findall(r"([^{}]+)\{([^{}]*)\}", style)
+    underlined = [selector.strip() for selector, body in rules if "underline" in body.replace("underline-offset", "")]
+    assert underlined == [".second .n"]
 
 
 CHROMIUM = next(

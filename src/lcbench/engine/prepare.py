@@ -72,7 +72,7 @@ def _prepare(
 ) -> list[PromptSet]:
     sets = []
     for task, loaded in tasks:
-        made: dict[tuple[str, str, int | None], PreparedPrompt | None] = {}
+        made: dict[tuple[str, str, int | None, bool], PreparedPrompt | None] = {}
         for shared, group in group_methods(askers(task, methods)):
             maker = _PromptMaker(spec, info, tokenizer, task, home, made, group[0].window_of(info.window), rewriters)
             prompts = []
@@ -170,7 +170,7 @@ class _PromptMaker:
         tokenizer: Any,
         task: Task,
         home: Path,
-        made: dict[tuple[str, str, int | None], PreparedPrompt | None],
+        made: dict[tuple[str, str, int | None, bool], PreparedPrompt | None],
         window: int | None,
         rewriters: Rewriters,
     ) -> None:
@@ -194,22 +194,29 @@ class _PromptMaker:
             row = self.task.without_context(row)
         prompt = self.task.prompt(row, self.home)
         rewriter = None if method is None else method.rewriter
-        made = self._prepared_once(row, prompt) if rewriter is None else self._rewritten(row, prompt, rewriter)
+        learns = method is not None and method.learns
+        made = self._prepared_once(row, prompt, learns) if rewriter is None else self._rewritten(row, prompt, rewriter)
         self.skipped += made is None
         length = _length_within(self.task, row) if made is None else None
         if length is not None:
             self.skipped_lengths[length] = self.skipped_lengths.get(length, 0) + 1
         self.too_long += made is not None and made.error is not None
         self.cut += made is not None and made.truncated_from is not None
-        if made is not None and method is not None and method.learns:
+        if made is not None and learns:
             lesson = prompt.text if prompt.question_start is None else prompt.text[: prompt.question_start]
             return replace(made, lesson=array("q", self._encode(lesson)))
         return made
 
-    def _prepared_once(self, row: Row, prompt: Prompt) -> PreparedPrompt | None:
-        key = (row.id, prompt.text, self.window)
+    def _prepared_once(self, row: Row, prompt: Prompt, learns: bool = False) -> PreparedPrompt | None:
+        """A prompt as it is read.
+
+        Args:
+            learns: its text is learned before it is read, so that it may be cut (`Method.learns`).
+        """
+        cuts = self.task.truncate != "error" or self.spec.over_length == "truncate" or learns
+        key = (row.id, prompt.text, self.window, cuts)
         if key not in self._made:
-            self._made[key] = self._prepared(row, prompt.text, self._question_of(prompt.question_start))
+            self._made[key] = self._prepared(row, prompt.text, self._question_of(prompt.question_start), cuts)
         return self._made[key]
 
     def _rewritten(self, row: Row, prompt: Prompt, rewriter: PromptTransform) -> PreparedPrompt | None:
@@ -241,12 +248,9 @@ class _PromptMaker:
             )
         return start
 
-    def _prepared(self, row: Row, text: str, question: int | None) -> PreparedPrompt | None:
+    def _prepared(self, row: Row, text: str, question: int | None, cuts: bool) -> PreparedPrompt | None:
         try:
-            if self.task.truncate == "error" and self.spec.over_length != "truncate":
-                fitted = self._whole(text)
-            else:
-                fitted = self._fit(text, question)
+            fitted = self._fit(text, question) if cuts else self._whole(text)
             self._keep_sample(text if fitted.text is None else fitted.text)
         except SampleError as error:
             self._keep_sample(text)

@@ -83,7 +83,8 @@ class Method:
     or two what the method's own tests compare it with; the class docstring and it make its section of the manual.
     ``turns`` says that the method turns queries or keys to other positions and so needs the model's rotary embedding as
     numbers (`models.rope.observed_rope`): a model whose embedding is not understood is then refused before any work.
-    ``learns`` says that `adapt` wants the text of each prompt; such a method is not stackable. ``follows_distances``
+    ``learns`` says that `adapt` wants the text of each prompt; such a method is not stackable, and is read a prompt
+    beyond the window with its middle cut even where the task does not cut. ``follows_distances``
     says that its scores and stores see far keys at the distances of the layer's rule (`kv.distances`)."""
 
     name: ClassVar[str]
@@ -150,7 +151,7 @@ class Method:
 
     def window_of(self, trained: int) -> int | None:
         """Positions that prompt and answer may take together on a model trained for ``trained``; None for any number.
-        Only methods that extend a model's window change it."""
+        Only methods that extend a model's window change it (`WiderWindow`)."""
         return trained
 
     def transform_model(self, model: Any, length: int) -> AbstractContextManager[Any]:
@@ -350,6 +351,23 @@ class PromptTransform(Method, ABC):
         Args:
             helper: of the kind that `helper` asks for; None where it asks for none.
         """
+
+
+@dataclass(frozen=True)
+class WiderWindow(Method, ABC):
+    """A method that serves texts beyond the window its model was trained for. ``extended`` says how long; ``reach``
+    overrides it."""
+
+    reach: int | None = param(
+        None, "tokens that prompt and answer may take together; none: what the method gives the model", minimum=1
+    )
+
+    def window_of(self, trained: int) -> int | None:
+        return self.extended(trained) if self.reach is None else self.reach
+
+    @abstractmethod
+    def extended(self, trained: int) -> int | None:
+        """Positions served of a model trained for ``trained``; None for any number."""
 
 
 class ModelTransform(Method, ABC):

@@ -159,7 +159,10 @@ class Extended(Method):
         return self.inner.announcement()
 
     def window_of(self, trained: int) -> int | None:
-        return self.extension.window_of(trained)
+        served = self.extension.window_of(trained)
+        if served is None or (self.extension.reach is not None and getattr(self.inner, "reach", None) is None):
+            return served  # a limit that was set by hand holds for both
+        return self.inner.window_of(served)
 
     def transform_model(self, model: Any, length: int) -> AbstractContextManager[Any]:
         return self.extension.transform_model(model, length)

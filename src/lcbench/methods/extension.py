@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from lcbench.config.options import param
 from lcbench.errors import ModelError
 from lcbench.kv.distances import Distances
-from lcbench.methods.base import Method, ModelTransform
+from lcbench.methods.base import Method, ModelTransform, WiderWindow
 from lcbench.models import adapter
 from lcbench.models.info import trained_window
 from lcbench.models.rope import Rope, observed_rope
@@ -32,23 +31,12 @@ _PLAIN = "Choose a model with plain rotary embedding (Llama-2 and 3, Mistral, Qw
 
 
 @dataclass(frozen=True)
-class Extension(ModelTransform):
-    """A method that makes a model serve longer texts. ``window_of`` says how long; ``reach`` overrides it."""
-
-    reach: int | None = param(
-        None, "tokens that prompt and answer may take together; none: what the method gives the model", minimum=1
-    )
+class Extension(WiderWindow, ModelTransform):
+    """A method that makes a model serve longer texts, and on whose model others can work."""
 
     @property
     def reading(self) -> str | None:
         return self.id
-
-    def window_of(self, trained: int) -> int | None:
-        return self.extended(trained) if self.reach is None else self.reach
-
-    @abstractmethod
-    def extended(self, trained: int) -> int | None:
-        """Positions served of a model trained for ``trained``; None for any number."""
 
     def refuse_model(self, info: ModelInfo) -> None:
         """Refuse a model that cannot be extended in this way. Raises ModelError; called before any work."""

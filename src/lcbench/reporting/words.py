@@ -29,7 +29,7 @@ def short_names(tasks: Iterable[str]) -> dict[str, str]:
         keys = [
             key for key in dict.fromkeys(k for own in options for k in own) if len({o.get(key) for o in options}) > 1
         ]
-        shown = [",".join(f"{key}={own[key]}" for key in keys if key in own) for own in options]
+        shown = [",".join(f"{key}={own[key]}" if own[key] else key for key in keys if key in own) for own in options]
         shown = [f"{name}@{text}" if text else name for text in shown]
         alike = len(set(shown)) < len(shown)
         found.update(zip(variants, variants if alike else shown, strict=True))

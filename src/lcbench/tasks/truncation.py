@@ -273,7 +273,8 @@ def require_fit(tokens: int, *, window: int | None, answer_tokens: int, max_inpu
         raise SampleError(
             f"The prompt of {tokens} tokens and an answer of {answer_tokens} do not fit the model's window of "
             f"{window}, and this task's prompts are not cut.",
-            "Use shorter prompts (passkey@lengths=...) or a model with a longer window.",
+            "Use shorter prompts (passkey@lengths=...), a model with a longer window, or a method that reads beyond it "
+            "(`lcbench list methods`, category extend; em-llm, infllm, longcache).",
         )
 
 

@@ -16,7 +16,7 @@ from lcbench.kv.distant import DistantLayer
 from lcbench.kv.events import Cutting, Segments
 from lcbench.kv.rope import moved
 from lcbench.kv.runs import Runs
-from lcbench.methods.base import AttentionMethod, Traits
+from lcbench.methods.base import AttentionMethod, Traits, WiderWindow
 from lcbench.methods.registry import method
 from lcbench.models.rope import observed_rope
 from lcbench.models.rule import AttentionRule
@@ -26,7 +26,7 @@ REFINED_SHARE = 0.6  # of the layers, from which on keys are compared
 
 @method("em-llm", paper="arXiv:2407.09450", traits=Traits(family="memory", prefill="own"))
 @dataclass(frozen=True)
-class EMLLM(AttentionMethod):
+class EMLLM(WiderWindow, AttentionMethod):
     """Episodic memory of the distant text (arXiv:2407.09450, section 3; rules as in em-llm/EM-LLM-model).
 
     The prompt is read in runs of `exc_block_size` tokens, its last token and every token after it being a run of its
@@ -48,6 +48,9 @@ class EMLLM(AttentionMethod):
     the last one only if that comes closer to it. With `contiguity` that share of the budget (a number of tokens from 1
     on) goes to the neighbours of the best events, the next one before the one before, and to neighbours of earlier
     runs while they fit. All are seen in the order of the text. Ties keep the older event.
+
+    No query sees a key further away than `n_local` tokens, so that texts of any length are served where the trained
+    window holds `n_local`; else only that window is. `reach` sets a limit by hand.
 
     The paper's variants: S is the default, SM `refine=modularity`, S+C and SM+C add `contiguity=0.3`.
 
@@ -90,6 +93,9 @@ class EMLLM(AttentionMethod):
                 f"em-llm@min_block={self.min_block} is more than max_block={self.max_block}.",
                 "Use a smaller min_block.",
             )
+
+    def extended(self, trained: int) -> int | None:
+        return None if self.n_local <= trained else trained
 
     @property
     def cutting(self) -> Cutting:

@@ -37,8 +37,8 @@ class Lift(Method):
     into segments of `segment` tokens, one every `offset` tokens, the last one at the end of the text. Each of `epochs`
     goes through the segments in an order of its own and makes a step a segment on the next-token cross-entropy: AdamW
     (betas 0.9 and 0.98, weight decay 1e-4), the gradient's norm clipped to 1, a constant rate. Then the prompt, cut
-    in its middle to the model's window or `--max-input-tokens` as for every method, is read and answered by the tuned
-    model.
+    in its middle to the model's window or `--max-input-tokens`, also where a task refuses to cut (passkey), is read
+    and answered by the tuned model.
 
     `tune=lora` adds ``x A B alpha / rank`` to every linear map of the decoder's layers, A drawn, B zero, both fp32; the
     weights are never touched. `tune=full` trains the layers' weights themselves (attention sinks excepted). After each

@@ -14,7 +14,7 @@ from lcbench.errors import BadValue
 from lcbench.kv.cache import CacheShape, KVCache
 from lcbench.kv.distant import DistantLayer
 from lcbench.kv.runs import Runs
-from lcbench.methods.base import AttentionMethod, Traits
+from lcbench.methods.base import AttentionMethod, Traits, WiderWindow
 from lcbench.methods.registry import method
 
 PRESETS = {"2x": 0.5, "4x": 0.25, "6x": 0.17, "8x": 0.125}  # tokens seen, as a share of the prompt
@@ -24,7 +24,7 @@ DEFAULTS = (128, 4096, 16)  # n_init, n_local, topk of the authors' configuratio
 
 @method("infllm", paper="arXiv:2402.04617", traits=Traits(family="retrieve", prefill="own"))
 @dataclass(frozen=True)
-class InfLLM(AttentionMethod):
+class InfLLM(WiderWindow, AttentionMethod):
     """Looks up blocks of the distant text (arXiv:2402.04617, section 3; rules as in thunlp/InfLLM
     inf_llm/attention/context_manager.py, which henryzhongsc/longctx_bench runs).
 
@@ -44,6 +44,11 @@ class InfLLM(AttentionMethod):
     (arXiv:2407.01527): ``T = floor(c min(L, cap))`` tokens, c = 0.5, 0.25, 0.17 and 0.125, ``n_init = floor(0.021
     T)``, ``topk = floor(floor(0.324 T) / 128)``, ``n_local = max(512, T - n_init - 128 topk)``; that floor makes short
     prompts lose less than the name says. `budget` gives T itself. Without both the authors' 128, 4096 and 16 hold.
+
+    No query sees a key further away than `n_local` tokens, so that texts of any length are served where the trained
+    window holds `n_local`. A preset or `budget` is a share of a prompt that other methods read, too: with them, and
+    where `n_local` is larger, the model's window stays. `reach` sets a limit by hand.
+
     Keys are held at the angle of their own position and turned when they are far. A layer with a sliding window of
     its own sees nothing beyond it.
 
@@ -87,6 +92,10 @@ class InfLLM(AttentionMethod):
                 "are read together.",
                 "Use a larger n_local or a smaller exc_block_size.",
             )
+
+    def extended(self, trained: int) -> int | None:
+        shares = self.preset is not None or self.budget is not None
+        return trained if shares or self.sizes(0)[1] > trained else None
 
     def sizes(self, prompt_tokens: int) -> tuple[int, int, int]:
         """First tokens, newest tokens and blocks that a query sees, for a prompt of this length."""

@@ -19,7 +19,7 @@ from lcbench.kv.sections import Section, over_sections
 from lcbench.kv.weights import ELEMENTS
 from lcbench.kv.whole import WholeLayer
 from lcbench.kv.witness import tell_fetched
-from lcbench.methods.base import AttentionMethod, Traits
+from lcbench.methods.base import AttentionMethod, Traits, WiderWindow
 from lcbench.methods.registry import method
 from lcbench.models.rope import Rope, observed_rope
 from lcbench.models.rule import AttentionRule
@@ -27,7 +27,7 @@ from lcbench.models.rule import AttentionRule
 
 @method("longcache", paper="arXiv:2407.15176", traits=Traits(family="retrieve", prefill="own"))
 @dataclass(frozen=True)
-class LongCache(AttentionMethod):
+class LongCache(WiderWindow, AttentionMethod):
     """Positionless look-up of spans (LongCache, later ReAttention: arXiv:2407.15176, section 2; rules as in
     OpenMOSS/ReAttention cache_utils_v0921.py and its LongBench configuration).
 
@@ -46,6 +46,9 @@ class LongCache(AttentionMethod):
     Query heads look up the keys of their own KV head; the authors' code pairs them differently on models with grouped
     queries while it decodes. Prompts up to `scope` are read as by the full cache. Keys are held at the angle of their
     own position and turned when they are used.
+
+    Texts of any length are served where the trained window holds `scope` and that greatest position; else, and with
+    `original`, that window is. `reach` sets a limit by hand.
 
     This extends the window and frees nothing: one layer holds the full cache's ``2 Hk d e T`` bytes; a step attends
     ``2 Hk d e`` bytes for each token seen, and reads the middle's keys to choose them.
@@ -83,6 +86,14 @@ class LongCache(AttentionMethod):
                 "tokens that are always seen.",
                 "Use a larger scope.",
             )
+
+    @property
+    def attended(self) -> int:
+        """Most tokens that a run sees, once it looks up."""
+        return self.global_size + self.local_size + self.span_size * self.recall_clip
+
+    def extended(self, trained: int) -> int | None:
+        return trained if self.original or max(self.scope, self.attended) > trained else None
 
     def prefill_cache(self, shape: CacheShape, prompt_tokens: int) -> KVCache:
         return KVCache([LongCacheLayer(self, prompt_tokens) for _ in range(shape.layers)])
@@ -180,10 +191,7 @@ class LongCacheLayer(WholeLayer):
 
     @property
     def resident_nbytes(self) -> int:
-        rules = self.rules
-        return self.token_nbytes(
-            min(self.seen, rules.global_size + rules.local_size + rules.span_size * rules.recall_clip)
-        )
+        return self.token_nbytes(min(self.seen, self.rules.attended))
 
 
 def _highest(scores: Tensor, count: int) -> Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lcbench.reporting.figures.style import (
@@ -49,6 +49,8 @@ def draw(differences: Sequence[Difference], *, reference: str, about: str = "") 
     ``about`` ends the title: the model.
     """
     methods = list(dict.fromkeys(d.method for d in differences))
+    suite = _suite({d.task for d in differences})
+    differences = [replace(d, task=d.task.removeprefix(f"{suite}/")) for d in differences]
     tasks = list(dict.fromkeys(d.task for d in differences))
     if len(tasks) == 1:
         scores = {d.reference for d in differences}
@@ -59,9 +61,18 @@ def draw(differences: Sequence[Difference], *, reference: str, about: str = "") 
         shown = methods[:MOST]
         panels = [(m, [(d.task, d) for d in differences if d.method == m]) for m in shown]
         more = f"; {len(methods) - len(shown)} more methods not drawn" if len(methods) > len(shown) else ""
-        title = f"Difference to {reference}{about}{more}"
+        title = f"Difference to {reference}{suite and f', {suite}'}{about}{more}"
     with styled():
         return _draw(panels, title)
+
+
+def _suite(tasks: Collection[str]) -> str:
+    """What stands before the slash in the names of all tasks, if it is the same: "100-longbench"; else "".
+
+    With it the names would be cut where they differ.
+    """
+    found = {task.partition("/")[0] for task in tasks}
+    return found.pop() if len(tasks) > 1 and len(found) == 1 and all("/" in task for task in tasks) else ""
 
 
 def _draw(panels: Sequence[tuple[str, Sequence[tuple[str, Difference]]]], title: str) -> Figure:

@@ -136,7 +136,8 @@ def _panels(
 
 
 def _band(ax: Axes, ends: Sequence[tuple[float, float, float]], colour: str, hatch: str | None) -> None:
-    """(place, low, high) of every interval as one band: a tint where it is alone, else hatched in its own colour.
+    """(place, low, high) of every interval as a band that is broken where one is NaN: a tint where it is alone, else
+    hatched in its own colour.
 
     Tints that overlap mix to a colour of no curve; hatches of different slants stay apart.
     """
@@ -165,11 +166,10 @@ def _curve(
     xs = [at[name] for name in curve.lengths]
     ys = [math.nan if score is None else score for score in curve.scores]
     if band and curve.lows and curve.highs:
-        ends = [
-            (x, low, high)
-            for x, low, high in zip(xs, curve.lows, curve.highs, strict=True)
-            if low is not None and high is not None
-        ]
+        none = (math.nan, math.nan)
+        pairs = zip(curve.lows, curve.highs, strict=True)
+        known = [none if low is None or high is None else (low, high) for low, high in pairs]
+        ends = [(x, low, high) for x, (low, high) in zip(xs, known, strict=True)]
         _band(ax, ends, colour, hatch)
     marker = "." if thin else marker
     ax.plot(
@@ -191,7 +191,7 @@ def _axes(
     ax.tick_params(axis="x", labelrotation=90 if crowded else 0)
     highest = max((v for c in curves for v in (*c.scores, *c.highs) if v is not None), default=1)
     lowest = min((v for c in curves for v in (*c.scores, *c.lows) if v is not None), default=0)
-    bottom = min(0.0, lowest)
+    bottom, highest = min(0.0, lowest), highest or 100.0  # all scores are 0
     room = 0.03 * max(1.0, highest - bottom)
     ax.set_ylim(bottom - room, highest + room)
     ax.grid(axis="x", visible=False)

@@ -38,7 +38,8 @@ def draw(
             ax: Any = figure.add_subplot(projection="polar")
             _spokes(ax, categories, top, small=False)
             for index, method in enumerate(methods):
-                _shape(ax, scores[method], style[method][0], _STYLES[index])
+                # Tints of several shapes would mix to a colour of none.
+                _shape(ax, scores[method], style[method][0], _STYLES[index], fill=len(methods) == 1)
             head(figure, title)
             _direct_labels(ax, scores, {method: style[method][0] for method in methods})
             return figure

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from html import escape
 
-from lcbench.reporting.figures.style import GRID, INK, MUTED, PAPER
+from lcbench.reporting.figures.style import COLOURS, GRID, INK, MUTED, PAPER
 
 _COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", PAPER: "var(--paper)", GRID: "var(--rule)"}
+_COLOURS[COLOURS[0]] = "var(--blue)"  # too dark for names on dark paper
 
 
 def inline(svg: str, name: str, alt: str) -> str:
