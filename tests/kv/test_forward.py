@@ -249,3 +249,23 @@ def test_rows_on_both_sides_of_a_longrope_do_not_change_each_other() -> None:
     together = adapter.forward(ours, new[:, None], positions, caches, [[w] for w in watchers])[:, 0]
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-4)
     assert [[call[2] for call in w.calls] for w in watchers] == [[len(text)] * LAYERS for text in texts]
+
+
+def test_no_forward_pass_uses_cudnn_and_the_setting_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = tiny_model("llama", layers=1), list[bool]()
+    adapter.install(model)
+    real = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(*arguments: Any, **options: Any) -> Tensor:
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    try:
+        feed(model, ids(8, seed=0), KVCache.dense(1))
+        assert seen == [False]
+        assert torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)

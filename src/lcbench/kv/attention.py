@@ -49,6 +49,12 @@ def _sdpa(
 ) -> Tensor:
     if is_causal and flash.wanted():
         return flash.causal(query, key, value, scaling)
+    heads, q, _ = query.shape
+    groups = heads // key.shape[0]
+    if mask is not None and groups > 1:
+        # The heads of a group as rows of one: torch's GPU kernels take a mask or grouped heads, not both.
+        query, mask = query.reshape(key.shape[0], groups * q, -1), mask.repeat(groups, 1)
+        return _sdpa(query, key, value, scaling, is_causal=False, mask=mask).reshape(heads, q, -1)
     out = F.scaled_dot_product_attention(
         query[None],
         key[None],

@@ -23,7 +23,7 @@ from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 
 from lcbench.errors import ModelError
-from lcbench.models import head, linear, native
+from lcbench.models import head, linear, native, sdpa
 from lcbench.models.rope_length import forget_longer_texts, rows_of_one_length
 from lcbench.models.rule import AttentionRule
 
@@ -474,13 +474,14 @@ def forward(
     Returns:
         Logits ``[R, q or 1, vocab]``, fp32 (of a quantized head, as it makes them).
     """
-    if any(isinstance(row, ReadsInRuns) and row.reading for row in rows):
+    with sdpa.without_cudnn():
+        if not any(isinstance(row, ReadsInRuns) and row.reading for row in rows):
+            return _one_pass(model, input_ids, positions, rows, observers, all_logits=all_logits)
         parts = [
             _in_runs(model, input_ids[i : i + 1], positions[i : i + 1], row, observers[i : i + 1], all_logits)
             for i, row in enumerate(rows)
         ]
-        return torch.cat(parts)
-    return _one_pass(model, input_ids, positions, rows, observers, all_logits=all_logits)
+    return torch.cat(parts)
 
 
 def _in_runs(
