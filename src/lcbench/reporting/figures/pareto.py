@@ -218,7 +218,8 @@ def _score_axis(ax: Axes, points: Sequence[MethodPoint], label: str) -> None:
     if low > 0.5 * high and high - low < 0.35 * high:
         room = max(5.0, 0.08 * (high - low))  # scores that hardly differ should not look as if they did
         ax.set_ylim(max(0, low - room), high + room)
-        label += f"  (axis begins at {ax.get_ylim()[0]:.0f})"
+        if ax.get_ylim()[0] > 0:
+            label += f"  (axis begins at {ax.get_ylim()[0]:.0f})"
     else:
         high = high or 100.0  # all scores are 0
         ax.set_ylim(-0.03 * high if low < 0.03 * high else 0, min(104, high * 1.06))
@@ -252,7 +253,7 @@ def _share_axis(ax: Axes, full_bytes: float) -> None:
 
 def _explain(ax: Axes, points: Sequence[MethodPoint], front: Sequence[MethodPoint]) -> None:
     """The key, of what is drawn alone."""
-    words = ["dashed: Pareto front" if len(front) > 1 else "dark rim: Pareto front"]
+    words = ["dashed: Pareto front" if len(front) > 1 else "rim: Pareto front"]
     words += ["bars: 95 % interval"] if any(p.low is not None and p.high is not None for p in points) else []
     words += ["hollow: memory simulated"] if any(p.simulated for p in points) else []
     ax.annotate(
