@@ -230,7 +230,19 @@ def crowd(seed: int, count: int) -> list[pareto.MethodPoint]:
     ]
 
 
+def ball(seed: int) -> list[pareto.MethodPoint]:
+    """Nineteen methods closer together than their names are wide, and the full cache far away."""
+    import random
+
+    draw = random.Random(seed)
+    near = [(4.5e6 * draw.uniform(0.97, 1.03), draw.uniform(54, 66)) for _ in range(19)]
+    made = [pareto.MethodPoint(f"amethod{i}@budget=0.25", *at) for i, at in enumerate(near)]
+    return [*made, pareto.MethodPoint("amethod-full", 18e6, 90.0)]
+
+
 CROWDS = {
+    "ball-1": ball(1),
+    "ball-2": ball(2),
     "random-1": crowd(1, 20),
     "random-2": crowd(2, 20),
     "random-3": crowd(3, 20),

@@ -82,6 +82,8 @@ def test_labels_of_points_do_not_cover_each_other(count: int) -> None:
 def test_an_axis_that_does_not_begin_at_0_says_so() -> None:
     close = [pareto.MethodPoint("full", MIB, 45.0), pareto.MethodPoint("kivi", MIB / 4, 43.0)]
     wide = [pareto.MethodPoint("full", MIB, 45.0), pareto.MethodPoint("kivi", MIB / 4, 3.0)]
+    low = [pareto.MethodPoint("full", MIB, 3.0), pareto.MethodPoint("kivi", MIB / 4, 2.5)]
+    assert "begins" not in pareto.draw(low, title="t", full_bytes=MIB, score_label="s").axes[0].get_ylabel()
     assert "axis begins at 38" in pareto.draw(close, title="t", full_bytes=MIB, score_label="s").axes[0].get_ylabel()
     ax = pareto.draw(wide, title="t", full_bytes=MIB, score_label="s").axes[0]
     assert ax.get_ylabel() == "s"
@@ -162,6 +164,8 @@ def test_bars_start_at_0_and_missing_pairs_are_said() -> None:
     for ax in figure.axes:
         assert all(patch.get_x() == 0 or patch.get_x() + patch.get_width() == 0 for patch in ax.patches)
         assert ax.get_xlim()[0] < 0 < ax.get_xlim()[1]
+    nothing = bars.draw([bars.Difference("a", "x", 0.0, 0.0, 0.0, 50.0)], reference="full")
+    assert nothing.axes[0].get_xlim() == (-1, 1)
     single = bars.draw([d for d in made if d.task == "x"], reference="full")
     assert "Difference to full (50.0): x" in " ".join(texts_of(single))
 

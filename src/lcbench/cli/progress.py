@@ -118,7 +118,7 @@ class _Counting(Watcher):
         if seconds is None:
             return "estimating the time left"
         if guess:
-            return f"perhaps {duration(seconds)} left (a guess until a group is done)"
+            return f"perhaps {duration(seconds)} left"  # nothing was timed yet
         return f"about {duration(seconds)} left" if seconds >= 1 else "nearly done"
 
 

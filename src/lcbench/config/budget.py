@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 PRESETS = {"2x": 0.5, "4x": 0.25, "6x": 0.17, "8x": 0.125}  # shares that a published comparison calls so
+
+
+WRITTEN = (
+    r"(?:[2468]x|(?:[0-9]{1,2}(?:\.[0-9]*)?|\.[0-9]+|100(?:\.0*)?)%|0*[1-9][0-9]*|0?\.[0-9]+|1\.0*"
+    r"|[1-9](?:\.[0-9]+)?[eE]-0*[1-9][0-9]*)"
+)
+"""One budget as text, as a regular expression of Python and of JSON Schema; it lets shares of 0 through."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,8 @@ class Budget:
         text = text.strip()
         if text in PRESETS:
             return cls(ratio=PRESETS[text])
+        if not re.fullmatch(WRITTEN, text):
+            raise ValueError(f"{text} is no budget")
         if text.endswith("%"):
             return cls(ratio=float(text[:-1]) / 100)
         if text.isdecimal():

@@ -12,7 +12,8 @@ import typing
 from importlib import resources
 from typing import Any
 
-from lcbench.config.spec import ALIASES, COUNTS, ModelSpec, RunSpec
+from lcbench.config import budget, sizes
+from lcbench.config.spec import ALIASES, COUNTS, GPUS, SERVED, SERVED_ONLY, WORKERS, ModelSpec, RunSpec
 from lcbench.config.study import MODELS, OUT
 
 FILE_NAME = "lcbench.schema.json"
@@ -20,12 +21,12 @@ MODELINE = f"# yaml-language-server: $schema={FILE_NAME}"
 """First line of a YAML file: editors then check and complete its keys."""
 
 _SAID = {"type": "string", "pattern": r"[^\s,]"}
+_NAME = {"type": "string", "pattern": r"\S"}
 _TEXTS = {"anyOf": [_SAID, {"type": "array", "items": {"type": "string"}, "contains": _SAID}]}
-_ONE = r"\s*(?:[2468]x|(?:\d{1,2}(?:\.\d+)?|100(?:\.0*)?)%|0*[1-9]\d*|0?\.\d+|1\.0*|\d(?:\.\d+)?e-\d+)\s*"
-_NOT_NOTHING = r"(?!\s*0*\.?0*%?\s*(?:,|$))"
+_ONE = rf"(?!0*\.?0*%?\s*(?:,|$)){budget.WRITTEN}\s*"
 _BUDGET = {
     "anyOf": [
-        {"type": "string", "pattern": f"^{_NOT_NOTHING}{_ONE}(?:,{_NOT_NOTHING}{_ONE})*$"},
+        {"type": "string", "pattern": rf"^\s*(?:{_ONE})?(?:,\s*(?:{_ONE})?)*$"},
         {"type": "integer", "minimum": 1},
         {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
     ]
@@ -34,49 +35,102 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "methods": _TEXTS,
     "tasks": _TEXTS,
     "budgets": {"anyOf": [*_BUDGET["anyOf"], {"type": "array", "items": _BUDGET}]},
-    "workers": {"type": ["integer", "string"]},
-    "ray_gpus": {"type": ["number", "string"], "minimum": 0},
+    "workers": {"anyOf": [{"type": "string", "pattern": f"^{WORKERS}$"}, {"type": "integer", "minimum": 1}]},
+    "ray_gpus": {
+        "anyOf": [
+            {"type": "string", "pattern": rf"^\s*{GPUS}\s*$"},
+            {"type": "number", "minimum": 0, "maximum": 1},
+            {"type": "integer", "minimum": 0, "maximum": 999},
+        ]
+    },
+    "group_memory": {
+        "anyOf": [
+            {"type": "string", "pattern": rf"^(?=[0-9.\s]*[1-9]){sizes.WRITTEN}$"},
+            {"type": "number", "minimum": 1, "maximum": 1e15},
+        ]
+    },
     "settings": {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}},
 }
 
 _TWICE = [["model", MODELS], *([alias, name] for alias, name in ALIASES.items())]
 """Keys of which a file has one."""
 
+_SERVED_NAME = {"type": "string", "pattern": f"^{SERVED}"}
+
 
 def json_schema() -> dict[str, Any]:
     """The schema (draft 2020-12). Every key of a file, its type, its values and what it means."""
     model = _fields(ModelSpec)
-    model["name"].pop("default", None)
-    flat = {key: value for key, value in model.items() if key != "name"}
+    name = {**_NAME, "description": model.pop("name")["description"]}
+    flat = {key: _or_nothing(value) for key, value in model.items()}
     run = {key: value for key, value in _fields(RunSpec).items() if key != "model"}
     properties: dict[str, Any] = {
-        "model": {**model["name"], "description": f"The model: {model['name']['description']}"},
+        "model": {**name, "type": ["string", "number"], "description": f"The model: {name['description']}"},
         MODELS: {
             "type": "array",
             "minItems": 1,
+            "uniqueItems": True,
             "description": "Several models, each a name or a mapping of model keys, instead of model; each has a run "
             "directory of its own below out.",
             "items": {
                 "anyOf": [
-                    {"type": "string"},
-                    {"type": "object", "properties": model, "required": ["name"], "additionalProperties": False},
+                    _NAME,
+                    {
+                        "type": "object",
+                        "properties": {"name": name, **flat},
+                        "required": ["name"],
+                        "additionalProperties": False,
+                        "if": {"anyOf": [_given(key) for key in SERVED_ONLY]},
+                        "then": {"properties": {"name": _SERVED_NAME}},
+                    },
                 ]
             },
         },
         **run,
         **{alias: run[name] for alias, name in ALIASES.items()},
         **flat,
-        OUT: {"type": "string", "description": "Run directory, or the folder of those of several models."},
+        OUT: {**_NAME, "description": "Run directory, or the folder of those of several models."},
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "lcbench study",
         "description": "What `lcbench run --config FILE` runs. The command line goes over the file.",
-        "type": "object",
+        "type": ["object", "null"],
         "properties": {key: _or_nothing(schema) for key, schema in properties.items()},
         "additionalProperties": False,
-        "not": {"anyOf": [{"required": pair} for pair in _TWICE]},
+        "not": {"type": "object", "anyOf": [{"required": pair} for pair in _TWICE]},
+        "allOf": [
+            {"if": {"anyOf": [_given(key) for key in SERVED_ONLY]}, "then": _models(_SERVED_NAME)},
+            {"if": _given("group_memory"), "then": {"not": _some_model(_SERVED_NAME)}},
+        ],
     }
+
+
+def _given(key: str) -> dict[str, Any]:
+    """Whether a mapping has a value under a key."""
+    return {"type": "object", "required": [key], "properties": {key: {"not": {"type": "null"}}}}
+
+
+def _models(name: dict[str, Any]) -> dict[str, Any]:
+    """Whether the file names its models, and all in such a way."""
+    listed = {"type": "array", "items": _called(name)}
+    return {
+        "anyOf": [{"required": [key], "properties": {key: say}} for key, say in (("model", name), (MODELS, listed))]
+    }
+
+
+def _some_model(name: dict[str, Any]) -> dict[str, Any]:
+    """Whether the file names a model in such a way."""
+    listed = {"type": "array", "contains": _called(name)}
+    return {
+        "type": "object",
+        "anyOf": [{"required": [key], "properties": {key: say}} for key, say in (("model", name), (MODELS, listed))],
+    }
+
+
+def _called(name: dict[str, Any]) -> dict[str, Any]:
+    """An entry of ``models`` with such a name."""
+    return {"anyOf": [name, {"type": "object", "required": ["name"], "properties": {"name": name}}]}
 
 
 def _or_nothing(schema: dict[str, Any]) -> dict[str, Any]:
@@ -85,7 +139,7 @@ def _or_nothing(schema: dict[str, Any]) -> dict[str, Any]:
         return schema if None in schema["enum"] else {**schema, "enum": [*schema["enum"], None]}
     if "anyOf" in schema:
         return {**schema, "anyOf": [*schema["anyOf"], {"type": "null"}]}
-    kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    kinds = _kinds(schema)
     return schema if "null" in kinds else {**schema, "type": [*kinds, "null"]}
 
 
@@ -116,10 +170,16 @@ def _type(hint: Any) -> dict[str, Any]:
         schema = _type(next(arm for arm in arms if arm is not type(None)))
         if "enum" in schema:
             return {"enum": [*schema["enum"], None]}
-        return {**schema, "type": [schema["type"], "null"]}
+        return {**schema, "type": [*_kinds(schema), "null"]}
     if typing.get_origin(hint) is typing.Literal:
         return {"enum": list(arms)}
-    return {"type": {int: "integer", bool: "boolean", str: "string"}.get(hint, "object")}
+    if hint is str:
+        return {"type": ["string", "number"]}  # a revision may be written 1.0
+    return {"type": {int: "integer", bool: "boolean"}.get(hint, "object")}
+
+
+def _kinds(schema: dict[str, Any]) -> list[str]:
+    return schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
 
 
 def _meanings(cls: type[Any]) -> dict[str, str]:

@@ -10,6 +10,9 @@ _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
     f"{letter}iB": 1024**power for power, letter in enumerate("KMGT", start=1)
 }
 
+WRITTEN = r"\s*[0-9]+(?:\.[0-9]+)?\s*(?:[bB]|[kKmMgGtT][iI]?[bB])?\s*"
+"""An amount as text, as a regular expression of Python and of JSON Schema; it lets 0 through."""
+
 
 def parse_bytes(text: str, option: str) -> int:
     """``80GiB``, ``512 MiB``, ``24GB`` or a plain number of bytes.

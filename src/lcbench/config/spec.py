@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,10 +33,15 @@ COUNTS = ("limit", "max_input_tokens", "prefill_chunk", "window", "ray_cpus")
 WHO_ANSWERS = ("engine", "workers", "ray_gpus", "ray_cpus")
 """Fields that decide nothing of what is answered."""
 
+WORKERS = r"(?:auto|0*[1-9][0-9]*)"
+GPUS = r"(?:0?\.[0-9]+|[0-9]{1,3}(?:\.0*)?)"
+"""``workers`` and ``ray_gpus`` as text, as regular expressions of Python and of JSON Schema."""
+
 SERVED = "openai:"
 """How the name of a model behind an OpenAI-compatible address begins."""
 
-_SERVED_ONLY = ("base_url", "api", "tokenizer", "window")
+SERVED_ONLY = ("base_url", "api", "tokenizer", "window")
+"""Fields of such models alone."""
 
 
 def default_model() -> str:
@@ -79,9 +85,11 @@ class ModelSpec:
     window: int | None = None
 
     def __post_init__(self) -> None:
+        if not self.name.strip():
+            raise BadValue("The model has no name.", "Write --model demo, or leave it out.")
         if self.window is not None and self.window < 1:
             raise BadValue(f"window={self.window} is below the least value 1.", "Use 1 or more.")
-        for name in () if self.served else _SERVED_ONLY:
+        for name in () if self.served else SERVED_ONLY:
             if getattr(self, name) is not None:
                 raise UsageError(
                     f"{name} is for models behind an address, and {self.name} is none.",
@@ -154,6 +162,8 @@ class RunSpec:
             raise UsageError("No method was given.", "Add --method full, or see `lcbench list methods`.")
         if not self.tasks:
             raise UsageError("No task was given.", "Add --task passkey, or see `lcbench list tasks`.")
+        if not re.fullmatch(WORKERS, self.workers):
+            raise BadValue(f"--workers {self.workers} is neither auto nor a whole number from 1.", "Write --workers 2.")
         if self.ray_gpus is not None:
             _ = self.gpus_each
         if self.group_memory is not None:
@@ -166,17 +176,13 @@ class RunSpec:
     @property
     def gpus_each(self) -> float:
         """``ray_gpus`` as a number, 0 without it. Raises BadValue: a number that Ray does not take."""
-        text = self.ray_gpus or "0"
-        try:
-            gpus = float(text)
-        except ValueError:
-            gpus = -1.0
-        if not (0 <= gpus <= 1 or gpus.is_integer()) or not 0 <= gpus < 1000:
+        text = (self.ray_gpus or "0").strip()
+        if not re.fullmatch(GPUS, text):
             raise BadValue(
                 f"--ray-gpus {text} is neither a share of one GPU nor a number of them.",
                 "Write --ray-gpus 0.5 or --ray-gpus 2.",
             )
-        return gpus
+        return float(text)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, keys in field order. Budgets stand in the methods of a resolved spec: empty, they are
@@ -185,7 +191,7 @@ class RunSpec:
         data = dataclasses.asdict(self)
         for name in WHO_ANSWERS:
             del data[name]
-        for name in _SERVED_ONLY:
+        for name in SERVED_ONLY:
             if data["model"][name] is None:
                 del data["model"][name]
         data["methods"], data["tasks"], data["settings"] = (
@@ -262,6 +268,9 @@ def _typed(name: str, value: Any, where: str) -> Any:
     if name == "settings":
         if not isinstance(value, Mapping):
             raise BadValue(f"set{where} must be a mapping.", "Write set: {key: value}.")
+        for key, one in value.items():
+            if not isinstance(one, str | int | float):
+                raise BadValue(f"set: {key}={one}{where} is neither text nor a number.", "Write set: {key: value}.")
         return {str(k): str(v) for k, v in value.items()}
     hint = KEYS[name]
     arms = [a for a in (get_args(hint) if type(None) in get_args(hint) else (hint,)) if a is not type(None)]
@@ -271,6 +280,8 @@ def _typed(name: str, value: Any, where: str) -> Any:
             allowed = ", ".join(str(a) for a in get_args(arm))
             raise BadValue(f"{name}={value}{where} is not one of {allowed}.", f"Choose {allowed}.")
         return value
+    if isinstance(value, float) and value.is_integer() and (arm is int or name == "workers"):
+        value = int(value)  # 3.0 is a whole number to JSON Schema
     if arm is int and isinstance(value, int) and not isinstance(value, bool):
         return value
     if arm is bool and isinstance(value, bool):
@@ -283,6 +294,8 @@ def _typed(name: str, value: Any, where: str) -> Any:
 
 def _budgets(value: Any, where: str) -> tuple[str, ...]:
     pieces = value if isinstance(value, list | tuple) else [value]
+    # 512.0 is the number 512 to JSON Schema, but 1.0 a share.
+    pieces = [int(p) if isinstance(p, float) and p.is_integer() and p > 1 else p for p in pieces]
     texts = [text.strip() for piece in pieces for text in str(piece).split(",") if text.strip()]
     for text in texts:
         try:

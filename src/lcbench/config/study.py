@@ -46,12 +46,13 @@ def make_study(command_line: Mapping[str, Any], config: Path | None = None) -> S
     """
     flat = read_yaml(config) if config else {}
     where = f" in {config}"
+    both = "model" in flat and MODELS in flat
     out, listed = _out(flat.pop(OUT, None), where), flat.pop(MODELS, None)
     _refuse_unknown(flat, where)
+    if both:
+        raise UsageError(f"Both model and models are given{where}.", "Give one of them.")
     if listed is None:
         return Study((make_spec((flat, where), command_line),), out)
-    if "model" in flat:
-        raise UsageError(f"Both model and models are given{where}.", "Give one of them.")
     if not isinstance(listed, list) or not listed:
         raise BadValue(f"models{where} is not a list of models.", "Write models: [demo, some/model].")
     models = [_model(one, f"{where}, models[{i}]") for i, one in enumerate(listed)]
@@ -82,7 +83,7 @@ def _refuse_unknown(flat: Mapping[str, Any], where: str) -> None:
 
 def _model(value: Any, where: str) -> dict[str, Any]:
     """One entry of ``models`` in flat keys."""
-    if isinstance(value, str):
+    if isinstance(value, str) and value.strip():
         return {"model": value}
     if not isinstance(value, Mapping):
         raise BadValue(f"{value}{where} is neither a name nor a mapping.", "Write - name: some/model.")

@@ -110,8 +110,10 @@ def _more(report: Report) -> list[str]:
 
 
 def _plain(title: str, rows: Sequence[Sequence[str]], left: int, keys: int, label: str) -> list[str]:
-    """A table of texts as it is; the first row is its heading, the first ``keys`` columns tell its rows apart."""
-    head, *body = [tuple(_entry(cell) for cell in row) for row in rows]
+    """A table of texts as it is, without columns that are empty in all rows; the first row is its heading, the first
+    ``keys`` columns tell its rows apart."""
+    told = [i for i in range(len(rows[0])) if i < keys or any(row[i] for row in rows[1:])]
+    head, *body = [tuple(_entry(row[i]) for i in told) for row in rows]
     return lines_of(Sheet(_text(title), label, head, tuple(Block((row,)) for row in body), keys, left))
 
 

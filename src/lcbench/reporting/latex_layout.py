@@ -14,7 +14,8 @@ _TEXT = 345.0  # points across a page of article at 10 points
 _SIZE = 8.0  # of \footnotesize there
 _GAP = 4.0  # \tabcolsep, on both sides of every column
 _WIDEST = 130.0  # a first column beyond this breaks its lines
-_MOST_ROWS = 42  # of \footnotesize that a page holds besides caption and heading
+_LINE = 9.5  # points from a line to the next
+_MOST_ROWS = 50  # of \footnotesize that a page holds besides caption and heading
 _NARROW, _SLIM, _BROAD = "iljI|!.,:;'()[]", "frst-/ ", "mwMW@%&=+"
 
 
@@ -112,8 +113,10 @@ def _filled(units: Sequence[Sequence[int]], widths: Sequence[float], room: float
 
 def _pages(sheet: Sheet, parts: int) -> Iterator[tuple[list[int], list[Block]]]:
     """(parts, blocks) of each ``table``: all rows of as many parts as a page holds, or some rows of one part."""
-    rows = sum(len(block.rows) + bool(block.title) for block in sheet.blocks) + 3
-    together = max(1, _MOST_ROWS // rows)
+    turned = sheet.turned and _turns(sheet)
+    heading = max(entry.width for entry in sheet.heading[sheet.keys :]) / _LINE if turned else 1
+    rows = sum(len(block.rows) + bool(block.title) for block in sheet.blocks) + len(sheet.first) + heading + 1.5
+    together = max(1, int(_MOST_ROWS / rows))
     for begin in range(0, parts, together):
         some = list(range(begin, min(parts, begin + together)))
         for blocks in _cut(sheet.blocks):

@@ -117,6 +117,7 @@ def _panel(ax: Any, entries: dict[str, Difference], bars: Sequence[str]) -> None
 
 def _scale(ax: Any, differences: Sequence[Difference]) -> None:
     ends = [v for d in differences for v in (d.points, d.low, d.high, 0.0) if v is not None]
-    room = 0.05 * max(1.0, max(ends) - min(ends))
+    span = max(ends) - min(ends)
+    room = 0.05 * span if span > 1 else 1.0  # differences of nothing should not fill the picture
     ax.set_xlim(min(ends) - room, max(ends) + room)
     ax.xaxis.set_major_formatter(lambda x, _: f"+{x:g}" if x > 0 else f"{x:g}".replace("-", MINUS))

@@ -115,7 +115,7 @@ def _speed_axis(ax: Axes, points: Sequence[SpeedPoint], bandwidth: float | None)
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=8)
     ax.set_xticks([], minor=True)
     ax.set_title("Decoding steps a second", fontsize=8.5)
-    limit = f"black tick: the limit, {rate(bandwidth)} measured; " if bandwidth else ""
+    limit = f"tick: the limit, {rate(bandwidth)} measured; " if bandwidth else ""
     ax.set_xlabel(f"{limit}log scale", fontsize=8)
 
 

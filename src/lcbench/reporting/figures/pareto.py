@@ -49,17 +49,24 @@ def front_of(points: Sequence[MethodPoint]) -> list[MethodPoint]:
 def draw(points: Sequence[MethodPoint], *, title: str, full_bytes: float | None, score_label: str) -> Figure:
     """The figure. ``full_bytes``: bytes of the uncompressed cache, for the scale on top.
 
-    Every point is named where it stands; the picture grows until no name covers anything. Only of more than 20
-    methods that find no room so the points carry numbers, and the key stands at the side.
+    Every point is named where it stands. The picture grows until no name covers anything, then points that nearly
+    touch share a label. Only of more than 20 methods that find no room the points carry numbers, and the key stands at
+    the side.
     """
+    many = len(points) > _NAMED
+    whole = _SIZES[-1]
+    attempts = [(whole, 1)] if many else [*((size, 1) for size in _SIZES), (whole, 2), (whole, 3)]
     with styled():
-        for size in _SIZES if len(points) <= _NAMED else _SIZES[-1:]:
-            figure, collisions = _drawn(points, size, title, full_bytes, score_label, numbered=False)
+        best: tuple[int, Figure] | None = None
+        for size, near in attempts:
+            figure, collisions = _drawn(points, size, title, full_bytes, score_label, near=near)
             if not collisions:
                 return figure
-        if len(points) > _NAMED:
-            figure, _ = _drawn(points, _SIZES[0], title, full_bytes, score_label, numbered=True)
-        return figure
+            best = (collisions, figure) if best is None or collisions < best[0] else best
+        if many:
+            return _drawn(points, _SIZES[0], title, full_bytes, score_label, numbered=True)[0]
+        assert best is not None
+        return best[1]
 
 
 def _drawn(
@@ -69,17 +76,17 @@ def _drawn(
     full_bytes: float | None,
     score_label: str,
     *,
-    numbered: bool,
+    near: float = 1,
+    numbered: bool = False,
 ) -> tuple[Figure, int]:
-    """The figure at a size in inches, and how many labels cover something."""
+    """The figure at a size in inches, and how many labels cover something. ``near``: see `_heaps`."""
     figure = new_figure(*size)
     ax = figure.add_subplot()
     style = looks([point.method for point in points])
     front = front_of(points)
     _front(ax, front)
     _scales(ax, points, full_bytes, score_label)
-    heaps = _heaps(ax, points)
-    for heap in heaps:
+    for heap in _heaps(ax, points):
         for below, point in enumerate(heap):
             _point(ax, point, style[point.method], on_front=point in front, below=below)
     ax.set_title(wrap(title, size[0] - 0.6), pad=36)
@@ -87,16 +94,16 @@ def _drawn(
     names = {p.method: str(i + 1) if numbered else shorten(p.method, 34) for i, p in enumerate(points)}
     if numbered:
         side_key(ax, [shorten(p.method, 34) for p in points])
-    labels = [_label(heap, names, style, numbered) for heap in heaps]
+    labels = [_label(heap, names, style, numbered) for heap in _heaps(ax, points, near)]
     faint = [*_along(front), *_bars(points)]
     return figure, label_points(ax, labels, faint=faint, fontsize=7.5)
 
 
-def _heaps(ax: Axes, points: Sequence[MethodPoint]) -> list[list[MethodPoint]]:
-    """The points, those together whose markers would cover each other's middle."""
+def _heaps(ax: Axes, points: Sequence[MethodPoint], times: float = 1) -> list[list[MethodPoint]]:
+    """The points, those together whose markers would cover each other's middle, or are ``times`` as far apart."""
     heaps: list[list[MethodPoint]] = []
     for point in points:
-        own = next((heap for heap in heaps if _near(ax, point, heap[0])), None)
+        own = next((heap for heap in heaps if _near(ax, point, heap[0], times)), None)
         if own is None:
             heaps.append([point])
         else:
@@ -150,11 +157,11 @@ def _bars(points: Sequence[MethodPoint]) -> list[tuple[float, float]]:
     ]
 
 
-def _near(ax: Axes, a: MethodPoint, b: MethodPoint) -> bool:
-    """Whether one marker would cover most of the other."""
+def _near(ax: Axes, a: MethodPoint, b: MethodPoint, times: float = 1) -> bool:
+    """Whether one marker would cover most of the other; ``times`` as far apart as that."""
     (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
     across = abs(math.log(a.kv_bytes / b.kv_bytes)) / math.log(right / left)
-    return across < 0.008 and abs(a.score - b.score) / (high - low) < 0.012
+    return across < 0.008 * times and abs(a.score - b.score) / (high - low) < 0.012 * times
 
 
 def _point(ax: Axes, point: MethodPoint, style: tuple[str, str], *, on_front: bool, below: int) -> None:
@@ -218,7 +225,8 @@ def _score_axis(ax: Axes, points: Sequence[MethodPoint], label: str) -> None:
     if low > 0.5 * high and high - low < 0.35 * high:
         room = max(5.0, 0.08 * (high - low))  # scores that hardly differ should not look as if they did
         ax.set_ylim(max(0, low - room), high + room)
-        label += f"  (axis begins at {ax.get_ylim()[0]:.0f})"
+        if ax.get_ylim()[0] > 0:
+            label += f"  (axis begins at {ax.get_ylim()[0]:.0f})"
     else:
         high = high or 100.0  # all scores are 0
         ax.set_ylim(-0.03 * high if low < 0.03 * high else 0, min(104, high * 1.06))
@@ -252,7 +260,7 @@ def _share_axis(ax: Axes, full_bytes: float) -> None:
 
 def _explain(ax: Axes, points: Sequence[MethodPoint], front: Sequence[MethodPoint]) -> None:
     """The key, of what is drawn alone."""
-    words = ["dashed: Pareto front" if len(front) > 1 else "dark rim: Pareto front"]
+    words = ["dashed: Pareto front" if len(front) > 1 else "rim: Pareto front"]
     words += ["bars: 95 % interval"] if any(p.low is not None and p.high is not None for p in points) else []
     words += ["hollow: memory simulated"] if any(p.simulated for p in points) else []
     ax.annotate(

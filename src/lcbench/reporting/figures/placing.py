@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 Box = tuple[float, float, float, float]  # left, bottom, right, top
 Segment = tuple[float, float, float, float]  # x and y of its two ends
 
-_RINGS = (7, 11, 17, 25, 35, 47, 61, 77, 95, 116, 140, 168, 200)
+_RINGS = (7, 11, 17, 25, 35, 47, 61, 77, 95, 116, 140, 168, 200, 240)
 _NO_LEADER = 13  # a label nearer than this needs no line to its point
 _DIRECTIONS = 24
 _RIM_ACROSS, _RIM_UP = 4.0, 1.5  # free space between labels
 _SWEEPS = 25
 _ORDERS = 6
-_MANY = 20  # of more labels only two orders are tried: each takes a second
+_PUSHES, _ALTERNATIVES = 80, 12
+_MANY = 20  # of more labels only two orders are tried and none is pushed: each takes a second
 
 # What a collision costs, above any sum of the wishes below it.
 _COLLISION = 1e5
@@ -121,7 +122,7 @@ class _Search:
             if cost < _COLLISION / 2:
                 break
         assert found is not None
-        cost, chosen = found
+        cost, chosen = self._pushed(*found)
         places = []
         for index, which in enumerate(chosen):
             leader = self.leaders[index][which]
@@ -141,9 +142,32 @@ class _Search:
         orders = [first[k:] + first[:k] for k in range(0, len(first), turn)]
         return [*orders, first[::-1], sorted(first, key=lambda i: -at[i][1]), sorted(first, key=lambda i: at[i][0])]
 
-    def _settle(self, order: Sequence[int]) -> tuple[float, list[int]]:
-        chosen: dict[int, int] = {}
-        for index in order:
+    def _pushed(self, cost: float, chosen: list[int]) -> tuple[float, list[int]]:
+        """Labels that still collide take one of their best places whoever stands there; the others make room."""
+        tried: set[tuple[int, int]] = set()
+        for _ in range(_PUSHES if len(chosen) <= _MANY else 0):
+            if cost < _COLLISION / 2:
+                break
+            now = dict(enumerate(chosen))
+            hit = [i for i in now if self._costs(i, now)[now[i]] > _COLLISION / 2]
+            places = ((i, int(k)) for i in hit for k in self.alone[i].argsort()[:_ALTERNATIVES] if k != now[i])
+            push = next((one for one in places if one not in tried), None)
+            if push is None:
+                break
+            tried.add(push)
+            index, spot = push
+            rest = [i for i in now if i != index]
+            # Those that stand in the way choose first, once the pushing one has its place.
+            rest.sort(key=lambda i: -float(self._costs(i, {**now, index: spot})[now[i]]))
+            other = self._settle([*rest, index], {**now, index: spot})
+            if other[0] < cost:
+                cost, chosen = other
+                tried.clear()
+        return cost, chosen
+
+    def _settle(self, order: Sequence[int], start: dict[int, int] | None = None) -> tuple[float, list[int]]:
+        chosen = dict(start or {})
+        for index in order if start is None else ():
             chosen[index] = int(self._costs(index, chosen).argmin())
         for _ in range(_SWEEPS):
             moved = False
