@@ -27,6 +27,18 @@ _DELTA = {
     "linear_value_head_dim": 8,
 }
 _MLA = {"kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16}
+_INKLING = {
+    **_ATTENTION,
+    "head_dim": 16,
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 2,
+    "swa_head_dim": 16,
+    "sliding_window_size": 24,
+    "d_rel": 4,
+    "rel_extent": 16,
+    "moe_intermediate_size": 32,
+    "num_experts_per_tok": 2,
+}
 
 #: Name to transformers class and configuration; every layer kind of the architecture occurs.
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -158,6 +170,49 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_types": ["linear_attention", "full_attention", "linear_attention"],
         },
     ),
+    "inkling_text": (
+        "Inkling",
+        {
+            **_INKLING,
+            "n_routed_experts": 4,
+            "n_shared_experts": 1,
+            "layer_types": ["hybrid_sliding", "hybrid", "hybrid_sliding"],
+            "mlp_layer_types": ["dense", "sparse", "sparse"],
+            "logits_mup_width_multiplier": 1.0,
+        },
+    ),
+    "inkling2_text": (
+        "Inkling2",
+        {
+            **_INKLING,
+            "n_routed_experts": 4,
+            "n_layers_per_attn_res_block": 2,
+            "unpadded_vocab_size": VOCAB,
+            "layer_types": ["hybrid_sliding", "hybrid", "hybrid_sliding"],
+        },
+    ),
+    "qwen4_exp_text": (
+        "Qwen4Exp",
+        {
+            **_ATTENTION,
+            **_EXPERTS,
+            **_DELTA,
+            "head_dim": 16,
+            "shared_expert_intermediate_size": 32,
+            "hc_count": 2,
+            "hc_lowrank": 8,
+            "ple_layer_ids": [1],
+            "ngram_vocab_size_base": 101,
+            "make_ngram_vocab_size_divisible_by": 4,
+            "split_ngram_parts": 1,
+            "indexer_n_heads": 2,
+            "indexer_kv_heads": 1,
+            "indexer_head_dim": 16,
+            "indexer_budget": 16,
+            "indexer_compress_ratio": 4,
+            "layer_types": ["linear_attention", "indexed_attention", "linear_attention"],
+        },
+    ),
     "olmo_hybrid": (
         "OlmoHybrid",
         {
@@ -252,7 +307,17 @@ def linear_model(
             parameter.copy_(
                 1 + noise if "norm" in parameter_name or "ln" in parameter_name.split(".")[-2][:2] else noise
             )
-    return model.to(dtype).eval()
+    model = model.to(dtype)
+    exact = set(model._keep_in_fp32_modules_strict or ())  # routers that their class computes in fp32
+    for parameter_name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and any(_within(parameter_name, kept) for kept in exact):
+            tensor.data = tensor.data.float()
+    return model.eval()
+
+
+def _within(name: str, pattern: str) -> bool:
+    """Whether a parameter's name has the parts of a dotted pattern side by side."""
+    return f".{pattern}." in f".{name}."
 
 
 def loaded_linear(name: str, *, chat: bool = False, **config: Any) -> LoadedModel:

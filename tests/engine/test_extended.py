@@ -217,3 +217,12 @@ def test_what_is_learned_is_read_cut(cli: Callable[..., Any], folder: Path) -> N
     short = by_length(found[lift])[3]
     assert short["truncated_from"] is None
     assert short["prompt_tokens"] == by_length(found["full"])[3]["prompt_tokens"]
+
+
+def test_sizes_that_keep_a_method_to_the_window_are_told(cli: Callable[..., Any], folder: Path) -> None:
+    done = cli("run", "--model", folder, "--task", TASK, "--method", "em-llm,infllm@4x", "--dry-run")
+    said = " ".join((done.out + done.err).split())
+    for name in ("em-llm", "infllm@preset=4x"):
+        assert f"{name}: its sizes, or a preset, keep it to the model's window; reach=N reads on" in said
+    more = cli("run", "--model", folder, "--task", TASK, "--method", "infllm@4x,reach=4000", "--dry-run")
+    assert "keep it to the model's window" not in more.out + more.err

@@ -62,6 +62,23 @@ def test_losses_are_those_of_the_plain_model(helper: LoadedModel) -> None:
     assert mean == pytest.approx(float(losses[-len(", or not") :].mean()), abs=1e-4)
 
 
+def test_passages_are_ranked_by_what_the_plain_model_makes_of_the_question(helper: LoadedModel) -> None:
+    plain = tiny_model(layers=2)
+    whole = texts()["prose"]
+    passages, asked = [whole[i : i + 150] for i in range(0, 900, 150)], "Is ka the answer?" + method.HINT
+    losses = []
+    for passage in passages:
+        ids = torch.tensor(tokens(helper, passage + asked, special=True))
+        with torch.no_grad():
+            chances = torch.log_softmax(plain(ids[None]).logits[0].double(), dim=-1)
+        first = len(ids) - len(asked)  # a token a character
+        losses.append(-sum(float(chances[i - 1, ids[i]]) for i in range(first, len(ids))) / len(asked))
+    with torch.inference_mode():
+        ranked = method.rank(passages, "Is ka the answer?", helper)
+    assert ranked == sorted(range(6), key=losses.__getitem__)
+    assert ranked != list(range(6))
+
+
 def test_a_text_beyond_the_window_goes_on_behind_its_beginning() -> None:
     helper = loaded_tiny(layers=1, window=64)
     stream = Stream(helper, anchor=4)

@@ -242,3 +242,21 @@ def test_the_docs_show_the_table_as_it_is() -> None:
     page = (Path(__file__).parents[2] / "docs" / "architectures.md").read_text(encoding="utf-8")
     assert families.with_table(page) == page
     assert all(title in page for title in families.titles())
+
+
+def test_the_table_has_all_that_the_installed_transformers_carries() -> None:
+    """Every causal model type whose default config asks its cache for layers with a state."""
+    from transformers import AutoConfig, DynamicCache
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    found = set()
+    for model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        try:
+            config = AutoConfig.for_model(model_type).get_text_config(decoder=True)
+            layers = DynamicCache(config=config).layers
+        except Exception:  # a few have no default, or a cache class of their own
+            continue
+        if any("Linear" in type(layer).__name__ for layer in layers):
+            found.add(config.model_type)
+    assert len(found) > 15
+    assert found <= set(FAMILIES)

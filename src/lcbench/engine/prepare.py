@@ -13,7 +13,7 @@ from lcbench.config.spec import RunSpec
 from lcbench.engine.plan import PreparedPrompt, PromptSet, group_methods
 from lcbench.engine.rewriting import Rewriters
 from lcbench.errors import BadValue, SampleError
-from lcbench.methods.base import Method, PromptTransform
+from lcbench.methods.base import Method, PromptTransform, WiderWindow
 from lcbench.methods.registry import resolve as resolve_method
 from lcbench.methods.rewriting import PromptText
 from lcbench.models.chat import Encoded, encode_prompt
@@ -85,6 +85,8 @@ def _prepare(
             notes = [note for note in (loaded.note, *maker.notes(len(loaded.rows))) if note]
             if maker.window != info.window:
                 notes.append(_other_window(group, maker.window, info))
+            elif maker.too_long and isinstance(group[0], WiderWindow):
+                notes.append(f"{group[0].id}: its sizes, or a preset, keep it to the model's window; reach=N reads on")
             sets.append(
                 PromptSet(
                     task=task,

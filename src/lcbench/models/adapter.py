@@ -386,7 +386,7 @@ def check_supported(model: Any) -> None:
     kinds = set(getattr(config, "layer_types", None) or ())
     if kinds - {"full_attention", "sliding_attention"}:
         raise ModelError(
-            f"{name} has layers without a KV cache ({', '.join(sorted(kinds))}) that lcbench does not know to feed.",
+            f"{name} has layers of a kind ({', '.join(sorted(kinds))}) that lcbench does not know to feed.",
             "Choose a model whose layers are all attention, or one that `lcbench list models` names as running on its "
             "own cache.",
         )

@@ -226,7 +226,7 @@ def measure(model: Any) -> StateShape:
     Args:
         model: of a family; on the meta device, where nothing is computed. It is left as it was.
     """
-    with _experts_without_choice(model):
+    with _experts_without_choice(model), _every_index_chosen():
         one, two = (_cache_of(model, tokens) for tokens in (1, 2))
     sizes = [[sum(t.numel() * t.element_size() for t in held) for held in state.by_layer()] for state in (one, two)]
     windows = _windows(one)
@@ -257,6 +257,16 @@ def _scan_bytes(model: Any, family: Family, state: NativeState) -> int:
     names = ("num_heads", "chunk_size", "ssm_state_size")
     mixers = [m for m in model.modules() if all(isinstance(getattr(m, name, None), int) for name in names)]
     return max((16 * m.num_heads * (m.chunk_size + m.ssm_state_size) for m in mixers), default=0)
+
+
+def _every_index_chosen() -> contextlib.AbstractContextManager[Any]:
+    """Let ``torch.nonzero`` find everything on the meta device, where it else refuses: indexed attention (Qwen4-Exp)
+    asks it which tokens are visible, and what is cached does not depend on the answer."""
+    from torch.fx.experimental import _config
+
+    config: Any = _config  # it makes `patch` at run time
+    patched: contextlib.AbstractContextManager[Any] = config.patch(meta_nonzero_assume_all_nonzero=True)
+    return patched
 
 
 @contextlib.contextmanager
