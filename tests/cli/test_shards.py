@@ -91,6 +91,25 @@ def test_three_shards_merged_are_the_undivided_run(
     assert kept(tmp_path / "elsewhere") == kept(whole)
 
 
+def test_more_shards_than_groups(model: Path, whole: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:
+    """Nine for eight groups: one has no work. What was done is not done again, other settings do not get in."""
+    out = tmp_path / "divided"
+    shards = divided(cli, model, out, of=9)
+    assert [] in [json.loads((shard / "shard.json").read_text())["groups"] for shard in shards]
+    before = kept(shards[0])
+    again = cli(*words(model, out, "--shard", "1/9"))
+    assert again.code == 0, again.err
+    assert kept(shards[0]) == before
+    refused = cli(*words(model, out, "--shard", "1/9", "--seed", "7"))
+    assert (refused.code, "seed: was 42, now 7" in refused.err) == (2, True)
+    shutil.move(shards[7], tmp_path / "eighth")
+    missing = cli("merge", out)
+    assert (missing.code, "Shard 8/9 is missing" in missing.err) == (2, True)
+    shutil.move(tmp_path / "eighth", shards[7])
+    assert cli("merge", out).code == 0
+    assert kept(out) == kept(whole)
+
+
 def test_what_is_no_set_of_shards_is_refused(model: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:
     out = tmp_path / "divided"
     one, two, three = divided(cli, model, out)

@@ -40,6 +40,22 @@ def test_reading_needs_no_network_and_says_nothing(
     assert sorted(path for path in own_home.rglob("*")) == before, "no cache is left behind"
 
 
+def test_some_rows_of_a_file(full: Tiny, own_home: Path) -> None:
+    assert store.read_some(own_home, "tiny", "one.jsonl", lambda count: [0, count - 1]) == (
+        [full.rows["one"][0], full.rows["one"][-1]],
+        7,
+    )
+    assert store.read_some(own_home, "tiny", "one.jsonl", lambda count: []) == ([], 7)
+    path = own_home / "data" / "tiny" / "one.jsonl"
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"one 3", b"one 4"))
+    with pytest.raises(ChecksumMismatch, match=re.escape(str(path))):
+        store.read_some(own_home, "tiny", "one.jsonl", lambda count: [0])
+    path.write_bytes(content.replace(b'"length": 3', b'"length": "3"'))
+    with pytest.raises(CorruptFile, match="line 4"):
+        store.read_some(own_home, "tiny", "one.jsonl", lambda count: [0])
+
+
 def test_what_is_installed(full: Tiny, own_home: Path) -> None:
     [(name, files)] = store.installed(own_home).items()
     assert name == "tiny"

@@ -9,20 +9,21 @@ from typing import Any
 import pytest
 
 from lcbench.config.spec import make_spec
-from lcbench.engine.on_paper import GPUS, on_paper, rates_of, spread
+from lcbench.engine.on_paper import GPUS, on_paper, rates_of
 from lcbench.engine.session import open_session
 from lcbench.errors import UnknownName
-from lcbench.tasks.base import Row
+from lcbench.models.remembered import TokenMemory
+from lcbench.tasks.base import spread
+from lcbench.tasks.registry import resolve as resolve_tasks
 from tiny import save_tiny
 
 TASK = "passkey@lengths=20,depths=5,repeats=4,digits=3,max_new_tokens=8"
 
 
 def test_rows_are_spread_over_all() -> None:
-    rows = [Row(str(i), {}, ()) for i in range(10)]
-    assert [row.id for row in spread(rows, 3)] == ["0", "3", "6"]
-    assert spread(rows, 99) == rows
-    assert spread([], 3) == []
+    assert spread(10, 3) == [0, 3, 6]
+    assert spread(10, 99) == list(range(10))
+    assert spread(0, 3) == []
 
 
 def test_a_sample_stands_for_all_rows(tmp_path: Path) -> None:
@@ -38,6 +39,33 @@ def test_a_sample_stands_for_all_rows(tmp_path: Path) -> None:
     assert part.seconds >= 0.9 * whole.seconds, "smaller batches read the weights more often"
     slower = on_paper(session, "a100", 5)
     assert 1 < slower.seconds / part.seconds < 989 / 312 + 0.01
+
+
+def test_a_model_after_another_costs_what_it_costs_alone(tmp_path: Path) -> None:
+    """Token ids are shared by the models of a study; cut, chat format, windows and methods are each model's own."""
+    task = "passkey@lengths=20/400,depths=2,repeats=2,digits=3,max_new_tokens=8"
+    folders = [save_tiny(tmp_path / str(window), window=window) for window in (8192, 1024)]
+    methods = ["full", "snapkv", "streamingllm-longctx"]
+    memory, computed = TokenMemory(), []
+    for folder in (*folders, folders[0]):
+        given = {"model": str(folder), "methods": methods, "tasks": [task], "over_length": "truncate"}
+        session = open_session(make_spec(given), tmp_path, say=lambda text: None)
+        alone = on_paper(session, "h100")
+        assert on_paper(session, "h100", memory=memory) == alone
+        computed.append((memory.computed, alone.longest))
+    assert computed[0][0] < computed[1][0], "what the second has to cut"
+    assert computed[1][1] < 1024 < computed[0][1]
+    assert computed[2] == (computed[1][0], computed[0][1]), "all of it was there"
+
+
+def test_a_sample_is_not_the_whole_read(tmp_path: Path) -> None:
+    """`Task.sample` against `Task.load`: the same rows, evenly spread, and how many there are."""
+    task = resolve_tasks(TASK, tmp_path)[0]
+    rows = task.load(tmp_path).rows
+    some = task.sample(tmp_path, 3)
+    assert ([row.id for row in some.rows], some.total) == ([rows[i].id for i in spread(20, 3)], 20)
+    assert (task.sample(tmp_path, 3, limit=2).count, len(task.sample(tmp_path, 3, limit=2).rows)) == (2, 2)
+    assert some.sampled(2).count == 20
 
 
 def test_a_study_is_planned_and_nothing_is_run(tmp_path: Path, cli: Callable[..., Any]) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import math
+import re
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 
-from lcbench.reporting.lm_eval import files_of, name_of
+from lcbench.reporting.lm_eval import files_of, names_of
 from lcbench.reporting.samples_parquet import render
 from lcbench.scoring.imported import import_predictions
 from lcbench.scoring.per_sample import score_samples
@@ -138,9 +139,71 @@ def test_the_harness_format(tmp_path: Path) -> None:
 
 
 def test_names_of_tasks_that_the_harness_has() -> None:
-    assert name_of("qasper") == "longbench_qasper"
-    assert name_of("qasper_e") == "longbench_qasper_e"
-    assert name_of("passkey@depths=3") == "passkey@depths=3"
+    long = "passkey@" + ",".join(f"lengths={n}" for n in range(40))
+    tasks = [
+        "qasper",
+        "qasper_e",
+        "passkey@lengths=20/60,depths=3",
+        "passkey@lengths=20,60,depths=3",
+        "passkey@word=数",
+        "passkey@word=码",
+        long,
+    ]
+    names = names_of(tasks)
+    assert [names[task] for task in tasks[:4]] == [
+        "longbench_qasper",
+        "longbench_qasper_e",
+        "passkey_lengths_20_60_depths_3",
+        "passkey_lengths_20_60_depths_3_",
+    ]
+    assert len(set(names.values())) == len(tasks)
+    assert all(len(name) < 220 and re.fullmatch(r"[\w.~-]+", name, re.ASCII) for name in names.values())
+
+
+def test_the_harness_finds_what_belongs_together(tmp_path: Path) -> None:
+    """As its readers do: a task's file by the name between the first and the last ``_`` of the file's, the newest by
+    what stands after it, a model by its folder; W&B's splits names at ``/``. (`lm_eval/utils.py`, `loggers/`, and
+    `scripts/zeno_visualize.py` of 0.4.13 read an export of this shape in an environment of their own.)"""
+    tasks = ("qasper", "passkey@lengths=20/60,depths=3", "hotpotqa")
+    keys = {(method, task): [right(1), wrong(2)] for method in ("full", "kivi@bits=2+x") for task in tasks}
+    run = make(tmp_path / "run", keys, model="./models/some model")
+    files = files_of(run)
+    folders = {name.split("/")[0] for name in files}
+    assert folders == {"models__some%20model__full", "models__some%20model__kivi@bits=2+x"}
+    for folder in folders:
+        own = [name.split("/")[1] for name in files if name.startswith(f"{folder}/")]
+        (results,) = [name for name in own if name.startswith("results_")]
+        found = json.loads(files[f"{folder}/{results}"])
+        assert found["model_name_sanitized"] == folder == re.sub(r"[\"<>:/|\\?*\[\]]+", "__", folder)
+        named = {name[name.find("_") + 1 : name.rfind("_")]: name for name in own if name.startswith("samples_")}
+        everywhere = ("results", "configs", "versions", "n-shot", "n-samples", "higher_is_better", "task_hashes")
+        for part in (*everywhere, "group_subtasks"):
+            assert set(found[part]) == set(named), part
+        assert {name[name.rfind("_") + 1 :] for name in named.values()} == {results[results.rfind("_") + 1 :] + "l"}
+        for task, name in named.items():
+            assert "/" not in task
+            values = found["results"][task]
+            assert {key for key, value in values.items() if isinstance(value, str) and value != "N/A"} == {
+                "name",
+                "alias",
+            }
+            lines = [json.loads(line) for line in files[f"{folder}/{name}"].splitlines()]
+            assert found["configs"][task]["task"] == task
+            for metric in found["configs"][task]["metric_list"]:
+                assert [line[metric["metric"]] for line in lines] == [1.0, 0.0]
+            for line in lines:
+                hashed = json.dumps(line["doc"], indent=2, ensure_ascii=False)
+                assert line["doc_hash"] == hashlib.sha256(hashed.encode()).hexdigest()
+                assert line["prompt_hash"] == hashlib.sha256(b"").hexdigest()
+
+
+def test_half_a_character_is_exported(official: Path, cli: Callable[..., Any]) -> None:
+    """Official files hold answers that end in half of a pair of surrogates."""
+    assert cli("import", official, "--out", "run", "--model", "theirs").code == 0
+    done = cli("export", "run", "--format", "lm-eval", "--out", "out")
+    assert done.code == 0, done.err
+    (file,) = Path("out/theirs__full").glob("samples_longbench_qasper_*.jsonl")
+    assert [json.loads(line)["resps"] for line in file.read_text("utf-8").splitlines()][2] == [["Oslo ?"]]
 
 
 def test_every_sample_as_parquet(official: Path, tmp_path: Path) -> None:

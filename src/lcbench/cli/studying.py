@@ -106,19 +106,20 @@ def _session(
 def _show_on_paper(study: Study, gpu: str | None, watcher: Watcher) -> None:
     """What a study costs, one model at a time: the rows of its tasks are read once, and no prompts are kept."""
     from lcbench.cli.paper_view import show_on_paper
-    from lcbench.engine.on_paper import on_paper, rates_of
+    from lcbench.engine.on_paper import ROWS_EACH, on_paper, rates_of
     from lcbench.engine.session import load_tasks, open_session
+    from lcbench.models.remembered import TokenMemory
 
     if gpu is not None:
         rates_of(gpu)  # a wrong name is told before anything is read
     rows: dict[Any, Any] = {}
-    found = []
+    found, memory = [], TokenMemory()
     for spec in study.runs:
         key = (spec.tasks, spec.limit)
         if key not in rows:
-            rows = {key: load_tasks(spec, home())}
+            rows = {key: load_tasks(spec, home(), ROWS_EACH)}
         session = open_session(spec, home(), say=watcher.say, tell_notes=False, rows=rows[key])
-        found.append(on_paper(session, gpu))
+        found.append(on_paper(session, gpu, memory=memory))
     show_on_paper(found)
 
 

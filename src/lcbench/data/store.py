@@ -16,7 +16,8 @@ its checksum first, so what a run says it read is what it read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,10 +25,20 @@ from typing import Any, Literal
 from lcbench.data.checksum import digest_bytes, digest_file
 from lcbench.data.ledger import Installed, dataset_folder, read_ledger
 from lcbench.data.manifest import FileEntry, Manifest, all_manifests, manifest, resolve
-from lcbench.data.rows import as_dataset, parse_object, read_table
+from lcbench.data.rows import as_dataset, parse_object, parse_rows, read_table
 from lcbench.errors import ChecksumMismatch, CorruptFile, DataMissing
 
-__all__ = ["Check", "DataFile", "config_json", "data_file", "installed", "read_rows", "read_text", "verify"]
+__all__ = [
+    "Check",
+    "DataFile",
+    "config_json",
+    "data_file",
+    "installed",
+    "read_rows",
+    "read_some",
+    "read_text",
+    "verify",
+]
 
 
 @dataclass(frozen=True)
@@ -113,8 +124,45 @@ def read_rows(home: Path, dataset: str, filename: str, limit: int | None = None)
     return typed
 
 
+def read_some(
+    home: Path, dataset: str, filename: str, choose: Callable[[int], Sequence[int]]
+) -> tuple[list[dict[str, Any]], int]:
+    """Some rows of an installed file of JSON lines, and how many it has; for looking at large files.
+
+    The file is checked against its checksum and only the chosen lines are read: all were read when it was installed.
+
+    Args:
+        choose: from the number of rows to the numbers of those wanted, from 0.
+
+    Raises:
+        As `read_rows`; of a file that has changed every line is read, so that the one that is wrong is named.
+    """
+    one, entry, file, content = _read(home, dataset, filename)
+    if digest_bytes(content).sha256 != file.sha256:
+        read_rows(home, dataset, filename)
+        raise _changed(file.path, _again(dataset, entry))
+    lines = content.split(b"\n")
+    count = len(lines) - (lines[-1] == b"")
+    some = b"\n".join(lines[i] for i in choose(count))
+    return parse_rows(some, one.schema_of(entry), str(file.path), _again(dataset, entry)), count
+
+
 def config_json(home: Path, dataset: str, name: str) -> dict[str, Any]:
-    """A JSON configuration file of a data set, e.g. ``dataset2prompt.json``. Raises as `read_rows`."""
+    """A JSON configuration file of a data set, e.g. ``dataset2prompt.json``; not to be changed by the caller.
+
+    Raises as `read_rows`.
+    """
+    file = data_file(home, dataset, name)
+    try:
+        stat = file.path.stat()
+    except OSError:
+        stat = None
+    # Read for each prompt that is made, so a file that has not been touched since is not read again.
+    return _config(home, dataset, name, file.sha256, (stat.st_mtime_ns, stat.st_size, stat.st_ino) if stat else None)
+
+
+@functools.lru_cache(maxsize=32)
+def _config(home: Path, dataset: str, name: str, _sha256: str, _touched: tuple[int, int, int] | None) -> dict[str, Any]:
     _, entry, file, content = _read(home, dataset, name)
     again = _again(dataset, entry)
     value = parse_object(content, str(file.path), again)

@@ -7,7 +7,6 @@ of a named GPU, or those measured here; docs/scaling.md works it by hand.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ from lcbench.engine.prepare import prepare
 from lcbench.errors import UnknownName
 from lcbench.methods.registry import resolve as resolve_method
 from lcbench.models.info import ModelInfo
-from lcbench.tasks.base import Loaded, Row
+from lcbench.models.remembered import TokenMemory
 
 if TYPE_CHECKING:
     from lcbench.engine.session import Session
@@ -92,38 +91,41 @@ def rates_of(gpu: str) -> MachineRates:
     return MachineRates(_COMPUTES * found.flops, _READS * found.bandwidth)
 
 
-def on_paper(session: Session, gpu: str | None, rows_each: int = ROWS_EACH) -> OnPaper:
+def on_paper(
+    session: Session, gpu: str | None, rows_each: int = ROWS_EACH, memory: TokenMemory | None = None
+) -> OnPaper:
     """The cost of a session's run.
 
     Args:
         gpu: of `GPUS`; None for this machine. rows_each: rows of a task that become prompts, at most.
+        memory: where token ids are kept for the other models of a study.
 
     Raises:
         UnknownName: no such GPU. LcbenchError: as making the prompts raises.
     """
     info, limits, rates, device = _placed(session, gpu)
+    tokenizer = (memory or TokenMemory()).of(session.tokenizer)
     plain = [method for method in session.methods if method.rewriter is None]
     shortening = len(session.methods) - len(plain)  # by models of their own: counted as full, with whole prompts
     found = OnPaper(info.name, len(session.methods), len(session.tasks), device, info.weight_bytes, shortening)
     for task, loaded in session.tasks:
-        some = spread(loaded.rows, rows_each)
-        part = [(task, Loaded(some, loaded.sha256, loaded.note))]
-        times = len(loaded.rows) / max(1, len(some))
+        part = loaded.sampled(rows_each)
+        some, times = part.rows, part.count / max(1, len(part.rows))
         for methods, copies in ((plain, 1), ([resolve_method("full")], shortening)):
             if not methods or not copies:
                 continue
-            sets = prepare(session.spec, info, session.tokenizer, methods, part, session.home, say=session.say)
+            sets = prepare(session.spec, info, tokenizer, methods, [(task, part)], session.home, say=session.say)
             groups = make_groups(sets, info.shape(), limits, chunk=session.spec.prefill_chunk, reuse=False)
             cost = estimate(info, sets, groups, rates, exact=session.spec.exact)
             found.add(cost, copies * times)
             for prompts in sets:
                 texts = sum(len(str(row.answers)) + len(str(row.all_classes or "")) for row in some)
                 each = _RECORD_BYTES + _TOKEN_BYTES * prompts.max_new_tokens + texts / max(1, len(some))
-                found.disk += copies * len(prompts.methods) * len(loaded.rows) * each
+                found.disk += copies * len(prompts.methods) * part.count * each
             found.longest = max(found.longest, *(p.tokens for s in sets for p in s.prompts), 0)
             if methods is plain or not plain:
                 found.tokens += times * sum(p.tokens for p in sets[0].prompts)
-        found.sampled, found.rows = found.sampled + len(some), found.rows + len(loaded.rows)
+        found.sampled, found.rows = found.sampled + len(some), found.rows + part.count
     return found
 
 
@@ -137,9 +139,3 @@ def _placed(session: Session, gpu: str | None) -> tuple[ModelInfo, Limits, Machi
     info = replace(info, weight_bytes=2 * info.parameters, dtype="bfloat16")
     room = int(0.85 * (chip.memory - info.weight_bytes - 2**30))
     return info, Limits(rows=128, tokens=2**18, nbytes=max(2**26, room)), rates, chip.name
-
-
-def spread(rows: Sequence[Row], most: int) -> list[Row]:
-    """At most ``most`` of the rows, evenly spread over all, the first among them."""
-    count = min(most, len(rows))
-    return [rows[i * len(rows) // count] for i in range(count)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from lcbench.errors import BadValue, SampleError
 from lcbench.methods.base import Method, PromptTransform, WiderWindow
 from lcbench.methods.registry import resolve as resolve_method
 from lcbench.methods.rewriting import PromptText
-from lcbench.models.chat import Encoded, encode_prompt
+from lcbench.models.chat import Encoded, encode_prompt, format_chat
 from lcbench.models.info import LoadedModel, ModelInfo
 from lcbench.models.official_chat import cut_without_special_tokens, official_template
 from lcbench.tasks.base import Loaded, Prompt, Row, Task
@@ -72,9 +72,9 @@ def _prepare(
 ) -> list[PromptSet]:
     sets = []
     for task, loaded in tasks:
-        made: dict[tuple[str, str, int | None, bool], PreparedPrompt | None] = {}
+        texts = _Texts(task, home, bare=spec.context == "none")
         for shared, group in group_methods(askers(task, methods)):
-            maker = _PromptMaker(spec, info, tokenizer, task, home, made, group[0].window_of(info.window), rewriters)
+            maker = _PromptMaker(spec, info, tokenizer, texts, group[0].window_of(info.window), rewriters)
             prompts = []
             for i, row in enumerate(loaded.rows):
                 prompt = maker.make(row, group[0] if not shared else None)
@@ -94,7 +94,7 @@ def _prepare(
                     shared=shared,
                     prompts=tuple(prompts),
                     max_new_tokens=maker.answer_tokens,
-                    sha256=_digest(prompts),
+                    sha256=texts.digest(prompts),
                     sample=maker.sample,
                     notes=tuple(notes),
                     counts=maker.counts,
@@ -162,6 +162,35 @@ def _digest(prompts: Sequence[PreparedPrompt]) -> str:
     return digest.hexdigest()
 
 
+class _Texts:
+    """What all sets of a task have in common: its prompts as text, and what has become of them.
+
+    Attributes:
+        made: prompts by row, text and whether they may be cut, then by window.
+    """
+
+    def __init__(self, task: Task, home: Path, *, bare: bool) -> None:
+        self.task, self._home, self._bare = task, home, bare
+        self.answer_tokens = task.answer_tokens(home)
+        self.made: dict[tuple[str, str, bool], dict[int | None, PreparedPrompt | None]] = {}
+        self._of: dict[str, tuple[Row, Prompt]] = {}
+        self._digests: dict[tuple[int, ...], str] = {}
+
+    def of(self, row: Row) -> tuple[Row, Prompt]:
+        """The row as it is asked, and its prompt."""
+        if row.id not in self._of:
+            asked = self.task.without_context(row) if self._bare else row
+            self._of[row.id] = asked, self.task.prompt(asked, self._home)
+        return self._of[row.id]
+
+    def digest(self, prompts: Sequence[PreparedPrompt]) -> str:
+        """As `_digest`; most sets have the very prompts of another."""
+        same = tuple(map(id, prompts))
+        if same not in self._digests:
+            self._digests[same] = _digest(prompts)
+        return self._digests[same]
+
+
 class _PromptMaker:
     """Makes the prompts of one task for one model."""
 
@@ -170,16 +199,14 @@ class _PromptMaker:
         spec: RunSpec,
         info: ModelInfo,
         tokenizer: Any,
-        task: Task,
-        home: Path,
-        made: dict[tuple[str, str, int | None, bool], PreparedPrompt | None],
+        texts: _Texts,
         window: int | None,
         rewriters: Rewriters,
     ) -> None:
-        self._rewriters = rewriters
-        self.spec, self.info, self.tokenizer, self.task, self.home, self._made = spec, info, tokenizer, task, home, made
+        self.spec, self.info, self.tokenizer = spec, info, tokenizer
+        self.task, self.answer_tokens, self._texts = texts.task, texts.answer_tokens, texts
         self.window = window
-        self.answer_tokens = task.answer_tokens(home)
+        self._rewriters = rewriters
         self._special = not (spec.model.chat == "official" and cut_without_special_tokens(info.name))
         self.sample = ("", "")
         self.double_bos = 0
@@ -192,9 +219,7 @@ class _PromptMaker:
 
     def make(self, row: Row, method: Method | None) -> PreparedPrompt | None:
         """One prompt; None when it does not fit and the user chose to skip such prompts."""
-        if self.spec.context == "none":
-            row = self.task.without_context(row)
-        prompt = self.task.prompt(row, self.home)
+        row, prompt = self._texts.of(row)
         rewriter = None if method is None else method.rewriter
         learns = method is not None and method.learns
         made = self._prepared_once(row, prompt, learns) if rewriter is None else self._rewritten(row, prompt, rewriter)
@@ -216,10 +241,19 @@ class _PromptMaker:
             learns: its text is learned before it is read, so that it may be cut (`Method.learns`).
         """
         cuts = self.task.truncate != "error" or self.spec.over_length == "truncate" or learns
-        key = (row.id, prompt.text, self.window, cuts)
-        if key not in self._made:
-            self._made[key] = self._prepared(row, prompt.text, self._question_of(prompt.question_start), cuts)
-        return self._made[key]
+        known = self._texts.made.setdefault((row.id, prompt.text, cuts), {})
+        if self.window not in known:
+            question = self._question_of(prompt.question_start)
+            known[self.window] = self._fits_less(known) or self._prepared(row, prompt.text, question, cuts)
+        return known[self.window]
+
+    def _fits_less(self, known: Mapping[int | None, PreparedPrompt | None]) -> PreparedPrompt | None:
+        """The prompt as it is where a smaller window takes all of it."""
+        for window, made in known.items():
+            smaller = window is not None and (self.window is None or window < self.window)
+            if smaller and made is not None and made.error is None and made.truncated_from is None:
+                return made
+        return None
 
     def _rewritten(self, row: Row, prompt: Prompt, rewriter: PromptTransform) -> PreparedPrompt | None:
         """A prompt as a method shortens it; then cut, should it still be too long. What it is compared with is the
@@ -346,7 +380,9 @@ class _PromptMaker:
         return encoded.ids
 
     def _render(self, text: str) -> str:
-        return self._chat(text).text
+        chat = self.spec.model.chat if self.task.chat else "none"
+        rendered = format_chat(self.tokenizer, text, chat, self.info.name)
+        return text if rendered is None else rendered
 
     def _chat(self, text: str, question: int | None = None) -> Encoded:
         reader = LoadedModel(None, self.tokenizer, self.info)

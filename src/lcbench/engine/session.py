@@ -69,13 +69,12 @@ def resolve_methods(spec: RunSpec) -> list[Method]:
         resolve(items)  # an unknown name is reported before a setting that no method has
     settled = iter(apply_settings([item for items in specs for item in items], spec.settings, fields))
     methods = [resolve([next(settled) for _ in items]) for items in specs]
-    for i, one in enumerate(methods):
-        for other in methods[:i]:
-            if (one.name, one.parameters) == (other.name, other.parameters):
-                same = "" if one.id == other.id else f" (as {other.id} and {one.id})"
-                raise UsageError(
-                    f"The method {one.name} is given twice with the same parameters{same}.", "Give it once."
-                )
+    seen: dict[tuple[str, tuple[tuple[str, str], ...]], Method] = {}
+    for one in methods:
+        other = seen.setdefault((one.name, tuple(sorted(one.parameters.items()))), one)
+        if other is not one:
+            same = "" if one.id == other.id else f" (as {other.id} and {one.id})"
+            raise UsageError(f"The method {one.name} is given twice with the same parameters{same}.", "Give it once.")
     if spec.context == "none" and [m.name for m in methods] != ["full"]:
         raise UsageError(
             "Without its context a prompt is short and every method answers alike.",
@@ -124,9 +123,11 @@ def open_session(
     return Session(canonical(spec, methods, loaded), home, methods, loaded, info, tokenizer, say, tell_notes, cluster)
 
 
-def load_tasks(spec: RunSpec, home: Path) -> list[tuple[Task, Loaded]]:
-    """The tasks of a spec, each once, with their rows. Raises UnknownName, BadValue, DataError; of what is missing
-    everything is named at once."""
+def load_tasks(spec: RunSpec, home: Path, most: int | None = None) -> list[tuple[Task, Loaded]]:
+    """The tasks of a spec, each once, with their rows, or at most ``most`` of each, for plans.
+
+    Raises UnknownName, BadValue, DataError; of what is missing everything is named at once.
+    """
     tasks: list[Task] = []
     missing: list[DataMissing] = []
     for text in spec.tasks:
@@ -137,7 +138,8 @@ def load_tasks(spec: RunSpec, home: Path) -> list[tuple[Task, Loaded]]:
     loaded = []
     for task in tasks:
         try:
-            loaded.append((task, task.load(home, spec.limit)))
+            rows = task.load(home, spec.limit) if most is None else task.sample(home, most, spec.limit)
+            loaded.append((task, rows))
         except DataMissing as error:
             missing.append(error)
     if missing:

@@ -209,7 +209,7 @@ def _rendered(tokenizer: Any, messages: Sequence[Mapping[str, str]], template: s
 
 def _ids(tokenizer: Any, text: str, special: bool) -> list[int]:
     """Token ids; a closing end token that some tokenizers add would end the answer before it starts: dropped."""
-    ids = [int(i) for i in tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]]
+    ids = list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
     if special and ids and ids[-1] == tokenizer.eos_token_id:
         own = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         if _closing(ids, ids[-1]) > _closing(own, ids[-1]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -61,11 +61,28 @@ class Loaded:
         rows: in dataset order.
         sha256: hex digest over the data files the rows and prompts came from ("" for generated tasks).
         note: said to the user after the task's id when not empty, e.g. "subset: first 18 of 200 rows".
+        total: rows there are, where ``rows`` are a sample of them; None where they are all.
     """
 
     rows: Sequence[Row]
     sha256: str = ""
     note: str = ""
+    total: int | None = None
+
+    def sampled(self, most: int) -> Loaded:
+        """At most ``most`` of the rows, evenly spread over all."""
+        return replace(self, rows=[self.rows[i] for i in spread(len(self.rows), most)], total=self.count)
+
+    @property
+    def count(self) -> int:
+        """Rows there are, sampled or not."""
+        return len(self.rows) if self.total is None else self.total
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most ``most`` of the numbers below ``count``, evenly spread over them, 0 first."""
+    fewer = min(most, count)
+    return [i * count // fewer for i in range(fewer)]
 
 
 @dataclass(frozen=True)
@@ -141,6 +158,10 @@ class Task(ABC):
             DataMissing: not downloaded; the next step names the download command.
             CorruptFile: a data file cannot be read (file and line named).
         """
+
+    def sample(self, home: Path, most: int, limit: int | None = None) -> Loaded:
+        """Some rows of those that `load` reads, for plans: at most ``most``, evenly spread. Raises as `load`."""
+        return self.load(home, limit).sampled(most)
 
     def check_data(self, home: Path) -> str:
         """Look whether `load` will find its data, without reading it.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lcbench.errors import ChecksumMismatch, CorruptFile
-from lcbench.tasks.base import Loaded, Prompt, Row, Task
+from lcbench.tasks.base import Loaded, Prompt, Row, Task, spread
 from lcbench.tasks.early_stop import stops_early
 from lcbench.tasks.facts import LONGBENCH, TASK_FACTS, TaskFacts
 from lcbench.tasks.registry import group, task
@@ -64,21 +64,37 @@ class LongBenchTask(Task):
     datasets = (LONGBENCH,)
 
     def load(self, home: Path, limit: int | None = None) -> Loaded:
-        from lcbench.data.store import data_file, read_rows
+        from lcbench.data.store import read_rows
 
-        filename = f"{self.name}.jsonl"
-        file = data_file(home, LONGBENCH, filename)
+        return self._loaded(home, read_rows(home, LONGBENCH, self._file, limit))
+
+    def sample(self, home: Path, most: int, limit: int | None = None) -> Loaded:
+        from lcbench.data.store import read_some
+
+        def choose(count: int) -> list[int]:
+            return spread(count if limit is None else min(count, limit), most)
+
+        rows, count = read_some(home, LONGBENCH, self._file, choose)
+        return replace(self._loaded(home, rows), total=count if limit is None else min(count, limit))
+
+    @property
+    def _file(self) -> str:
+        return f"{self.name}.jsonl"
+
+    def _loaded(self, home: Path, raw: Sequence[Mapping[str, Any]]) -> Loaded:
+        from lcbench.data.store import data_file
+
+        file = data_file(home, LONGBENCH, self._file)
         template, answer = self.template(home), self.answer_tokens(home)
-        rows = _rows(read_rows(home, LONGBENCH, filename, limit), f"{LONGBENCH}/{filename}")
         digest = hashlib.sha256(f"{file.sha256}\n{answer}\n{template}".encode())
-        return Loaded(rows, digest.hexdigest(), file.subset_note)
+        return Loaded(_rows(raw, f"{LONGBENCH}/{self._file}"), digest.hexdigest(), file.subset_note)
 
     def check_data(self, home: Path) -> str:
         from lcbench.data.store import data_file
 
         for config in (PROMPTS, LENGTHS):
             data_file(home, LONGBENCH, config)
-        return data_file(home, LONGBENCH, f"{self.name}.jsonl").subset_note
+        return data_file(home, LONGBENCH, self._file).subset_note
 
     def answer_tokens(self, home: Path) -> int:
         value = self._configured(home, LENGTHS)

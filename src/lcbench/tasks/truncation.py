@@ -149,7 +149,8 @@ def middle(text: str, max_length: int, encode: Encode, decode: Decode, question_
     ids = encode(text)
     if len(ids) <= max_length:
         return Cut(text, len(ids), len(ids), question_start)
-    return _rejoin(text, ids, max_length, encode, decode, question_start)
+    joined, start = _rejoin(text, ids, max_length, decode, question_start)
+    return Cut(joined, len(ids), len(encode(joined)), start)
 
 
 def exact_ids(ids: Sequence[int], max_length: int, fixed_head: int = 0, fixed_tail: int = 0) -> CutIds:
@@ -201,16 +202,15 @@ def fit(
     ids = encode(text)
     start = limit
     for _ in range(_ROUNDS):
-        if limit is None or len(ids) <= limit:
-            cut = Cut(text, len(ids), len(ids), question_start)
-        else:
-            cut = _rejoin(text, ids, limit, encode, decode, question_start)
-        final = finish(cut.text)
+        kept, question = text, question_start
+        if limit is not None and len(ids) > limit:
+            kept, question = _rejoin(text, ids, limit, decode, question_start)
+        final = finish(kept)
         excess = 0 if window is None else len(final) + answer_tokens - window
         if excess <= 0:
             shortened = limit is not None and len(ids) > limit
             shrunk = (start or 0) - (limit or 0)
-            return Fitted(final, cut.text, len(ids), limit, shortened, cut.question_start, shrunk)
+            return Fitted(final, kept, len(ids), limit, shortened, question, shrunk)
         limit = (len(ids) if limit is None else min(limit, len(ids))) - excess
         if limit < LEAST_LENGTH:
             break
@@ -293,8 +293,9 @@ def _check_length(max_length: int) -> None:
 
 
 def _rejoin(
-    text: str, ids: Sequence[int], max_length: int, encode: Encode, decode: Decode, question_start: int | None
-) -> Cut:
+    text: str, ids: Sequence[int], max_length: int, decode: Decode, question_start: int | None
+) -> tuple[str, int | None]:
+    """The text without its middle, and where the question begins in it."""
     half = max_length // 2
     tail = decode(ids[len(ids) - half :])
     joined = decode(ids[:half]) + tail
@@ -302,7 +303,7 @@ def _rejoin(
     question = None if question_start is None else text[question_start:]
     whole = question is not None and tail.endswith(question)
     start = len(joined) - len(question) if question is not None and whole else None
-    return Cut(joined, len(ids), len(encode(joined)), start)
+    return joined, start
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
