@@ -198,6 +198,10 @@ def test_methods_that_look_up_read_beyond_the_window(cli: Callable[..., Any], fo
         ("yarn@factor=2,reach=9000+infllm", 9000),
         ("yarn@factor=2,reach=9000+infllm@reach=30000", 30000),
         ("llmlingua2@4x+infllm", None),
+        ("gemfilter", 8192),
+        ("gemfilter+infllm", 8192),  # its first pass is dense over the whole prompt
+        ("gemfilter+yarn@factor=2", 16384),
+        ("gemfilter+yarn@factor=2+infllm", 16384),
     ],
 )
 def test_the_window_that_a_method_serves(spec: str, served: int | None) -> None:

@@ -154,6 +154,11 @@ class Method:
         Only methods that extend a model's window change it (`WiderWindow`)."""
         return trained
 
+    def dense_window_of(self, trained: int) -> int | None:
+        """Positions that a dense pass of the model serves, as `transform_model` makes it: what a method that filters
+        the prompt with it may read (`filter_prompt`)."""
+        return trained
+
     def transform_model(self, model: Any, length: int) -> AbstractContextManager[Any]:
         """Context in which the model runs with this method. Must restore the model on exit.
 

@@ -164,6 +164,9 @@ class Extended(Method):
             return served  # a limit that was set by hand holds for both
         return self.inner.window_of(served)
 
+    def dense_window_of(self, trained: int) -> int | None:
+        return self.extension.window_of(trained)
+
     def transform_model(self, model: Any, length: int) -> AbstractContextManager[Any]:
         return self.extension.transform_model(model, length)
 

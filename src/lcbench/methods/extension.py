@@ -38,6 +38,9 @@ class Extension(WiderWindow, ModelTransform):
     def reading(self) -> str | None:
         return self.id
 
+    def dense_window_of(self, trained: int) -> int | None:
+        return self.window_of(trained)
+
     def refuse_model(self, info: ModelInfo) -> None:
         """Refuse a model that cannot be extended in this way. Raises ModelError; called before any work."""
 

@@ -79,7 +79,8 @@ class Prompted(Method):
         return self.rest.logical_nbytes(shape, prompt_tokens)
 
     def window_of(self, trained: int) -> int | None:
-        return self.rest.window_of(trained)
+        filters = self.shortener.rewriter is None  # with the model itself, which reads all of the prompt
+        return self.rest.dense_window_of(trained) if filters else self.rest.window_of(trained)
 
     def transform_model(self, model: Any, length: int) -> AbstractContextManager[Any]:
         return self.rest.transform_model(model, length)
