@@ -32,6 +32,7 @@ class Faults:
         script: "good"; a status, with "/N" after it a Retry-After; "slow:S"; "cut" (half an answer); "malformed".
         always: when the script is empty. only_chat: whether /v1/completions is not there.
         bodies, keys: of the requests. most: largest number of requests under way at once.
+        rewritten: what the server makes of a body: fields it passes over, or knows.
     """
 
     script: list[str] = field(default_factory=list)
@@ -44,6 +45,7 @@ class Faults:
     now: int = 0
     lock: Any = field(default_factory=threading.Lock)
     on_request: Callable[[], None] | None = None
+    rewritten: Callable[[dict[str, Any]], dict[str, Any]] = lambda body: body
 
 
 def faulty(faults: Faults) -> type[Handler]:
@@ -99,7 +101,7 @@ def faulty(faults: Faults) -> type[Handler]:
             body = super()._body()
             with faults.lock:
                 faults.bodies.append(body)
-            return body
+            return faults.rewritten(body)
 
     return Faulty
 

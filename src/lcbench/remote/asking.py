@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from lcbench.config.spec import SERVED, Api, ModelSpec
 from lcbench.endpoint.client import OPENAI, Absent, Again, Client, NoReply, Patience, Wording, key_for
-from lcbench.errors import BadValue, UsageError, nearest
+from lcbench.errors import BadValue, NetworkError, UsageError, nearest
 
 KEY = "LCBENCH_API_KEY"
 PATHS: Mapping[Api, str] = {
@@ -85,7 +86,7 @@ class Asker:
             UsageError: the server refuses the key. NetworkError: it does not answer.
         """
         try:
-            data = self.client.get("/models")
+            data = self.client.get("/models", attempts=3)
         except (Absent, NoReply):
             return About()
         found = data.get("data") if isinstance(data, Mapping) else data
@@ -105,6 +106,11 @@ class Asker:
             self.client.post("/completions", {"model": self.model, "prompt": "a", "max_tokens": 1}, _answer_of)
             return True
         except (Absent, NoReply) as error:
+            if isinstance(error, NoReply) and not error.status:
+                raise NetworkError(
+                    f"{self.client.label} does not tell whether it has completions: {error.reason}.",
+                    "Try again later, or name the address with --api.",
+                ) from None
             if isinstance(error, Absent) and about.models and self.model not in about.models:
                 self._require(about)
             return False
@@ -121,11 +127,20 @@ class Asker:
         except NoReply:
             return
 
-    def ask(self, api: Api, prompt: str | Sequence[int], *, max_tokens: int, stop: Sequence[str] = ()) -> Answer:
+    def ask(
+        self,
+        api: Api,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int,
+        stop: Sequence[str] = (),
+        more: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Answer:
         """The answer to a prompt, as greedy as the server can be.
 
         Args:
             prompt: a text, or token ids for "token-ids". stop: texts before which the answer ends.
+            more: fields that not every server knows.
 
         Raises:
             NoReply: this prompt got none. UsageError, NetworkError: going on makes no sense.
@@ -135,7 +150,7 @@ class Asker:
             body["messages"] = [{"role": "user", "content": prompt}]
         else:
             body["prompt"] = prompt if isinstance(prompt, str) else list(prompt)
-        body |= {"temperature": 0, self._most: max_tokens}
+        body |= {"temperature": 0, self._most: max_tokens, **more}
         if stop:
             body["stop"] = list(stop)
         try:

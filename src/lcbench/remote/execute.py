@@ -6,8 +6,8 @@ At most twice as many answers as there are calls at a time wait for their turn t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Any
 
@@ -17,20 +17,22 @@ from lcbench.engine.answer import Result, cost_of
 from lcbench.engine.plan import PromptSet
 from lcbench.engine.run import Listener, Outcome, Owing, Writer
 from lcbench.measure.clock import Stopwatch
-from lcbench.methods.base import Method
 from lcbench.remote.asking import Answer, Asker
-from lcbench.remote.prompts import ServedPrompt
+from lcbench.remote.ends import Ends, ask
+from lcbench.remote.prompts import Reader, ServedPrompt
 from lcbench.store.rundir import RunDirectory
 from lcbench.store.schema import STATUS_ERROR, PredictionRecord
-from lcbench.tasks.base import Task
-from lcbench.tasks.facts import facts_of
 
-_LINE = "\n"
+# What nobody can know of a model behind an address.
+_UNKNOWN: dict[str, Any] = dict.fromkeys(
+    ("kept_tokens", "kv_bytes", "kv_bytes_full", "resident_bytes", "near_ties"), None
+)
+_LOOK = 0.2  # seconds between looks at whether the user wants to stop
 
 
 def execute(
     asker: Asker,
-    apis: Mapping[str, Api],
+    reader: Reader,
     sets: Sequence[PromptSet],
     todo: Sequence[Owing],
     run: RunDirectory,
@@ -44,8 +46,9 @@ def execute(
     A call that fails after every attempt is recorded as an error and the run goes on.
 
     Args:
-        apis: by task id. todo: what is missing, in order. concurrency: calls at a time.
-        should_stop: asked before every call; calls under way are waited for and kept.
+        todo: what is missing, in order. concurrency: calls at a time.
+        should_stop: asked several times a second; calls under way are then waited for and kept, and none is tried
+            again.
 
     Raises:
         UsageError, NetworkError: going on makes no sense; what was written before stays.
@@ -55,30 +58,43 @@ def execute(
     writer = Writer(run, todo, outcome, listener)
     stop = should_stop or (lambda: False)
     check = _Counts(run)
+    ends = {s.task.id: Ends.of(s.task, reader.tokenizer) for s in sets}
     waiting: deque[tuple[Owing, list[Future[Result]]]] = deque()
 
-    def write_first() -> None:
-        item, futures = waiting.popleft()
-        for future in futures:
-            result = future.result()
+    def stopped() -> bool:
+        if not outcome.interrupted and stop():
+            outcome.interrupted = True
+            asker.client.stop()
+        return outcome.interrupted
+
+    def write_first() -> bool:
+        """Wait for the calls that were begun first, and write; False where a stop kept one from being tried again."""
+        item, calls = waiting.popleft()
+        while not _finished(calls, _LOOK):
+            stopped()
+        if outcome.interrupted and any(not call.result().record.ok for call in calls):
+            waiting.clear()
+            return False
+        for call in calls:
+            result = call.result()
             check.look(sets[item.group.set_index], result)
             writer.put(item.group.index, result)
         writer.finish(item.group.index)
+        return True
 
     pool = ThreadPoolExecutor(concurrency, thread_name_prefix="call")
     try:
         for item in todo:
-            if stop():
-                outcome.interrupted = True
-                asker.client.stop()
+            if stopped():
                 break
             prompts = sets[item.group.set_index]
-            calls = [pool.submit(_answer, asker, apis[prompts.task.id], prompts, p, m) for p, m in sorted(item.wanted)]
+            api, end = reader.apis[prompts.task.id], ends[prompts.task.id]
+            calls = [pool.submit(_answer, asker, api, end, prompts, p, m) for p, m in sorted(item.wanted)]
             waiting.append((item, calls))
-            while len(waiting) >= 2 * concurrency or (waiting and all(f.done() for f in waiting[0][1])):
+            while len(waiting) >= 2 * concurrency or (waiting and _finished(waiting[0][1], 0)):
                 write_first()
-        while waiting and not _given_up(waiting[0][1], outcome):
-            write_first()
+        while waiting and write_first():
+            pass
     finally:
         asker.client.stop()
         pool.shutdown(wait=False, cancel_futures=True)
@@ -86,23 +102,25 @@ def execute(
     return outcome
 
 
-def _given_up(calls: Sequence[Future[Result]], outcome: Outcome) -> bool:
-    """After a stop: a call that failed may have failed because it was not tried again, which is no result."""
-    return outcome.interrupted and any(not call.result().record.ok for call in calls)
+def _finished(calls: Sequence[Future[Result]], seconds: float) -> bool:
+    """Whether all have ended, or one with what ends the run; waits a while for it."""
+    ended, under_way = wait(calls, seconds, FIRST_EXCEPTION)
+    return not under_way or any(call.exception() for call in ended)
 
 
-def _answer(asker: Asker, api: Api, prompts: PromptSet, p: int, m: int) -> Result:
+def _answer(asker: Asker, api: Api, ends: Ends, prompts: PromptSet, p: int, m: int) -> Result:
     """One call and its record. Raises what ends the run."""
     prompt, method, task = prompts.prompts[p], prompts.methods[m], prompts.task
     assert isinstance(prompt, ServedPrompt)
-    record, timing = _blank(prompts, prompt, method), None
+    blank, timing = prompts.blank(prompt, method, "served"), None
+    record = replace(blank, tokens_before=prompt.tokens_before, shared_prefill=False, **_UNKNOWN)
     if prompt.error is not None:
         record = replace(record, status=STATUS_ERROR, error=prompt.error)
     else:
         sent: Any = prompt.ids if api == "token-ids" else prompt.text
         try:
             with Stopwatch("cpu") as taken:
-                answer, calls = _ask(asker, api, sent, task, prompts.max_new_tokens)
+                answer, calls = ask(asker, api, sent, ends, prompts.max_new_tokens)
             record, timing = _filled(record, answer, api), {"call": taken.seconds}
             if calls > 1:
                 timing["calls"] = calls
@@ -112,53 +130,6 @@ def _answer(asker: Asker, api: Api, prompts: PromptSet, p: int, m: int) -> Resul
             record = replace(record, status=STATUS_ERROR, error=error.reason)
     share = cost_of(prompts, prompt, len(prompts.methods)) / len(prompts.methods)
     return Result(method.id, task.id, record, timing, p + 1, len(prompts.prompts), share)
-
-
-def stop_texts(task: Task) -> list[str]:
-    """The texts that end an answer of a task: a line feed where it stops there, or its scorer reads one line."""
-    facts = facts_of(task.name)
-    one_line = task.early_stop and facts is not None and facts.cut_first_line
-    return [_LINE] if task.stop == "newline" or one_line else []
-
-
-def _ask(asker: Asker, api: Api, prompt: Any, task: Task, most: int) -> tuple[Answer, int]:
-    """The answer to a prompt, and how many calls it took.
-
-    Where an answer ends at a line feed, a model may begin with one. Scorers skip those, and the server has stopped
-    before the answer began: it is asked again without the stop, and the answer is cut here.
-    """
-    stop = stop_texts(task)
-    answer = asker.ask(api, prompt, max_tokens=most, stop=stop)
-    if not stop or answer.text.strip() or answer.finish_reason == "length":
-        return answer, 1
-    whole = asker.ask(api, prompt, max_tokens=most)
-    start = len(whole.text) - len(whole.text.lstrip(_LINE))
-    end = whole.text.find(_LINE, start)
-    return replace(whole, text=whole.text if end < 0 else whole.text[:end]), 2
-
-
-def _blank(prompts: PromptSet, prompt: ServedPrompt, method: Method) -> PredictionRecord:
-    row = prompt.row
-    return PredictionRecord(
-        pred="",
-        answers=list(row.answers),
-        all_classes=None if row.all_classes is None else list(row.all_classes),
-        length=row.length,
-        id=row.id,
-        prompt_tokens=prompt.tokens,
-        kept_tokens=None,
-        kv_bytes=None,
-        kv_bytes_full=None,
-        resident_bytes=None,
-        memory=method.traits.memory,
-        shared_prefill=False,
-        truncated_from=prompt.truncated_from,
-        tokens_before=prompt.tokens_before,
-        task_version=prompts.task.version,
-        decode="served",
-        near_ties=None,
-        meta=dict(row.meta),
-    )
 
 
 def _filled(record: PredictionRecord, answer: Answer, api: Api) -> PredictionRecord:

@@ -55,7 +55,7 @@ def read_request(body: Any, service: Service, *, chat: bool) -> Request:
                       code="model_not_found")  # fmt: skip
     _refuse_unsupported(body)
     prompts = [_messages(body, service)] if chat else _prompts(body.get("prompt"), service)
-    stop, fewest = _stop(body.get("stop")), _count(body, "min_tokens", 0, 0)
+    stop, stop_ids, fewest = _stop(body.get("stop")), _stop_ids(body, service), _count(body, "min_tokens", 0, 0)
     asks = []
     for ids in prompts:
         most = _count(body, "max_completion_tokens", None, 1) if chat else None
@@ -71,7 +71,7 @@ def read_request(body: Any, service: Service, *, chat: bool) -> Request:
                 param="messages" if chat else "prompt",
                 code="context_length_exceeded",
             )
-        asks.append(Ask(ids, most, fewest, stop))
+        asks.append(Ask(ids, most, fewest, stop, stop_ids))
     stream = body.get("stream") or False
     if not isinstance(stream, bool):
         raise Refused(400, "stream is not true or false.", param="stream")
@@ -143,6 +143,13 @@ def _stop(stop: Any) -> tuple[str, ...]:
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise Refused(400, "stop is neither a text nor a list of texts.", param="stop")
     return tuple(text for text in texts if text)
+
+
+def _stop_ids(body: Mapping[str, Any], service: Service) -> tuple[int, ...]:
+    ids = body.get("stop_token_ids") or []
+    if not isinstance(ids, list) or not all(_is_id(i, service) for i in ids):
+        raise Refused(400, "stop_token_ids is not a list of token ids of this model.", param="stop_token_ids")
+    return tuple(ids)
 
 
 def _count(body: Mapping[str, Any], name: str, default: Any, least: int) -> Any:

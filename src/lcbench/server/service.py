@@ -24,12 +24,14 @@ class Ask:
 
     Attributes:
         ids: its tokens. max_tokens, min_tokens: of the answer. stop: texts before which the answer ends.
+        stop_ids: tokens that end it too; they stay in the text, and ``min_tokens`` holds them back.
     """
 
     ids: Sequence[int]
     max_tokens: int
     min_tokens: int = 0
     stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class Service:
                 from it ends the answer.
         """
         growing = _Growing(self.loaded.tokenizer, ask.stop, on_text)
-        rules = Rules(ask.max_tokens, ask.min_tokens, (), growing.add if ask.stop or on_text else None)
+        rules = Rules(ask.max_tokens, ask.min_tokens, ask.stop_ids, growing.add if ask.stop or on_text else None)
         with self._turn:
             done = answer_one(self.loaded, self.method, ask.ids, rules, seed=self.seed).generated
         text = growing.finish(done.ids)
