@@ -463,26 +463,35 @@ def test_trouble_is_not_taken_for_a_server_without_completions(
     assert not Path("served").exists()
 
 
-def test_a_stop_while_calls_hang_keeps_what_came_and_tries_nothing_again(
-    server: Server, faults: Faults, own_home: Path
-) -> None:
+def test_a_stop_while_the_server_wants_to_be_waited_for(server: Server, faults: Faults, own_home: Path) -> None:
+    """What came is kept; nothing is waited for, tried again or begun."""
     from lcbench.config.spec import make_spec
     from lcbench.remote.session import Calls, open_remote
 
-    faults.script, faults.always = ["good", "good", "429/30"], "slow:0.8"
-    spec = make_spec({"model": "openai:tiny", "base_url": server.url, "api": "completions",
-                      "tasks": TASK.replace("depths=3", "depths=8")})  # fmt: skip
-    session = open_remote(spec, own_home, Calls(concurrency=4), say=lambda text: None)
+    faults.script = ["good", "429/30"]
+    spec = make_spec({"model": "openai:tiny", "base_url": server.url, "api": "completions", "tasks": TASK})
+    session = open_remote(spec, own_home, Calls(concurrency=1), say=lambda text: None)
     began = time.monotonic()
     with session.open_run(Path("served")) as running_:
-        outcome = running_.execute(should_stop=lambda: time.monotonic() > began + 0.3)
-    assert outcome.interrupted
-    assert time.monotonic() - began < 20, "the server's pause was waited for"
-    assert outcome.failed == 0
-    kept = records("served", TASK)
-    assert len(kept) == 2, "what follows the third answer must wait for it"
-    assert len(faults.bodies) < 8, "calls were begun after the stop"
-    assert {r["status"] for r in kept} == {"ok"}
+        outcome = running_.execute(should_stop=lambda: len(faults.bodies) == 2)
+    assert time.monotonic() - began < 20
+    assert (outcome.interrupted, outcome.written, outcome.failed) == (True, 1, 0)
+    assert [r["status"] for r in records("served")] == ["ok"]
+    assert len(faults.bodies) == 2
+
+
+def test_a_server_that_hangs_does_not_hold_a_run_that_has_ended(server: Server, faults: Faults) -> None:
+    """One answer ends the run, another never comes: the command is over at once."""
+    faults.script = ["slow:60", "401", "401", "401"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "lcbench", *(str(word) for word in asked(server, "--concurrency", 2))],
+        env=environment, capture_output=True, text=True, timeout=55,
+    )  # fmt: skip
+    assert time.monotonic() - began < 50
+    assert done.returncode == 2
+    assert "refuses the key" in " ".join(done.stderr.split())
 
 
 def test_half_a_surrogate_pair_is_sent_and_kept(cli: Cli, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -507,3 +516,22 @@ def test_calls_at_a_time_decide_nothing(
     assert cli(*asked(server, out="other")).code == 0
     assert one.read_bytes() == next((Path("other") / "predictions" / "full").iterdir()).read_bytes()
     assert answers("served") == clean
+
+
+def test_penalties_of_the_server_are_ruled_out_where_it_can_be_said(
+    cli: Cli, server: Server, faults: Faults, clean: dict[str, Any]
+) -> None:
+    assert cli(*asked(server)).code == 0
+    assert all(body["repetition_penalty"] == body["repeat_penalty"] == 1 for body in faults.bodies)
+    faults.bodies.clear()
+    # A server that takes no field it does not know: asked once with them, and never again.
+    faults.refuses = lambda body: "repeat_penalty" in body
+    assert cli(*asked(server, "--concurrency", 1, out="strict")).code == 0
+    assert ["repeat_penalty" in body for body in faults.bodies] == [True, False, False, False]
+    assert answers("strict") == clean
+    # A prompt that is refused for another reason says nothing about penalties.
+    faults.bodies.clear()
+    faults.refuses = lambda body: False
+    faults.script = ["400:too long", "400:too long"]
+    assert cli(*asked(server, "--concurrency", 1, out="mixed")).code == 1
+    assert ["repeat_penalty" in body for body in faults.bodies] == [True, False, True, True]

@@ -57,6 +57,10 @@ class NoReply(Exception):
         self.reason, self.status, self.said = reason, status, said
 
 
+class Stopped(NoReply):
+    """`Client.stop` was called before there was one: no result of the question."""
+
+
 class Again(Exception):
     """An attempt that failed and may go better. answered: whether the server said anything."""
 
@@ -198,16 +202,17 @@ class Client:
         tried = 0
         while True:
             if self._stopped.is_set():
-                raise NoReply("stopped before it was asked")
+                raise Stopped("stopped before it was asked")
             tried += 1
             try:
                 result = attempt()
             except Again as trouble:
                 known = self._answered or trouble.answered
                 attempts = self.patience.attempts if known else self.patience.first_attempts
-                if tried >= min(attempts, most) or self._stopped.wait(self._pause(tried, trouble)):
+                if tried >= min(attempts, most):
                     self._note(trouble)
                     raise NoReply(trouble.reason) from None
+                self._stopped.wait(self._pause(tried, trouble))
                 continue
             with self._lock:
                 self._answered, self._silent = True, 0

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from lcbench.config.spec import Api
-from lcbench.endpoint.client import NoReply
+from lcbench.endpoint.client import NoReply, Stopped
 from lcbench.engine.answer import Result, cost_of
 from lcbench.engine.plan import PromptSet
 from lcbench.engine.run import Listener, Outcome, Owing, Writer
 from lcbench.measure.clock import Stopwatch
 from lcbench.remote.asking import Answer, Asker
+from lcbench.remote.callers import Callers
 from lcbench.remote.ends import Ends, ask
 from lcbench.remote.prompts import Reader, ServedPrompt
 from lcbench.store.rundir import RunDirectory
@@ -28,6 +30,7 @@ _UNKNOWN: dict[str, Any] = dict.fromkeys(
     ("kept_tokens", "kv_bytes", "kv_bytes_full", "resident_bytes", "near_ties"), None
 )
 _LOOK = 0.2  # seconds between looks at whether the user wants to stop
+_GRACE = 5.0  # seconds that answers under way are waited for when another has ended the run: they are paid for
 
 
 def execute(
@@ -55,57 +58,96 @@ def execute(
     """
     total = sum(len(s.prompts) * len(s.methods) for s in sets)
     outcome = Outcome(reused=total - sum(len(item.wanted) for item in todo))
-    writer = Writer(run, todo, outcome, listener)
-    stop = should_stop or (lambda: False)
-    check = _Counts(run)
     ends = {s.task.id: Ends.of(s.task, reader.tokenizer) for s in sets}
-    waiting: deque[tuple[Owing, list[Future[Result]]]] = deque()
-
-    def stopped() -> bool:
-        if not outcome.interrupted and stop():
-            outcome.interrupted = True
-            asker.client.stop()
-        return outcome.interrupted
-
-    def write_first() -> bool:
-        """Wait for the calls that were begun first, and write; False where a stop kept one from being tried again."""
-        item, calls = waiting.popleft()
-        while not _finished(calls, _LOOK):
-            stopped()
-        if outcome.interrupted and any(not call.result().record.ok for call in calls):
-            waiting.clear()
-            return False
-        for call in calls:
-            result = call.result()
-            check.look(sets[item.group.set_index], result)
-            writer.put(item.group.index, result)
-        writer.finish(item.group.index)
-        return True
-
-    pool = ThreadPoolExecutor(concurrency, thread_name_prefix="call")
+    calls = _Calls(asker, sets, run, Writer(run, todo, outcome, listener), concurrency, outcome, should_stop)
     try:
         for item in todo:
-            if stopped():
+            if calls.stopped():
                 break
             prompts = sets[item.group.set_index]
             api, end = reader.apis[prompts.task.id], ends[prompts.task.id]
-            calls = [pool.submit(_answer, asker, api, end, prompts, p, m) for p, m in sorted(item.wanted)]
-            waiting.append((item, calls))
-            while len(waiting) >= 2 * concurrency or (waiting and _finished(waiting[0][1], 0)):
-                write_first()
-        while waiting and write_first():
-            pass
+            calls.begin(item, [partial(_answer, asker, api, end, prompts, p, m) for p, m in sorted(item.wanted)])
+        calls.finish()
     finally:
-        asker.client.stop()
-        pool.shutdown(wait=False, cancel_futures=True)
-        asker.client.close()
+        calls.end()
     return outcome
 
 
-def _finished(calls: Sequence[Future[Result]], seconds: float) -> bool:
-    """Whether all have ended, or one with what ends the run; waits a while for it."""
-    ended, under_way = wait(calls, seconds, FIRST_EXCEPTION)
-    return not under_way or any(call.exception() for call in ended)
+class _Calls:
+    """The calls of a run that have been begun; their results are written in that order.
+
+    Args:
+        outcome: told of a stop. should_stop: as in `execute`.
+    """
+
+    def __init__(
+        self,
+        asker: Asker,
+        sets: Sequence[PromptSet],
+        run: RunDirectory,
+        writer: Writer,
+        concurrency: int,
+        outcome: Outcome,
+        should_stop: Callable[[], bool] | None,
+    ) -> None:
+        self._client, self._sets, self._writer, self._most = asker.client, sets, writer, 2 * concurrency
+        self._callers, self._check, self._outcome = Callers(concurrency), _Counts(run), outcome
+        self._should_stop = should_stop or (lambda: False)
+        self._waiting: deque[tuple[Owing, list[Future[Result]]]] = deque()
+        self._fatal: BaseException | None = None
+        self._grace = _GRACE
+
+    def begin(self, item: Owing, asked: Sequence[Callable[[], Result]]) -> None:
+        """Call, when a thread is free; writes what has come, and waits while too many results would have to."""
+        calls = [self._callers.submit(one) for one in asked]
+        for call in calls:
+            call.add_done_callback(self._look)
+        self._waiting.append((item, calls))
+        while len(self._waiting) >= self._most or (self._waiting and not wait(self._waiting[0][1], 0).not_done):
+            self._write_first()
+
+    def finish(self) -> None:
+        """Wait for all calls, and write."""
+        while self._waiting:
+            self._write_first()
+
+    def end(self) -> None:
+        """Begin nothing more."""
+        self._client.stop()
+        self._callers.end()
+        self._client.close()
+
+    def stopped(self) -> bool:
+        """Whether the user wants to stop; from then on nothing is tried again."""
+        if not self._outcome.interrupted and self._should_stop():
+            self._outcome.interrupted = True
+            self._client.stop()
+        return self._outcome.interrupted
+
+    def _look(self, call: Future[Result]) -> None:
+        """In the thread of a call that has ended: one that ends the run keeps the next from being begun."""
+        error = call.exception()
+        if error is not None and not isinstance(error, Stopped):
+            self._fatal = self._fatal or error
+            self._client.stop()
+
+    def _write_first(self) -> None:
+        """Write the results that come first, when they are there; none, and nothing after them, where a stop kept one
+        from being asked for. Raises what ends the run."""
+        item, calls = self._waiting.popleft()
+        while wait(calls, _LOOK).not_done and self._grace > 0:
+            self.stopped()
+            self._grace -= _LOOK if self._fatal else 0
+        if self._fatal and any(not call.done() or call.exception() for call in calls):
+            raise self._fatal
+        if any(call.exception() for call in calls):
+            self._waiting.clear()
+            return
+        for call in calls:
+            result = call.result()
+            self._check.look(self._sets[item.group.set_index], result)
+            self._writer.put(item.group.index, result)
+        self._writer.finish(item.group.index)
 
 
 def _answer(asker: Asker, api: Api, ends: Ends, prompts: PromptSet, p: int, m: int) -> Result:
@@ -126,6 +168,8 @@ def _answer(asker: Asker, api: Api, ends: Ends, prompts: PromptSet, p: int, m: i
                 timing["calls"] = calls
             if prompt.tokens_before is not None or method.rewriter is not None:
                 timing["rewrite"] = prompt.rewrite_seconds
+        except Stopped:
+            raise
         except NoReply as error:
             record = replace(record, status=STATUS_ERROR, error=error.reason)
     share = cost_of(prompts, prompt, len(prompts.methods)) / len(prompts.methods)

@@ -10,7 +10,11 @@ from lcbench.errors import ModelError
 from lcbench.server.service import Ask, Service
 
 _COMPLETION_TOKENS = 16  # OpenAI's default for completions
-_ONLY = {"n": (None, 1), "best_of": (None, 1), "echo": (None, False), "suffix": (None, ""), "logprobs": (None, False)}
+_ONLY = {
+    "n": (None, 1), "best_of": (None, 1), "echo": (None, False), "suffix": (None, ""), "logprobs": (None, False),
+    "repetition_penalty": (None, 1), "repeat_penalty": (None, 1),
+}  # fmt: skip
+_SAMPLING = {"temperature": 2, "top_p": 1}
 _NEVER = ("tools", "functions", "logit_bias", "frequency_penalty", "presence_penalty", "top_logprobs")
 
 
@@ -51,8 +55,7 @@ def read_request(body: Any, service: Service, *, chat: bool) -> Request:
     if not isinstance(body, Mapping):
         raise Refused(400, "The body is not a JSON object.")
     if body.get("model") != service.name:
-        raise Refused(404, f"There is no model {body.get('model')!r} here, only {service.name!r}.", param="model",
-                      code="model_not_found")  # fmt: skip
+        raise no_model(body.get("model"), service)
     _refuse_unsupported(body)
     prompts = [_messages(body, service)] if chat else _prompts(body.get("prompt"), service)
     stop, stop_ids, fewest = _stop(body.get("stop")), _stop_ids(body, service), _count(body, "min_tokens", 0, 0)
@@ -80,6 +83,12 @@ def read_request(body: Any, service: Service, *, chat: bool) -> Request:
     return Request(tuple(asks), chat, stream, usage)
 
 
+def no_model(name: Any, service: Service) -> Refused:
+    """The refusal of a name that is not that of the model."""
+    message = f"There is no model {name!r} here, only {service.name!r}."
+    return Refused(404, message, param="model", code="model_not_found")
+
+
 def _refuse_unsupported(body: Mapping[str, Any]) -> None:
     """What would change the answer and is not done here is refused, not ignored."""
     for name, allowed in _ONLY.items():
@@ -88,6 +97,10 @@ def _refuse_unsupported(body: Mapping[str, Any]) -> None:
     for name in _NEVER:
         if body.get(name):
             raise Refused(400, f"{name} is not supported here.", param=name, code="unsupported")
+    for name, most in _SAMPLING.items():  # checked, and then not used: answers are greedy
+        value = body.get(name)
+        if value is not None and not (_is_number(value) and 0 <= value <= most):
+            raise Refused(400, f"{name} is not a number from 0 to {most}.", param=name)
     shape = body.get("response_format")
     if shape is not None and not (isinstance(shape, Mapping) and shape.get("type") == "text"):
         raise Refused(400, "response_format is not supported here.", param="response_format", code="unsupported")
@@ -104,6 +117,10 @@ def _prompts(prompt: Any, service: Service) -> list[list[int]]:
         if all(isinstance(ids, list) and ids and all(_is_id(i, service) for i in ids) for ids in lists):
             return lists
     raise Refused(400, "prompt is neither text nor token ids of this model, nor a list of such.", param="prompt")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_id(value: Any, service: Service) -> bool:
