@@ -383,6 +383,7 @@ def test_prompts_that_a_method_shortens_are_counted_as_given(cli: Cli, whole: Pa
     assert f"12.0 of {given} tokens kept" in words
     assert f"({100 * 12 / given:.1f} %); the prompt was shortened to 12 tokens" in words
     assert "cut nothing" not in done.out
+    assert f"then {given} tokens through gemfilter@budget=12,layer=1." in done.err  # something is told while one waits
     data = json.loads(cli("inspect", *model, "--method", "gemfilter@budget=12,layer=1", "--json", "--details").out)
     assert (data["prompt_tokens"], data["prompt_tokens_before"]) == (12, given)
     assert data["kv_bytes_full"] * 12 == data["kv_bytes"] * given  # bytes are against the prompt given, too

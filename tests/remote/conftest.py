@@ -20,6 +20,7 @@ from lcbench.config.spec import ModelSpec
 from lcbench.methods.registry import resolve
 from lcbench.models.load import load
 from lcbench.server.http import Handler, Server
+from lcbench.server.requests import Refused
 from lcbench.server.service import Ask, Completion, Service
 from tiny import save_tiny
 
@@ -32,6 +33,7 @@ class Faults:
         script: "good"; a status, with "/N" after it a Retry-After; "slow:S"; "cut" (half an answer); "malformed".
         always: when the script is empty. only_chat: whether /v1/completions is not there.
         bodies, keys: of the requests. most: largest number of requests under way at once.
+        rewritten: what the server makes of a body: fields it passes over, or knows. refuses: bodies it does not take.
     """
 
     script: list[str] = field(default_factory=list)
@@ -44,6 +46,8 @@ class Faults:
     now: int = 0
     lock: Any = field(default_factory=threading.Lock)
     on_request: Callable[[], None] | None = None
+    rewritten: Callable[[dict[str, Any]], dict[str, Any]] = lambda body: body
+    refuses: Callable[[dict[str, Any]], bool] = lambda body: False
 
 
 def faulty(faults: Faults) -> type[Handler]:
@@ -99,7 +103,9 @@ def faulty(faults: Faults) -> type[Handler]:
             body = super()._body()
             with faults.lock:
                 faults.bodies.append(body)
-            return body
+            if faults.refuses(body):
+                raise Refused(400, "Unknown fields.")
+            return faults.rewritten(body)
 
     return Faulty
 
@@ -117,7 +123,7 @@ def service(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Service:
 class Canned(Service):
     """Answers at once, with what the prompt's tokens come to."""
 
-    def complete(self, ask: Ask, on_text: Callable[[str], None] | None = None) -> Completion:
+    def complete(self, ask: Ask, on_text: Callable[[str], None] | None = None, **more: Any) -> Completion:
         text = str(zlib.crc32(array("q", ask.ids).tobytes()))[: ask.max_tokens]
         return Completion(text, "length", len(ask.ids), len(text))
 

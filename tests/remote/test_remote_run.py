@@ -394,3 +394,144 @@ def test_methods_that_shorten_prompts_work_with_any_server(cli: Cli, service: Se
     both = cli(*asked(server, "--method", "first-half+kivi@bits=2"))
     assert both.code == 2
     assert "works inside the model" in both.err
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"error": {"message": "one\nline"}}, "one line"),
+        ({"error": "bare"}, "bare"),
+        ({"detail": [{"loc": ["body"], "msg": "field required"}]}, "field required"),
+        ({"message": "of old"}, "of old"),
+        ([], ""),
+        ({"error": {"message": {"no": "text"}}}, ""),
+    ],
+)
+def test_the_sentence_in_an_error_is_passed_on(body: Any, words: str) -> None:
+    from lcbench.endpoint.client import _message
+
+    assert " ".join(_message(body).split()) == words
+
+
+def test_a_key_is_shown_neither_in_part_nor_in_capitals() -> None:
+    from lcbench.endpoint.client import _without
+
+    key = "sk-Very-Secret-0123"
+    assert _without(f"key {key}!", key) == "key ***!"
+    assert _without(f"key {key[:12]} {key[7:]} {key.upper()}", key) == "key *** *** ***"
+    assert _without("a secret is no key", key) == "a secret is no key"
+    assert _without("an empty key", "") == "an empty key"
+    assert _without("short: abc, ab", "abc") == "short: ***, ab"
+
+
+@pytest.mark.parametrize("trouble", ["520", "524", "500:the card is on fire"])
+def test_every_5xx_is_tried_again_and_then_told(cli: Cli, server: Server, faults: Faults, trouble: str) -> None:
+    faults.script = [trouble] * 7
+    assert cli(*asked(server, "--concurrency", 1)).code == 0
+    assert len(faults.bodies) == 7 + 3
+    faults.script = [trouble] * 8
+    done = cli(*asked(server, "--concurrency", 1, out="again"))
+    assert done.code == 1
+    (failed,) = [r["error"] for r in records("again") if r["status"] == "error"]
+    assert failed == "the server answered " + (trouble.replace(":", ": ") if ":" in trouble else f"{trouble}: no")
+
+
+def test_what_says_never_is_not_tried_again(cli: Cli, server: Server, faults: Faults) -> None:
+    faults.script = ["501"]
+    assert cli(*asked(server, "--concurrency", 1)).code == 1
+    assert len(faults.bodies) == 3
+
+
+@pytest.mark.parametrize("trouble", ["402:no credit left.", '429:{"code": "insufficient_quota"}'])
+def test_an_empty_account_ends_the_run(cli: Cli, server: Server, faults: Faults, trouble: str) -> None:
+    faults.always = trouble
+    done = cli(*asked(server, "--concurrency", 1))
+    assert done.code == 2
+    assert "wants to be paid first" in " ".join(done.err.split())
+    assert len(faults.bodies) == 1
+
+
+def test_trouble_is_not_taken_for_a_server_without_completions(
+    cli: Cli, server: Server, faults: Faults, folder: Path
+) -> None:
+    """Which address is asked decides answers: it must not follow from a busy moment."""
+    faults.always = "503"
+    done = cli(*asked(server, "--tokenizer", folder, api=None))
+    assert done.code == 2
+    assert "does not tell whether it has completions" in " ".join(done.err.split())
+    assert "--api" in done.err
+    assert not Path("served").exists()
+
+
+def test_a_stop_while_the_server_wants_to_be_waited_for(server: Server, faults: Faults, own_home: Path) -> None:
+    """What came is kept; nothing is waited for, tried again or begun."""
+    from lcbench.config.spec import make_spec
+    from lcbench.remote.session import Calls, open_remote
+
+    faults.script = ["good", "429/30"]
+    spec = make_spec({"model": "openai:tiny", "base_url": server.url, "api": "completions", "tasks": TASK})
+    session = open_remote(spec, own_home, Calls(concurrency=1), say=lambda text: None)
+    began = time.monotonic()
+    with session.open_run(Path("served")) as running_:
+        outcome = running_.execute(should_stop=lambda: len(faults.bodies) == 2)
+    assert time.monotonic() - began < 20
+    assert (outcome.interrupted, outcome.written, outcome.failed) == (True, 1, 0)
+    assert [r["status"] for r in records("served")] == ["ok"]
+    assert len(faults.bodies) == 2
+
+
+def test_a_server_that_hangs_does_not_hold_a_run_that_has_ended(server: Server, faults: Faults) -> None:
+    """One answer ends the run, another never comes: the command is over at once."""
+    faults.script = ["slow:60", "401", "401", "401"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "lcbench", *(str(word) for word in asked(server, "--concurrency", 2))],
+        env=environment, capture_output=True, text=True, timeout=55,
+    )  # fmt: skip
+    assert time.monotonic() - began < 50
+    assert done.returncode == 2
+    assert "refuses the key" in " ".join(done.stderr.split())
+
+
+def test_half_a_surrogate_pair_is_sent_and_kept(cli: Cli, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JSON can write it and UTF-8 cannot; data sets of the web have them."""
+    from lcbench.tasks.base import Prompt
+
+    whole = SpokenPasskey.prompt
+    monkeypatch.setattr(SpokenPasskey, "prompt", lambda self, row, home: Prompt(whole(self, row, home).text + "\ud800"))
+    done = cli(*asked(server, task=CHAT_TASK))
+    assert "Traceback" not in done.err
+    assert done.code in (0, 1)
+    assert len(records("served", CHAT_TASK)) == 3
+
+
+@pytest.mark.parametrize("concurrency", [1, 16])
+def test_calls_at_a_time_decide_nothing(
+    cli: Cli, server: Server, faults: Faults, clean: dict[str, Any], concurrency: int
+) -> None:
+    faults.script = ["slow:0.2", "good", "slow:0.1"]
+    assert cli(*asked(server, "--concurrency", concurrency)).code == 0
+    (one,) = (Path("served") / "predictions" / "full").iterdir()
+    assert cli(*asked(server, out="other")).code == 0
+    assert one.read_bytes() == next((Path("other") / "predictions" / "full").iterdir()).read_bytes()
+    assert answers("served") == clean
+
+
+def test_penalties_of_the_server_are_ruled_out_where_it_can_be_said(
+    cli: Cli, server: Server, faults: Faults, clean: dict[str, Any]
+) -> None:
+    assert cli(*asked(server)).code == 0
+    assert all(body["repetition_penalty"] == body["repeat_penalty"] == 1 for body in faults.bodies)
+    faults.bodies.clear()
+    # A server that takes no field it does not know: asked once with them, and never again.
+    faults.refuses = lambda body: "repeat_penalty" in body
+    assert cli(*asked(server, "--concurrency", 1, out="strict")).code == 0
+    assert ["repeat_penalty" in body for body in faults.bodies] == [True, False, False, False]
+    assert answers("strict") == clean
+    # A prompt that is refused for another reason says nothing about penalties.
+    faults.bodies.clear()
+    faults.refuses = lambda body: False
+    faults.script = ["400:too long", "400:too long"]
+    assert cli(*asked(server, "--concurrency", 1, out="mixed")).code == 1
+    assert ["repeat_penalty" in body for body in faults.bodies] == [True, False, True, True]

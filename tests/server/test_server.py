@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -84,6 +87,8 @@ def test_models_errors_and_keys_with_the_openai_library(openai: Any, serve: Serv
     assert client.models.retrieve("tiny").id == "tiny"
     with pytest.raises(openai.NotFoundError, match="no model"):
         client.completions.create(model="other", prompt="a")
+    with pytest.raises(openai.NotFoundError, match="no model 'other'"):
+        client.models.retrieve("other")
     with pytest.raises(openai.BadRequestError, match="maximum context length is 2048"):
         client.completions.create(model="tiny", prompt="a" * 3000)
     with pytest.raises(openai.AuthenticationError):
@@ -142,6 +147,11 @@ def test_a_conversation_is_more_than_its_last_turn(serve: Serve) -> None:
         ({"prompt": "a", "echo": True}, "echo"),
         ({"prompt": "a", "presence_penalty": 1.0}, "presence_penalty"),
         ({"prompt": "a", "stream": "yes"}, "stream"),
+        ({"prompt": "a", "temperature": "hot"}, "temperature"),
+        ({"prompt": "a", "temperature": -1}, "temperature"),
+        ({"prompt": "a", "top_p": 2}, "top_p"),
+        ({"prompt": "a", "repetition_penalty": 1.1}, "repetition_penalty"),
+        ({"prompt": "a", "stop_token_ids": [999]}, "stop_token_ids"),
     ],
 )
 def test_what_cannot_be_served_is_refused_in_a_sentence(serve: Serve, body: dict[str, Any], param: str) -> None:
@@ -168,3 +178,40 @@ def test_a_client_that_goes_away_does_not_stop_the_server(serve: Serve) -> None:
     with httpx.stream("POST", server.url + "/completions", json=body, timeout=30, trust_env=False) as answer:
         next(answer.iter_lines())
     assert ask(server, prompt="a", max_tokens=2)["status"] == 200
+
+
+def test_a_client_that_stops_waiting_is_not_answered_to_the_end(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither while its answer is made nor while it waits for its turn: the next in line need not wait for it."""
+    from lcbench.server import service as module
+
+    began, made = [], []
+    whole = module.answer_one
+
+    def slowly(loaded: Any, method: Any, ids: Any, rules: Any, **more: Any) -> Any:
+        began.append(len(ids))
+
+        def finished(new: list[int]) -> bool:
+            made.append(len(new))
+            time.sleep(0.02)
+            return bool(rules.finished(new))
+
+        return whole(loaded, method, ids, replace(rules, finished=finished), **more)
+
+    monkeypatch.setattr(module, "answer_one", slowly)
+    server = serve()
+    body = {"model": "tiny", "prompt": "The key", "max_tokens": 1500}
+
+    def give_up(seconds: float) -> None:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(server.url + "/completions", json=body, timeout=seconds, trust_env=False)
+
+    threads = [threading.Thread(target=give_up, args=(seconds,)) for seconds in (1.5, 0.3, 0.3)]
+    for thread in threads:
+        thread.start()
+        while not began:
+            time.sleep(0.01)
+    for thread in threads:
+        thread.join()
+    assert ask(server, prompt="a", max_tokens=2)["status"] == 200
+    assert len(began) == 2, "two that had given up were read all the same"
+    assert len(made) < 750

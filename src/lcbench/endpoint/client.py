@@ -11,11 +11,14 @@ import json
 import math
 import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
@@ -32,10 +35,14 @@ OPENAI_KEY = "OPENAI_API_KEY"
 
 T = TypeVar("T")
 
-_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+_AGAIN = {408, 409, 425, 429}  # and 5xx, but for those that say "never"
+_NEVER = {501, 505}
+_BROKE = "insufficient_quota"  # OpenAI's code of a 429 that no waiting mends
 _MOST_BYTES = 4 << 20
 _LOCAL = {"127.0.0.1", "::1", "localhost"}
 _SHOWN = 200  # characters of a server's own message that are passed on
+_READ = 4000  # that are looked at
+_TELLING = 8  # characters of a key that may not be shown either
 
 
 class NoReply(Exception):
@@ -48,6 +55,10 @@ class NoReply(Exception):
     def __init__(self, reason: str, *, status: int = 0, said: str = "") -> None:
         super().__init__(reason)
         self.reason, self.status, self.said = reason, status, said
+
+
+class Stopped(NoReply):
+    """`Client.stop` was called before there was one: no result of the question."""
 
 
 class Again(Exception):
@@ -163,14 +174,15 @@ class Client:
             UsageError: the server refuses the key, or has no such model or address.
             NetworkError: it does not answer at all.
         """
-        return self._patiently(lambda: read(_json(self._call("POST", path, body))))
+        return self._patiently(lambda: read(self._json(self._call("POST", path, body))))
 
-    def get(self, path: str) -> Any:
-        """The parsed JSON answer of an address. Raises as `post`."""
-        return self._patiently(lambda: _json(self._call("GET", path, None)))
+    def get(self, path: str, attempts: int) -> Any:
+        """The parsed JSON answer of an address, which is not worth more than so many attempts. Raises as `post`."""
+        return self._patiently(lambda: self._json(self._call("GET", path, None)), attempts)
 
     def stop(self) -> None:
-        """No more attempts; calls that are under way may end, and their replies are kept: they are paid for."""
+        """No more attempts, for good; calls that are under way may end, and their replies are kept: they are paid
+        for."""
         self._stopped.set()
 
     def close(self) -> None:
@@ -182,19 +194,22 @@ class Client:
 
     # -- one question ------------------------------------------------------------------------------------------------
 
-    def _patiently(self, attempt: Callable[[], T]) -> T:
+    def _patiently(self, attempt: Callable[[], T], most: int = sys.maxsize) -> T:
         if not self.key and origin_of(self.url) == origin_of(OPENAI):
             raise UsageError(
                 f"{self.label} wants a key, and none is set.", f"Set {OPENAI_KEY}, or give {self.wording.url}."
             )
         tried = 0
         while True:
+            if self._stopped.is_set():
+                raise Stopped("stopped before it was asked")
             tried += 1
             try:
                 result = attempt()
             except Again as trouble:
-                attempts = self.patience.attempts if self._answered else self.patience.first_attempts
-                if tried >= attempts or self._stopped.is_set():
+                known = self._answered or trouble.answered
+                attempts = self.patience.attempts if known else self.patience.first_attempts
+                if tried >= min(attempts, most):
                     self._note(trouble)
                     raise NoReply(trouble.reason) from None
                 self._stopped.wait(self._pause(tried, trouble))
@@ -222,12 +237,15 @@ class Client:
 
     def _call(self, verb: str, path: str, body: Mapping[str, Any] | None) -> bytes:
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        content = None if body is None else json.dumps(body).encode()  # ASCII: a text may hold half of a surrogate pair
+        if content is not None:
+            headers["Content-Type"] = "application/json"
         client = self._open()
         deadline = time.monotonic() + self.patience.timeout
         with self._lock:
             self.calls += 1
         try:
-            with client.stream(verb, f"{self.url}{path}", json=body, headers=headers) as response:
+            with client.stream(verb, f"{self.url}{path}", content=content, headers=headers) as response:
                 data = _read(response, deadline)
         except httpx.TransportError as error:
             raise Again(reason(error), answered=False) from None
@@ -240,10 +258,15 @@ class Client:
         code = response.status_code
         if code == 200:
             return
-        if code in _AGAIN:
-            raise Again(f"the server answered {code}", wait=_seconds(response.headers.get("retry-after", "")))
         place = shown(self.url)
         who, said = self.wording.who, self._said(data)
+        answered = f"the server answered {code}" + (f": {said}" if said else "")
+        if code == 402 or (code == 429 and _BROKE.encode() in data):
+            why = f": {said.rstrip('.')}" if said else ""
+            step = f"Look at the account of the key; {self.wording.kept}"
+            raise UsageError(f"{who} at {place} wants to be paid first ({code}){why}.", step)
+        if code in _AGAIN or (code >= 500 and code not in _NEVER):
+            raise Again(answered, wait=_seconds(response.headers.get("retry-after", "")))
         if code in (401, 403):
             step = f"Set {self.wording.key} in the environment"
             step += f" (or {OPENAI_KEY})." if origin_of(self.url) == origin_of(OPENAI) else "."
@@ -253,7 +276,17 @@ class Client:
         if 300 <= code < 400:
             step = f"Give the final address with {self.wording.url}."
             raise UsageError(f"{who} at {place} redirects ({code}).", step)
-        raise NoReply(f"the server answered {code}" + (f": {said}" if said else ""), status=code, said=said)
+        raise NoReply(answered, status=code, said=said)
+
+    def _json(self, data: bytes) -> Any:
+        try:
+            found = json.loads(data)
+        except (ValueError, RecursionError):
+            raise Again("its answer is no JSON") from None
+        if isinstance(found, Mapping) and found.get("error"):
+            said = self._said(data)
+            raise Again("its answer is an error" + (f": {said}" if said else ""))
+        return found
 
     def _absent(self, code: int, said: str) -> NoReturn:
         raise Absent(
@@ -262,15 +295,12 @@ class Client:
         )
 
     def _said(self, data: bytes) -> str:
-        """The message of an error body on one line, shortened; the key never stands in it."""
+        """The message of an error body on one line, shortened; neither the key nor a part of it stands in it."""
         try:
-            found = json.loads(data)
-            found = found.get("error", found) if isinstance(found, dict) else ""
-            text = found.get("message", "") if isinstance(found, dict) else found
+            text = " ".join(_message(json.loads(data))[:_READ].split())
         except (ValueError, RecursionError):
             return ""
-        text = " ".join(str(text).split()) if isinstance(text, str) else ""
-        text = text.replace(self.key, "***") if self.key else text
+        text = _without(text, self.key)
         return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
 
     def _open(self) -> httpx.Client:
@@ -296,6 +326,30 @@ class Client:
 
 class Absent(UsageError):
     """The server has no such address, or no such model."""
+
+
+def _message(found: Any) -> str:
+    """The sentence in an error body: OpenAI's ``error.message``, FastAPI's ``detail``, or a bare ``message``."""
+    for name in ("error", "detail", "message", "msg"):
+        if isinstance(found, list):
+            found = found[0] if found else ""
+        if isinstance(found, Mapping):
+            found = found.get(name, found)
+    return found if isinstance(found, str) else ""
+
+
+def _without(text: str, key: str) -> str:
+    """A text with asterisks where it shows the key, or a good part of it, in whatever case."""
+    size, spelled = min(len(key), _TELLING), key.lower()
+    if not size:
+        return text
+    parts = {spelled[at : at + size] for at in range(len(key) - size + 1)}
+    hidden = [False] * len(text)
+    for at in range(len(text) - size + 1):
+        if text[at : at + size].lower() in parts:
+            hidden[at : at + size] = [True] * size
+    runs = groupby(zip(hidden, text, strict=True), key=itemgetter(0))
+    return "".join("***" if hide else "".join(c for _, c in run) for hide, run in runs)
 
 
 def _seconds(asked: str) -> float:
@@ -324,10 +378,3 @@ def _read(response: httpx.Response, deadline: float) -> bytes:
         if len(data) > _MOST_BYTES:
             raise Again("an answer without end")
     return data
-
-
-def _json(data: bytes) -> Any:
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
-        raise Again("its answer is no JSON") from None

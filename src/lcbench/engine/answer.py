@@ -457,7 +457,7 @@ class Answerer:
 
     def _result(self, prompts: PromptSet, answer: _Answer) -> Result:
         prompt, method = prompts.prompts[answer.prompt], prompts.methods[answer.method]
-        record = self._blank(prompts, prompt, method)
+        record = prompts.blank(prompt, method, "exact" if self._alone(method) else "stacked")
         generated = answer.generated
         if answer.problem or generated is None:
             record = replace(record, status=STATUS_ERROR, error=answer.problem or "nothing was generated")
@@ -480,24 +480,6 @@ class Answerer:
             del timing["halved"]
         share = cost_of(prompts, prompt, len(prompts.methods)) / len(prompts.methods)
         return Result(method.id, prompts.task.id, record, timing, answer.prompt + 1, len(prompts.prompts), share)
-
-    def _blank(self, prompts: PromptSet, prompt: PreparedPrompt, method: Method) -> PredictionRecord:
-        row = prompt.row
-        return PredictionRecord(
-            pred="",
-            answers=list(row.answers),
-            all_classes=None if row.all_classes is None else list(row.all_classes),
-            length=row.length,
-            id=row.id,
-            prompt_tokens=prompt.tokens,
-            memory=method.traits.memory,
-            shared_prefill=prompts.shared,
-            truncated_from=prompt.truncated_from,
-            task_version=prompts.task.version,
-            question=prompts.question,
-            decode="exact" if self._alone(method) else "stacked",
-            meta=dict(row.meta),
-        )
 
 
 def _reused(prompts: PromptSet, method: Method) -> str | None:

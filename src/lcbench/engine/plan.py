@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from lcbench.config.spec import Question
 from lcbench.methods.base import Method
+from lcbench.store.schema import PredictionRecord
 from lcbench.tasks.base import Row, Task
 
 
@@ -73,6 +74,25 @@ class PromptSet:
     def read_first(self, prompt: PreparedPrompt) -> Sequence[int]:
         """The ids of a prompt that are read before the methods compress: all of it, or its context."""
         return prompt.ids if self.question == "visible" else prompt.ids[: len(prompt.ids) - prompt.question_tokens]
+
+    def blank(self, prompt: PreparedPrompt, method: Method, decode: str) -> PredictionRecord:
+        """The record of a prompt and a method before there is an answer: what is known from the plan."""
+        row = prompt.row
+        return PredictionRecord(
+            pred="",
+            answers=list(row.answers),
+            all_classes=None if row.all_classes is None else list(row.all_classes),
+            length=row.length,
+            id=row.id,
+            prompt_tokens=prompt.tokens,
+            memory=method.traits.memory,
+            shared_prefill=self.shared,
+            truncated_from=prompt.truncated_from,
+            task_version=self.task.version,
+            question=self.question,
+            decode=decode,
+            meta=dict(row.meta),
+        )
 
     def read_last(self, prompt: PreparedPrompt) -> Sequence[int]:
         """The ids that are read through the compressed cache before the answer begins: none, or the question."""

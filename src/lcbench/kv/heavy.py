@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lcbench.kv.layer import DenseLayer
+from lcbench.kv.pick import highest
 from lcbench.kv.record import LayerRecord, take
 from lcbench.kv.scores import group_reduce
 
@@ -40,9 +41,8 @@ class Limits:
         old = n - self.recent
         candidates = scores[:, :old].float().clone()
         candidates[:, : self.sinks] = torch.inf
-        best = torch.sort(candidates, dim=-1, descending=True, stable=True).indices[:, : self.heavy]
         recent = torch.arange(old, n, device=scores.device).expand(heads, -1)
-        return torch.cat([torch.sort(best, dim=-1).values, recent], dim=-1)
+        return torch.cat([highest(candidates, self.heavy), recent], dim=-1)
 
 
 @dataclass

@@ -28,7 +28,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from lcbench.config.budget import Budget
@@ -37,6 +36,7 @@ from lcbench.errors import ModelError
 from lcbench.kv.cache import CacheShape, KVCache
 from lcbench.kv.layer import DenseLayer, LayerKV
 from lcbench.kv.observe import Observation
+from lcbench.kv.pick import highest
 from lcbench.kv.record import LayerRecord, PrefillRecord, take
 from lcbench.methods.rewriting import Helper, PromptText
 from lcbench.models.native import NativeState
@@ -388,5 +388,4 @@ def top_positions(scores: Tensor, keep: int) -> Tensor:
     Returns:
         ``[Hk, keep]`` int64.
     """
-    order = torch.sort(scores.float(), dim=-1, descending=True, stable=True).indices[:, :keep]
-    return torch.sort(order, dim=-1).values
+    return highest(scores, keep)

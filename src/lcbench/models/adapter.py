@@ -14,6 +14,7 @@ import contextvars
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import MethodType
 from typing import Any, Protocol, runtime_checkable
 
@@ -301,8 +302,16 @@ def _attend_rows(
         return type(stores[0]).attend_rows(stores, query, key, value, rule)
     out = torch.empty(*query.shape[:3], value.shape[-1], dtype=query.dtype, device=query.device)
     for kind, rows in classes.items():
-        out[rows] = kind.attend_rows([stores[row] for row in rows], query[rows], key[rows], value[rows], rule)
+        index = _index(tuple(rows), query.device)
+        out[index] = kind.attend_rows([stores[row] for row in rows], query[index], key[index], value[index], rule)
     return out
+
+
+@lru_cache(maxsize=256)
+def _index(rows: tuple[int, ...], device: torch.device) -> Tensor:
+    """Row numbers on the device; the same ones come layer after layer, and a list would be sent there each time."""
+    with torch.inference_mode(False):  # for every later pass, one that records gradients, too
+        return torch.tensor(rows, device=device)
 
 
 AttentionInterface.register(ATTENTION_NAME, _attention)

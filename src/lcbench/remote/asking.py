@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from lcbench.config.spec import SERVED, Api, ModelSpec
+from lcbench.data.hub import origin_of
 from lcbench.endpoint.client import OPENAI, Absent, Again, Client, NoReply, Patience, Wording, key_for
-from lcbench.errors import BadValue, UsageError, nearest
+from lcbench.errors import BadValue, NetworkError, UsageError, nearest
 
 KEY = "LCBENCH_API_KEY"
 PATHS: Mapping[Api, str] = {
@@ -17,6 +19,9 @@ PATHS: Mapping[Api, str] = {
     "chat": "/chat/completions",
 }
 
+_REFUSED = (400, 422)  # a question that the server does not take as it is
+_COUNTED = ("prompt_tokens", "completion_tokens", "total_tokens")
+
 _WORDING = Wording(
     who="The server",
     model="--model",
@@ -24,6 +29,9 @@ _WORDING = Wording(
     key=KEY,
     kept="answers that came are kept, so the same command goes on from there.",
 )
+# Servers have penalties of their own: vLLM and SGLang take those of the checkpoint's generation config, and that of
+# llama-cpp-python is 1.1. With them nothing is greedy, so they are ruled out wherever that can be said.
+_NO_PENALTY: Mapping[str, Any] = MappingProxyType({"repetition_penalty": 1.0, "repeat_penalty": 1.0})
 # Where servers write how many tokens prompt and answer may have: vLLM, SGLang and lcbench; llama.cpp; OpenRouter; Groq.
 _WINDOW_NAMES = ("max_model_len", "n_ctx", "n_ctx_train", "context_length", "context_window", "max_context_length")
 
@@ -67,6 +75,8 @@ class Asker:
     client: Client
     model: str
     _most: str = field(default="max_tokens", repr=False)
+    _plain: Mapping[str, Any] = field(default_factory=lambda: _NO_PENALTY, repr=False)
+    _proven: bool = field(default=False, repr=False)  # that the server takes them
 
     @classmethod
     def of(cls, spec: ModelSpec, timeout: float) -> Asker:
@@ -76,7 +86,8 @@ class Asker:
             raise BadValue(f"--model {spec.name} names no model.", f"Write --model {SERVED}NAME.")
         url = spec.base_url or OPENAI
         patience = Patience(attempts=8, first_attempts=2, timeout=timeout, longest_wait=30.0)
-        return cls(Client(name, _WORDING, url, key_for(url, KEY), patience), name)
+        client = Client(name, _WORDING, url, key_for(url, KEY), patience)
+        return cls(client, name) if origin_of(url) != origin_of(OPENAI) else cls(client, name, _plain={})
 
     def about(self) -> About:
         """Look at ``/models``; servers without it are no error.
@@ -85,7 +96,7 @@ class Asker:
             UsageError: the server refuses the key. NetworkError: it does not answer.
         """
         try:
-            data = self.client.get("/models")
+            data = self.client.get("/models", attempts=3)
         except (Absent, NoReply):
             return About()
         found = data.get("data") if isinstance(data, Mapping) else data
@@ -105,6 +116,11 @@ class Asker:
             self.client.post("/completions", {"model": self.model, "prompt": "a", "max_tokens": 1}, _answer_of)
             return True
         except (Absent, NoReply) as error:
+            if isinstance(error, NoReply) and not error.status:
+                raise NetworkError(
+                    f"{self.client.label} does not tell whether it has completions: {error.reason}.",
+                    "Try again later, or name the address with --api.",
+                ) from None
             if isinstance(error, Absent) and about.models and self.model not in about.models:
                 self._require(about)
             return False
@@ -121,11 +137,20 @@ class Asker:
         except NoReply:
             return
 
-    def ask(self, api: Api, prompt: str | Sequence[int], *, max_tokens: int, stop: Sequence[str] = ()) -> Answer:
+    def ask(
+        self,
+        api: Api,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int,
+        stop: Sequence[str] = (),
+        more: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Answer:
         """The answer to a prompt, as greedy as the server can be.
 
         Args:
             prompt: a text, or token ids for "token-ids". stop: texts before which the answer ends.
+            more: fields that not every server knows.
 
         Raises:
             NoReply: this prompt got none. UsageError, NetworkError: going on makes no sense.
@@ -135,18 +160,31 @@ class Asker:
             body["messages"] = [{"role": "user", "content": prompt}]
         else:
             body["prompt"] = prompt if isinstance(prompt, str) else list(prompt)
-        body |= {"temperature": 0, self._most: max_tokens}
+        body |= {"temperature": 0, **more}
         if stop:
             body["stop"] = list(stop)
+        plain = self._plain
         try:
-            return self.client.post(PATHS[api], body, _answer_of)
+            answer = self._post(api, {**body, **plain}, max_tokens)
+            self._proven = True
+            return answer
         except NoReply as error:
-            newer = "max_completion_tokens"  # the name that OpenAI's reasoning models insist on
-            if error.status != 400 or newer not in error.said or newer in body:
+            if not plain or self._proven or error.status not in _REFUSED:
+                raise
+        answer = self._post(api, body, max_tokens)
+        self._plain = {}
+        return answer
+
+    def _post(self, api: Api, body: dict[str, Any], most: int) -> Answer:
+        """Ask for so many tokens, by the name that the server has for that."""
+        name, newer = self._most, "max_completion_tokens"  # which OpenAI's reasoning models insist on
+        try:
+            return self.client.post(PATHS[api], {**body, name: most}, _answer_of)
+        except NoReply as error:
+            if error.status not in _REFUSED or newer not in error.said or name == newer:
                 raise
         self._most = newer
-        body[newer] = body.pop("max_tokens")
-        return self.client.post(PATHS[api], body, _answer_of)
+        return self.client.post(PATHS[api], {**body, newer: most}, _answer_of)
 
 
 def _answer_of(data: Any) -> Answer:
@@ -165,9 +203,6 @@ def _answer_of(data: Any) -> Answer:
     counts = usage.items() if isinstance(usage, Mapping) else ()
     told = {k: v for k, v in counts if k in _COUNTED and isinstance(v, int) and not isinstance(v, bool) and v >= 0}
     return Answer(text, finish if isinstance(finish, str) else "", told)
-
-
-_COUNTED = ("prompt_tokens", "completion_tokens", "total_tokens")
 
 
 def _window(entry: Mapping[str, Any]) -> int | None:

@@ -248,7 +248,7 @@ class RemoteRunning(OpenRun):
         session = self.session
         return execute(
             session.asker,
-            session.reader.apis,
+            session.reader,
             self.sets,
             self.todo,
             self.run,

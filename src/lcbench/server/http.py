@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hmac
 import json
+import select
 import socket
 import time
 import uuid
@@ -12,8 +13,9 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import unquote
 
-from lcbench.server.requests import Refused, Request, read_request
+from lcbench.server.requests import Refused, Request, no_model, read_request
 from lcbench.server.service import Completion, Service
 
 _MOST_BYTES = 64 << 20
@@ -80,6 +82,8 @@ class Handler(BaseHTTPRequestHandler):
                 self._send(200, {"object": "list", "data": [self._model()]})
             elif path == f"/v1/models/{self.server.service.name}":
                 self._send(200, self._model())
+            elif path.startswith("/v1/models/"):
+                raise no_model(unquote(path.removeprefix("/v1/models/")), self.server.service)
             else:
                 raise Refused(404, f"There is nothing at GET {path or '/'}.", code="not_found")
 
@@ -96,7 +100,7 @@ class Handler(BaseHTTPRequestHandler):
             if request.stream:
                 self._stream(request, reply)
                 return
-            done = [self.server.service.complete(ask) for ask in request.asks]
+            done = [self.server.service.complete(ask, still_wanted=self._still_there) for ask in request.asks]
             self._send(200, reply.whole(done))
 
     # -- pieces ------------------------------------------------------------------------------------------------------
@@ -165,7 +169,8 @@ class Handler(BaseHTTPRequestHandler):
             for index, ask in enumerate(request.asks):
                 for event in reply.opening(index):
                     self._event(event)
-                one = self.server.service.complete(ask, partial(self._piece, reply, index))
+                told = partial(self._piece, reply, index)
+                one = self.server.service.complete(ask, told, still_wanted=self._still_there)
                 self._event(reply.closing(index, one))
                 done.append(one)
         except _GONE:
@@ -176,6 +181,12 @@ class Handler(BaseHTTPRequestHandler):
         if request.include_usage:
             self._event(reply.usage(done))
         self._write("[DONE]")
+
+    def _still_there(self) -> None:
+        """Raises ConnectionError when the client has closed its side: whoever waits behind it need not."""
+        ready, _, _ = select.select([self.connection], [], [], 0)
+        if ready and not self.connection.recv(1, socket.MSG_PEEK):
+            raise ConnectionAbortedError
 
     def _piece(self, reply: _Reply, index: int, text: str) -> None:
         self._event(reply.piece(index, text))

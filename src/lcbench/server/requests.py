@@ -10,7 +10,11 @@ from lcbench.errors import ModelError
 from lcbench.server.service import Ask, Service
 
 _COMPLETION_TOKENS = 16  # OpenAI's default for completions
-_ONLY = {"n": (None, 1), "best_of": (None, 1), "echo": (None, False), "suffix": (None, ""), "logprobs": (None, False)}
+_ONLY = {
+    "n": (None, 1), "best_of": (None, 1), "echo": (None, False), "suffix": (None, ""), "logprobs": (None, False),
+    "repetition_penalty": (None, 1), "repeat_penalty": (None, 1),
+}  # fmt: skip
+_SAMPLING = {"temperature": 2, "top_p": 1}
 _NEVER = ("tools", "functions", "logit_bias", "frequency_penalty", "presence_penalty", "top_logprobs")
 
 
@@ -51,11 +55,10 @@ def read_request(body: Any, service: Service, *, chat: bool) -> Request:
     if not isinstance(body, Mapping):
         raise Refused(400, "The body is not a JSON object.")
     if body.get("model") != service.name:
-        raise Refused(404, f"There is no model {body.get('model')!r} here, only {service.name!r}.", param="model",
-                      code="model_not_found")  # fmt: skip
+        raise no_model(body.get("model"), service)
     _refuse_unsupported(body)
     prompts = [_messages(body, service)] if chat else _prompts(body.get("prompt"), service)
-    stop, fewest = _stop(body.get("stop")), _count(body, "min_tokens", 0, 0)
+    stop, stop_ids, fewest = _stop(body.get("stop")), _stop_ids(body, service), _count(body, "min_tokens", 0, 0)
     asks = []
     for ids in prompts:
         most = _count(body, "max_completion_tokens", None, 1) if chat else None
@@ -71,13 +74,19 @@ def read_request(body: Any, service: Service, *, chat: bool) -> Request:
                 param="messages" if chat else "prompt",
                 code="context_length_exceeded",
             )
-        asks.append(Ask(ids, most, fewest, stop))
+        asks.append(Ask(ids, most, fewest, stop, stop_ids))
     stream = body.get("stream") or False
     if not isinstance(stream, bool):
         raise Refused(400, "stream is not true or false.", param="stream")
     options = body.get("stream_options")
     usage = isinstance(options, Mapping) and options.get("include_usage") is True
     return Request(tuple(asks), chat, stream, usage)
+
+
+def no_model(name: Any, service: Service) -> Refused:
+    """The refusal of a name that is not that of the model."""
+    message = f"There is no model {name!r} here, only {service.name!r}."
+    return Refused(404, message, param="model", code="model_not_found")
 
 
 def _refuse_unsupported(body: Mapping[str, Any]) -> None:
@@ -88,6 +97,10 @@ def _refuse_unsupported(body: Mapping[str, Any]) -> None:
     for name in _NEVER:
         if body.get(name):
             raise Refused(400, f"{name} is not supported here.", param=name, code="unsupported")
+    for name, most in _SAMPLING.items():  # checked, and then not used: answers are greedy
+        value = body.get(name)
+        if value is not None and not (_is_number(value) and 0 <= value <= most):
+            raise Refused(400, f"{name} is not a number from 0 to {most}.", param=name)
     shape = body.get("response_format")
     if shape is not None and not (isinstance(shape, Mapping) and shape.get("type") == "text"):
         raise Refused(400, "response_format is not supported here.", param="response_format", code="unsupported")
@@ -104,6 +117,10 @@ def _prompts(prompt: Any, service: Service) -> list[list[int]]:
         if all(isinstance(ids, list) and ids and all(_is_id(i, service) for i in ids) for ids in lists):
             return lists
     raise Refused(400, "prompt is neither text nor token ids of this model, nor a list of such.", param="prompt")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_id(value: Any, service: Service) -> bool:
@@ -143,6 +160,13 @@ def _stop(stop: Any) -> tuple[str, ...]:
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise Refused(400, "stop is neither a text nor a list of texts.", param="stop")
     return tuple(text for text in texts if text)
+
+
+def _stop_ids(body: Mapping[str, Any], service: Service) -> tuple[int, ...]:
+    ids = body.get("stop_token_ids") or []
+    if not isinstance(ids, list) or not all(_is_id(i, service) for i in ids):
+        raise Refused(400, "stop_token_ids is not a list of token ids of this model.", param="stop_token_ids")
+    return tuple(ids)
 
 
 def _count(body: Mapping[str, Any], name: str, default: Any, least: int) -> Any:

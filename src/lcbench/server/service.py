@@ -24,12 +24,14 @@ class Ask:
 
     Attributes:
         ids: its tokens. max_tokens, min_tokens: of the answer. stop: texts before which the answer ends.
+        stop_ids: tokens that end it too; they stay in the text, and ``min_tokens`` holds them back.
     """
 
     ids: Sequence[int]
     max_tokens: int
     min_tokens: int = 0
     stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,16 +84,29 @@ class Service:
         """Tokens of a conversation in the model's chat format. Raises ModelError: it has none."""
         return encode_messages(self.loaded, messages, self.chat).ids
 
-    def complete(self, ask: Ask, on_text: Callable[[str], None] | None = None) -> Completion:
+    def complete(
+        self,
+        ask: Ask,
+        on_text: Callable[[str], None] | None = None,
+        *,
+        still_wanted: Callable[[], None] = lambda: None,
+    ) -> Completion:
         """Answer; blocks until the requests before are done.
 
         Args:
             on_text: told every piece of the answer as it is made, text that may become a stop text held back; raising
                 from it ends the answer.
+            still_wanted: called before the prompt is read and after every token; raising from it ends the answer.
         """
         growing = _Growing(self.loaded.tokenizer, ask.stop, on_text)
-        rules = Rules(ask.max_tokens, ask.min_tokens, (), growing.add if ask.stop or on_text else None)
+
+        def add(ids: list[int]) -> bool:
+            still_wanted()
+            return bool(ask.stop or on_text) and growing.add(ids)
+
+        rules = Rules(ask.max_tokens, ask.min_tokens, ask.stop_ids, add)
         with self._turn:
+            still_wanted()
             done = answer_one(self.loaded, self.method, ask.ids, rules, seed=self.seed).generated
         text = growing.finish(done.ids)
         reason = "length" if done.stopped_by == "length" and not growing.stopped else "stop"

@@ -91,6 +91,7 @@ def inspect(request: Request, home: Path, say: Say) -> Inspection:
         say(method.announcement())
     read = read_prompt(source, ids, row, text, spec, method, info, tokenizer, home)
     check_length(len(read.ids), steps, info, method)
+    say(f"Loading {info.name}, then {len(read.ids):,} tokens through {method.id}.")
     loaded = load(spec.model, home, say=say, with_tokenizer=ids is None)
     fed = None if forced is None else forced[:steps]
     return examine(loaded, method, read, steps=steps, forced=fed, logits=request.logits, chunk=spec.prefill_chunk)
