@@ -1,6 +1,6 @@
 """Passkeys beyond the demo model's trained window, method by method, into docs/benchmarks/extension.md.
 
-    python tests/bench/bench_extension.py --device cuda:0 --write    # an H100 took 80 s a method and length
+    python tests/bench/bench_extension.py --device cuda:0 --write    # a minute or two a method and length
     python tests/bench/bench_extension.py --lengths 5500 --depths 0.95 --methods lm-infinite   # a prompt, on a CPU
 
 One `lcbench run` a length with all methods, longest first. With ``--minutes`` it is stopped after that time, and what
