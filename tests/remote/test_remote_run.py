@@ -89,6 +89,12 @@ def test_a_served_model_answers_as_the_local_one(cli: Cli, service: Service, fol
         assert not (Path(out) / "events.jsonl").exists(), "the tokenizer counts as the server does"
         told = json.loads((Path(out) / "run.json").read_text())["provenance"]["model"]["asked"]
         assert ("its own chat template" in told) == ("chat" in apis)
+        pair = cli("compare", "local::full", f"{out}::full", "--json")
+        if options:  # what the model reads is known to be the same
+            assert pair.code == 0, pair.err
+        else:
+            assert pair.code == 2
+            assert "cannot be paired" in pair.err
 
 
 _clean: dict[str, Any] = {}
@@ -376,6 +382,19 @@ class FirstHalf(PromptTransform):
 
     def rewrite(self, prompt: PromptText, helper: Any) -> str:
         return prompt.passage[: len(prompt.passage) // 2]
+
+
+def test_skipped_prompts_are_counted_by_length_as_here(cli: Cli, server: Server, folder: Path) -> None:
+    task = "passkey@lengths=20/600,depths=2,repeats=1,max_new_tokens=4"
+    options = ["--over-length", "skip", "--task", task]
+    assert cli("run", "--model", folder, *options, "--out", "here").code == 0
+    assert cli(*asked(server, *options, "--tokenizer", folder, out="there", task=task)).code == 0
+    here, there = (
+        json.loads((Path(run) / "run.json").read_text())["provenance"]["tasks"][task] for run in ("here", "there")
+    )
+    here.pop("note"), there.pop("note")  # which says how the server is asked
+    assert here == there
+    assert '"600": 2' in json.dumps(there)
 
 
 def test_methods_that_shorten_prompts_work_with_any_server(cli: Cli, service: Service, folder: Path) -> None:
