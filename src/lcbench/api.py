@@ -9,14 +9,15 @@ lcbench.run           what `lcbench run` does; lcbench.score and lcbench.compare
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcbench.config.home import home as lcbench_home
 from lcbench.config.spec import ModelSpec, make_spec
-from lcbench.errors import BadValue, UsageError
+from lcbench.errors import BadValue, UnknownName, UsageError
 
 if TYPE_CHECKING:
     from lcbench.methods.base import Method
@@ -67,7 +68,9 @@ class Finished:
     errors: tuple[str, ...] = ()
 
 
-def load_model(name: str = "demo", *, home: Path | None = None, say: Say = _silent, **options: Any) -> LoadedModel:
+def load_model(
+    name: str = "demo", *, home: Path | str | None = None, say: Say = _silent, **options: Any
+) -> LoadedModel:
     """Load a model: the demo model, a hub id, a local folder or a GGUF file.
 
     Args:
@@ -79,7 +82,7 @@ def load_model(name: str = "demo", *, home: Path | None = None, say: Say = _sile
     """
     from lcbench.models.load import load
 
-    return load(_model_spec(name, options), home or lcbench_home(), say)
+    return load(_model_spec(name, options), _home(home), say)
 
 
 def generate(
@@ -91,7 +94,7 @@ def generate(
     chat: bool = False,
     chat_format: str = "auto",
     seed: int = 42,
-    home: Path | None = None,
+    home: Path | str | None = None,
 ) -> list[Generation]:
     """Greedy answers to prompts with a method, each prompt read and answered alone.
 
@@ -101,21 +104,21 @@ def generate(
         chat: wrap each prompt in the model's chat format. chat_format: "auto", "official", "none" or a Jinja file.
 
     Raises:
-        BadValue: a prompt that does not fit the window with its answer. UnknownName, UsageError: a method that is none.
+        BadValue: an argument of the wrong kind, or a prompt that does not fit the window with its answer.
+        UnknownName, UsageError: a method that is none.
         ModelError: a method that cannot serve the model.
     """
     from lcbench.engine.single import answer_one
     from lcbench.engine.stacked import Rules
 
-    place = home or lcbench_home()
-    loaded = load_model(model, home=place) if isinstance(model, str) else model
-    if max_new_tokens < 1:
-        raise BadValue(f"max_new_tokens={max_new_tokens} is below the least value 1.", "Use 1 or more.")
+    place = _home(home)
+    _whole("max_new_tokens", max_new_tokens, least=1)
+    _whole("seed", seed)
+    texts = _texts(prompts)
+    loaded = load_model(model, home=place) if isinstance(model, str) else _loaded(model)
     bound = _bound(method, loaded, place)
     answers = []
-    for ids in _encoded(
-        loaded, [prompts] if isinstance(prompts, str) else list(prompts), bound, chat, chat_format, place
-    ):
+    for ids in _encoded(loaded, texts, bound, chat, chat_format, place):
         window = bound.window_of(loaded.info.window)
         if window is not None and not loaded.info.unbounded and len(ids) + max_new_tokens > window:
             raise BadValue(
@@ -135,7 +138,7 @@ def generate(
 
 
 @contextlib.contextmanager
-def applied(model: Any, method: Method | str, *, seed: int = 42, home: Path | None = None) -> Iterator[Any]:
+def applied(model: Any, method: Method | str, *, seed: int = 42, home: Path | str | None = None) -> Iterator[Any]:
     """A method under transformers' own ``model.generate``, until the context is left; see `lcbench.engine.applied`.
 
     Args:
@@ -145,10 +148,9 @@ def applied(model: Any, method: Method | str, *, seed: int = 42, home: Path | No
         The transformers model.
     """
     from lcbench.engine import applied as engine
-    from lcbench.methods.registry import resolve
 
-    chosen = resolve(method) if isinstance(method, str) else method
-    with engine.applied(model, chosen, home or lcbench_home(), seed=seed) as plain:
+    _whole("seed", seed)
+    with engine.applied(model, _method(method), _home(home), seed=seed) as plain:
         yield plain
 
 
@@ -158,7 +160,7 @@ def run(
     task: str | Sequence[str] | None = None,
     *,
     out: Path | str | None = None,
-    home: Path | None = None,
+    home: Path | str | None = None,
     say: Say = _silent,
     concurrency: int = 8,
     timeout: float = 600.0,
@@ -174,18 +176,21 @@ def run(
     Raises:
         LcbenchError: with what to do. Samples that fail are no exception: they are counted in the result.
     """
+    if not isinstance(model, str):
+        raise BadValue(f"model is {_kind(model)}, and a run wants a name.", "Give a hub id, a folder, a GGUF file.")
+    place, folder = _home(home), None if out is None else _path("out", out)
     asked = {"model": model, "methods": method, **options}
     spec = make_spec(asked if task is None else {**asked, "tasks": task})
     session: Any
     if spec.model.served:
         from lcbench.remote.session import Calls, open_remote
 
-        session = open_remote(spec, home or lcbench_home(), Calls(concurrency, timeout), say=say)
+        session = open_remote(spec, place, Calls(concurrency, timeout), say=say)
     else:
         from lcbench.engine.session import open_session
 
-        session = open_session(spec, home or lcbench_home(), say=say)
-    path = Path(out) if out is not None else session.default_path()
+        session = open_session(spec, place, say=say)
+    path = session.default_path() if folder is None else folder
     with session.open_run(path) as running:
         outcome = running.execute()
     return Finished(path, outcome.written, outcome.reused, outcome.failed, tuple(outcome.errors))
@@ -204,7 +209,11 @@ def score(path: Path | str | Finished, **options: Any) -> dict[str, Any]:
     from lcbench.scoring.run import ScoreOptions, score_path
     from lcbench.store.rundir import RunDirectory
 
-    place = path.path if isinstance(path, Finished) else Path(path)
+    place = path.path if isinstance(path, Finished) else _path("path", path)
+    known = [f.name for f in fields(ScoreOptions)]
+    for name in options:
+        if name not in known:
+            raise UnknownName("option", name, known)
     table = score_path(place, ScoreOptions(**options), None, None)
     scores: dict[str, Any] = table.to_dict()
     if table.source == "run":
@@ -212,11 +221,13 @@ def score(path: Path | str | Finished, **options: Any) -> dict[str, Any]:
     return scores
 
 
-def compare(first: str, second: str, *, run: Path | str | Finished | None = None, show: int = 5) -> Comparison:
+def compare(
+    first: Path | str, second: Path | str, *, run: Path | str | Finished | None = None, show: int = 5
+) -> Comparison:
     """Whether two methods really differ, sample by sample; ``.verdict()`` says it in a sentence.
 
     Args:
-        first, second: method ids of ``run``, or ``RUN:METHOD`` of two runs, or two run directories.
+        first, second: method ids of ``run``, or ``RUN::METHOD`` of two runs, or two run directories.
         show: how many of the samples that changed most are kept.
 
     Raises:
@@ -226,8 +237,9 @@ def compare(first: str, second: str, *, run: Path | str | Finished | None = None
     from lcbench.reporting.sides import pairs_of
     from lcbench.store.locate import latest_run
 
-    folder = None if run is None else str(run.path if isinstance(run, Finished) else run)
-    words = [first, second] if folder is None else [folder, first, second]
+    words = [str(_path("a side", side)) for side in (first, second)]
+    if run is not None:
+        words = [str(run.path if isinstance(run, Finished) else _path("run", run)), *words]
     found = compare_all(pairs_of(words, None, latest_run), show=show)
     if len(found) != 1:
         raise UsageError(f"{first} and {second} are {len(found)} comparisons.", "Name two methods.")
@@ -241,11 +253,61 @@ def _model_spec(name: str, options: Mapping[str, Any]) -> ModelSpec:
     return make_spec({**options, "model": name}).model
 
 
-def _bound(method: Method | str, loaded: LoadedModel, home: Path) -> Method:
-    from lcbench.methods.base import require
+def _kind(value: Any) -> str:
+    return f"of type {type(value).__name__}"
+
+
+def _home(home: Path | str | None) -> Path:
+    return lcbench_home() if home is None else _path("home", home)
+
+
+def _path(name: str, value: Any) -> Path:
+    if not isinstance(value, str | os.PathLike):
+        raise BadValue(f"{name} is {_kind(value)}, not a path.", "Give text or a pathlib.Path.")
+    return Path(value)
+
+
+def _whole(name: str, value: Any, least: int | None = None) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise BadValue(f"{name} is {_kind(value)}, not a whole number.", "Give a whole number.")
+    if least is not None and value < least:
+        raise BadValue(f"{name}={value} is below the least value {least}.", f"Use {least} or more.")
+
+
+def _texts(prompts: Any) -> list[str]:
+    texts = [prompts] if isinstance(prompts, str) else list(prompts) if isinstance(prompts, Iterable) else [prompts]
+    for text in texts if not isinstance(prompts, Mapping | bytes) else [prompts]:
+        if not isinstance(text, str):
+            raise BadValue(f"A prompt is {_kind(text)}, not text.", "Give a text, or a list of texts.")
+        if any("\ud800" <= c <= "\udfff" for c in text):
+            raise BadValue("A prompt holds half of a surrogate pair, which is no character.", "Leave it out.")
+    return texts
+
+
+def _loaded(model: Any) -> LoadedModel:
+    from lcbench.models.info import LoadedModel
+
+    if not isinstance(model, LoadedModel):
+        raise BadValue(
+            f"model is {_kind(model)}, neither a name nor what lcbench.load_model gives.",
+            "Load it with lcbench.load_model; lcbench.applied takes the models of transformers.",
+        )
+    return model
+
+
+def _method(method: Method | str) -> Method:
+    from lcbench.methods.base import Method
     from lcbench.methods.registry import resolve
 
-    chosen = resolve(method) if isinstance(method, str) else method
+    if not isinstance(method, str | Method):
+        raise BadValue(f"method is {_kind(method)}, not the name of one.", 'Write one name, e.g. "kivi@bits=2".')
+    return resolve(method) if isinstance(method, str) else method
+
+
+def _bound(method: Method | str, loaded: LoadedModel, home: Path) -> Method:
+    from lcbench.methods.base import require
+
+    chosen = _method(method)
     require(chosen, loaded.shape(), loaded.info.name)
     bound = chosen.bind(loaded.info, home)
     bound.check(loaded.shape())

@@ -128,11 +128,41 @@ def test_a_loaded_model_works_too(engine: Any) -> None:
         ({"prefill_chunk_size": 32}, "new prompt"),
         ({"output_attentions": True, "return_dict_in_generate": True}, "not kept"),
         ({"prompt_lookup_num_tokens": 2}, "new prompt|takes tokens back"),
+        ({"cache_implementation": "static"}, "StaticCache was asked for beside it"),
+        ({"num_beams": 2, "do_sample": True}, "Beam search"),
     ],
 )
 def test_what_cannot_work_is_refused_in_a_sentence(model: Any, options: dict[str, Any], words: str) -> None:
     with lcbench.applied(model, "snapkv@budget=0.25,window=8"), pytest.raises(LcbenchError, match=words):
         generated(model, [ids_of(1, 100)], **options)
+
+
+def test_an_assistant_is_refused_in_a_sentence(model: Any) -> None:
+    with lcbench.applied(model, "kivi@bits=2"), pytest.raises(UsageError, match="assistant"):
+        generated(model, [ids_of(1, 100)], assistant_model=tiny_model(window=2048, seed=2, layers=1))
+
+
+def test_several_samples_of_one_prompt(model: Any) -> None:
+    row = ids_of(9, 100)
+    torch.manual_seed(0)
+    plain = generated(model, [row], do_sample=True, num_return_sequences=3)
+    torch.manual_seed(0)
+    with lcbench.applied(model, "full"):
+        assert generated(model, [row], do_sample=True, num_return_sequences=3) == plain
+    with lcbench.applied(model, "streamingllm@budget=24"):
+        out = generated(model, [row], do_sample=True, num_return_sequences=3, output_scores=True,
+                        return_dict_in_generate=False)  # fmt: skip
+    assert len(out) == 3
+
+
+def test_one_method_at_a_time_on_a_model(model: Any, engine: Any) -> None:
+    with lcbench.applied(model, "full"), pytest.raises(UsageError, match="already"), lcbench.applied(model, "kivi"):
+        pass
+    with pytest.raises(UsageError, match="type str"), lcbench.applied("demo", "full"):
+        pass
+    with lcbench.applied(model, "full"), pytest.raises(UsageError, match="no tokens"):
+        model(torch.zeros((1, 0), dtype=torch.long))
+    assert "forward" not in vars(model)
 
 
 def test_right_padding_labels_and_embeddings_are_refused(model: Any) -> None:

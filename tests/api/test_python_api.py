@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import lcbench
-from lcbench.errors import BadValue, ModelError, UnknownName
+from lcbench.errors import BadValue, LcbenchError, ModelError, UnknownName
 from tiny import save_tiny
 
 TASK = "passkey@lengths=20,depths=3,repeats=1,digits=3,max_new_tokens=5"
@@ -69,6 +69,44 @@ def test_wrong_calls_say_what_is_wrong(model: Any) -> None:
         lcbench.load_model("./nothing-here")
     with pytest.raises(UnknownName, match="dtpye"):
         lcbench.load_model("demo", dtpye="float32")
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda m: lcbench.generate(m, [3]), "A prompt is of type int"),
+        (lambda m: lcbench.generate(m, b"abc"), "A prompt is of type bytes"),
+        (lambda m: lcbench.generate(m, {"a": "b"}), "A prompt is of type dict"),
+        (lambda m: lcbench.generate(m, "a\ud800"), "surrogate"),
+        (lambda m: lcbench.generate(3, "a"), "model is of type int"),
+        (lambda m: lcbench.generate(m.model, "a"), "what lcbench.load_model gives"),
+        (lambda m: lcbench.generate(m, "a", ["full"]), "method is of type list"),
+        (lambda m: lcbench.generate(m, "a", max_new_tokens="8"), "max_new_tokens is of type str"),
+        (lambda m: lcbench.generate(m, "a", seed=None), "seed is of type NoneType"),
+        (lambda m: lcbench.generate(m, "a", home=3), "home is of type int"),
+        (lambda m: lcbench.run(m, "full", TASK), "a run wants a name"),
+        (lambda m: lcbench.run("x", "full", TASK, out=3), "out is of type int"),
+        (lambda m: lcbench.run("openai:x", "full", TASK, base_url="http://127.0.0.1:9/v1", timeout=None), "above 0"),
+        (lambda m: lcbench.run("openai:x", "full", TASK, base_url="http://127.0.0.1:9/v1", concurrency=0), "above 0"),
+        (lambda m: lcbench.score(None), "path is of type NoneType"),
+        (lambda m: lcbench.score("here", jbos=1), "jbos"),
+        (lambda m: lcbench.compare(None, "full"), "a side is of type NoneType"),
+        (lambda m: lcbench.compare("full", "kivi", run=3), "run is of type int"),
+        (lambda m: lcbench.register_task("mine")(3), "not a dataclass of kind"),
+    ],
+)
+def test_arguments_of_a_wrong_kind_cost_one_sentence(
+    model: Any, call: Callable[[Any], Any], words: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(LcbenchError, match=re.escape(words)) as found:
+        call(model)
+    assert "\n" not in found.value.message
+    assert found.value.next_step
+    assert capfd.readouterr().out == ""
+
+
+def test_paths_may_be_text(model: Any, tmp_path: Path) -> None:
+    assert lcbench.generate(model, ("abc",), max_new_tokens=2, home=str(tmp_path / "home"))[0].new_tokens <= 2
 
 
 def test_run_score_and_compare_are_the_commands(folder: Path, cli: Callable[..., Any]) -> None:

@@ -89,6 +89,12 @@ def test_a_served_model_answers_as_the_local_one(cli: Cli, service: Service, fol
         assert not (Path(out) / "events.jsonl").exists(), "the tokenizer counts as the server does"
         told = json.loads((Path(out) / "run.json").read_text())["provenance"]["model"]["asked"]
         assert ("its own chat template" in told) == ("chat" in apis)
+        pair = cli("compare", "local::full", f"{out}::full", "--json")
+        if options:  # what the model reads is known to be the same
+            assert pair.code == 0, pair.err
+        else:
+            assert pair.code == 2
+            assert "cannot be paired" in pair.err
 
 
 _clean: dict[str, Any] = {}
@@ -378,6 +384,19 @@ class FirstHalf(PromptTransform):
         return prompt.passage[: len(prompt.passage) // 2]
 
 
+def test_skipped_prompts_are_counted_by_length_as_here(cli: Cli, server: Server, folder: Path) -> None:
+    task = "passkey@lengths=20/600,depths=2,repeats=1,max_new_tokens=4"
+    options = ["--over-length", "skip", "--task", task]
+    assert cli("run", "--model", folder, *options, "--out", "here").code == 0
+    assert cli(*asked(server, *options, "--tokenizer", folder, out="there", task=task)).code == 0
+    here, there = (
+        json.loads((Path(run) / "run.json").read_text())["provenance"]["tasks"][task] for run in ("here", "there")
+    )
+    for name in ("prompts_sha256", "skipped_by_method"):
+        assert here.get(name) == there.get(name), name
+    assert there["skipped_by_method"] == {"full": {"rows": 2, "lengths": {"600": 2}}}
+
+
 def test_methods_that_shorten_prompts_work_with_any_server(cli: Cli, service: Service, folder: Path) -> None:
     options = ["--method", "full,first-half", "--task", TASK]
     assert cli("run", "--model", folder, *options, "--out", "local").code == 0
@@ -522,16 +541,39 @@ def test_penalties_of_the_server_are_ruled_out_where_it_can_be_said(
     cli: Cli, server: Server, faults: Faults, clean: dict[str, Any]
 ) -> None:
     assert cli(*asked(server)).code == 0
-    assert all(body["repetition_penalty"] == body["repeat_penalty"] == 1 for body in faults.bodies)
+    ruled_out = {"repetition_penalty": 1, "repeat_penalty": 1, "frequency_penalty": 0}
+    assert all({name: body[name] for name in ruled_out} == ruled_out for body in faults.bodies)
     faults.bodies.clear()
     # A server that takes no field it does not know: asked once with them, and never again.
     faults.refuses = lambda body: "repeat_penalty" in body
     assert cli(*asked(server, "--concurrency", 1, out="strict")).code == 0
     assert ["repeat_penalty" in body for body in faults.bodies] == [True, False, False, False]
+    assert {body["frequency_penalty"] for body in faults.bodies} == {0}
     assert answers("strict") == clean
     # A prompt that is refused for another reason says nothing about penalties.
     faults.bodies.clear()
     faults.refuses = lambda body: False
-    faults.script = ["400:too long", "400:too long"]
+    faults.script = ["400:too long"] * 3
     assert cli(*asked(server, "--concurrency", 1, out="mixed")).code == 1
-    assert ["repeat_penalty" in body for body in faults.bodies] == [True, False, True, True]
+    assert ["repeat_penalty" in body for body in faults.bodies] == [True, False, False, True, True]
+
+
+def test_a_study_of_a_local_and_a_served_model(cli: Cli, service: Service, folder: Path) -> None:
+    with running(service) as server:
+        Path("study.yaml").write_text(
+            f"models:\n  - {folder}\n  - {{name: 'openai:tiny', base_url: '{server.url}', tokenizer: {folder}}}\n"
+            f"methods: [full, first-half]\ntasks: ['{TASK}']\nout: study\n"
+        )
+        done = cli("run", "--config", "study.yaml", "--concurrency", 2)
+        assert done.code == 0, done.err
+        both = ["study/tiny", "study/openai-tiny"]
+        assert sorted(str(p) for p in Path("study").iterdir()) == sorted(both)
+        shown = cli("report", *both)
+        assert shown.code == 0, shown.err
+        assert "(openai:tiny)" in shown.out
+        pair = cli("compare", *(f"{run}::full" for run in both))
+        assert pair.code == 0, pair.err
+        assert "No difference" in " ".join(pair.out.split())
+        refused = cli("run", "--config", "study.yaml", "--method", "full,kivi@bits=2", "--out", "other")
+        assert refused.code == 2
+        assert "works inside the model" in refused.err

@@ -57,7 +57,12 @@ def run_study(
     if dry_run and (plan_gpu is not None or len(study.runs) > 1) and not any(run.model.served for run in study.runs):
         _show_on_paper(study, plan_gpu, watcher)
         return False
-    sessions = [_session(spec, watcher, shard, calls, dry_run=dry_run) for spec in study.runs]
+    given = {name: value for name, value in calls.items() if value is not None}
+    if not any(spec.model.served for spec in study.runs):
+        for name in given:
+            model = study.runs[0].model.name
+            raise UsageError(f"--{name} is for models behind an address, and {model} is none.", f"Leave --{name} out.")
+    sessions = [_session(spec, watcher, shard, given, dry_run=dry_run) for spec in study.runs]
     paths = _paths(study, sessions, out)
     if dry_run:
         for session, path in zip(sessions, paths, strict=True):
@@ -76,15 +81,10 @@ def run_study(
 
 
 def _session(
-    spec: RunSpec, watcher: Watcher, shard: Shard | None, calls: Mapping[str, Any], *, dry_run: bool
+    spec: RunSpec, watcher: Watcher, shard: Shard | None, given: Mapping[str, Any], *, dry_run: bool
 ) -> Session | RemoteSession:
     """A run resolved: of a model of this machine, or of one behind an address."""
-    given = {name: value for name, value in calls.items() if value is not None}
     if not spec.model.served:
-        for name in given:
-            raise UsageError(
-                f"--{name} is for models behind an address, and {spec.model.name} is none.", f"Leave --{name} out."
-            )
         from lcbench.engine.session import open_session
 
         cluster = None

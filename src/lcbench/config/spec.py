@@ -93,7 +93,7 @@ class ModelSpec:
             if getattr(self, name) is not None:
                 raise UsageError(
                     f"{name} is for models behind an address, and {self.name} is none.",
-                    f"Write --model {SERVED}NAME, or leave it out.",
+                    f"Write --model {SERVED}NAME, or leave it out (in a study, write it inside the model it is for).",
                 )
 
     @property

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from lcbench.engine.generate import chosen_tokens, empty_cache, prefill
@@ -25,6 +26,7 @@ from lcbench.models import adapter
 from lcbench.models.info import LoadedModel
 from lcbench.models.memory import of_memory
 
+_MARK = "_lcbench_applied"
 _ONLY_GENERATE = "Call model.generate with token ids."
 
 
@@ -42,12 +44,19 @@ def applied(model: Any, method: Method, home: Path, *, seed: int = 42) -> Iterat
         ModelError: this method cannot work here, or not with this model. Inside the context, `UsageError` or
             `ModelError` for what ``generate`` is asked and cannot be done: beams, assistants, training, no cache.
     """
+    if not isinstance(model, LoadedModel) and not (hasattr(model, "generate") and hasattr(model, "config")):
+        raise UsageError(
+            f"{method.id} cannot be applied to something of type {type(model).__name__}.",
+            "Give a model of transformers, or what lcbench.load_model gives.",
+        )
     loaded = model if isinstance(model, LoadedModel) else of_memory(model)
     _refuse(method, loaded)
     bound = method.bind(loaded.info, home)
     bound.check(loaded.shape())
     plain = loaded.model
     own = vars(plain).get("forward")  # accelerate puts a forward of its own on the instance
+    if getattr(own, _MARK, False):
+        raise UsageError("A method is applied to this model already.", "Leave its context first, or compose: a+b.")
     run = _Run(loaded, bound, plain.forward, seed)
     with adapter.routed(plain), bound.transform_model(plain, loaded.info.window):
         plain.forward = run.wrapped()
@@ -98,6 +107,7 @@ class _Run:
             finally:
                 self._inside = False
 
+        setattr(forward, _MARK, True)
         return forward
 
     def _step(
@@ -107,6 +117,8 @@ class _Run:
         past_key_values: Any = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
+        if input_ids is not None and not input_ids.numel():
+            raise UsageError("There are no tokens to read.", _ONLY_GENERATE)
         if input_ids is None or kwargs.get("inputs_embeds") is not None:
             raise UsageError(f"{self._method.id} is applied, and it reads token ids.", _ONLY_GENERATE)
         if kwargs.get("labels") is not None or kwargs.get("use_cache") is False:
@@ -123,6 +135,11 @@ class _Run:
             logits = self._decoded(input_ids, past_key_values)
             seen = past_key_values.get_seq_length() + 1
         else:
+            if past_key_values is not None and type(past_key_values) is not DynamicCache:
+                raise UsageError(
+                    f"{self._method.id} is applied, and a {type(past_key_values).__name__} was asked for beside it.",
+                    "Generate without cache_implementation and past_key_values.",
+                )
             if past_key_values is not None and past_key_values.get_seq_length() > 0:
                 raise UsageError("A cache that was filled without the method cannot be gone on with.", _ONLY_GENERATE)
             rows, logits = self._prompts(input_ids, attention_mask)

@@ -117,7 +117,7 @@ def prompt_text(prompt: Prompt) -> PromptText:
     return PromptText(prompt.text, prompt.context or (0, len(prompt.text)), prompt.question)
 
 
-def _length_within(task: Task, row: Row) -> str | None:
+def length_within(task: Task, row: Row) -> str | None:
     """Length of a row of a task that holds several lengths: words of passkey, the short length that a row of a base set
     was made for, the published length in LongBench-E; None where all rows are of one length."""
     length = row.meta.get("length_words", row.meta.get("base_length"))
@@ -151,7 +151,7 @@ def refuse_hidden_question(spec: RunSpec, methods: Sequence[Method]) -> None:
             )
 
 
-def _digest(prompts: Sequence[PreparedPrompt]) -> str:
+def prompts_digest(prompts: Sequence[PreparedPrompt]) -> str:
     """sha256 over ids and tokens of all prompts, so that a changed tokenizer, template or row shows."""
     digest = hashlib.sha256()
     for prompt in prompts:
@@ -184,11 +184,21 @@ class _Texts:
         return self._of[row.id]
 
     def digest(self, prompts: Sequence[PreparedPrompt]) -> str:
-        """As `_digest`; most sets have the very prompts of another."""
+        """As `prompts_digest`; most sets have the very prompts of another."""
         same = tuple(map(id, prompts))
         if same not in self._digests:
-            self._digests[same] = _digest(prompts)
+            self._digests[same] = prompts_digest(prompts)
         return self._digests[same]
+
+
+def length_notes(counts: Mapping[str, int], rows: int) -> list[str]:
+    """What became of prompts that were too long, of so many rows, in words."""
+    words = {
+        "cut": "are cut in the middle to fit the window",
+        "too_long": "are longer than the window and will be errors",
+        "skipped": "are longer than the window and are skipped",
+    }
+    return [f"{counts[name]} of {rows} prompts {text}" for name, text in words.items() if counts[name]]
 
 
 class _PromptMaker:
@@ -224,7 +234,7 @@ class _PromptMaker:
         learns = method is not None and method.learns
         made = self._prepared_once(row, prompt, learns) if rewriter is None else self._rewritten(row, prompt, rewriter)
         self.skipped += made is None
-        length = _length_within(self.task, row) if made is None else None
+        length = length_within(self.task, row) if made is None else None
         if length is not None:
             self.skipped_lengths[length] = self.skipped_lengths.get(length, 0) + 1
         self.too_long += made is not None and made.error is not None
@@ -355,13 +365,7 @@ class _PromptMaker:
 
     def notes(self, rows: int) -> list[str]:
         """What the user should know about these prompts."""
-        found = []
-        if self.cut:
-            found.append(f"{self.cut} of {rows} prompts are cut in the middle to fit the window")
-        if self.too_long:
-            found.append(f"{self.too_long} of {rows} prompts are longer than the window and will be errors")
-        if self.skipped:
-            found.append(f"{self.skipped} of {rows} prompts are longer than the window and are skipped")
+        found = length_notes(self.counts, rows)
         if self.double_bos:
             found.append("the chat template writes the BOS itself; a second one was left out")
         if self.task.chat and self.spec.model.chat == "official" and official_template(self.info.name) is None:

@@ -29,9 +29,14 @@ _WORDING = Wording(
     key=KEY,
     kept="answers that came are kept, so the same command goes on from there.",
 )
-# Servers have penalties of their own: vLLM and SGLang take those of the checkpoint's generation config, and that of
-# llama-cpp-python is 1.1. With them nothing is greedy, so they are ruled out wherever that can be said.
-_NO_PENALTY: Mapping[str, Any] = MappingProxyType({"repetition_penalty": 1.0, "repeat_penalty": 1.0})
+# Servers have penalties of their own: vLLM, SGLang and transformers take those of the checkpoint's generation config,
+# and that of llama-cpp-python is 1.1. With them nothing is greedy, so they are ruled out, in the first of these ways
+# that a server takes (transformers serve: repetition_penalty is 1 + frequency_penalty).
+_NO_PENALTY: tuple[Mapping[str, Any], ...] = (
+    {"repetition_penalty": 1.0, "repeat_penalty": 1.0, "frequency_penalty": 0},
+    {"frequency_penalty": 0},
+    {},
+)
 # Where servers write how many tokens prompt and answer may have: vLLM, SGLang and lcbench; llama.cpp; OpenRouter; Groq.
 _WINDOW_NAMES = ("max_model_len", "n_ctx", "n_ctx_train", "context_length", "context_window", "max_context_length")
 
@@ -75,8 +80,7 @@ class Asker:
     client: Client
     model: str
     _most: str = field(default="max_tokens", repr=False)
-    _plain: Mapping[str, Any] = field(default_factory=lambda: _NO_PENALTY, repr=False)
-    _proven: bool = field(default=False, repr=False)  # that the server takes them
+    _plain: tuple[Mapping[str, Any], ...] = field(default=_NO_PENALTY, repr=False)  # one, when it has been taken
 
     @classmethod
     def of(cls, spec: ModelSpec, timeout: float) -> Asker:
@@ -87,7 +91,7 @@ class Asker:
         url = spec.base_url or OPENAI
         patience = Patience(attempts=8, first_attempts=2, timeout=timeout, longest_wait=30.0)
         client = Client(name, _WORDING, url, key_for(url, KEY), patience)
-        return cls(client, name) if origin_of(url) != origin_of(OPENAI) else cls(client, name, _plain={})
+        return cls(client, name) if origin_of(url) != origin_of(OPENAI) else cls(client, name, _plain=_NO_PENALTY[-1:])
 
     def about(self) -> About:
         """Look at ``/models``; servers without it are no error.
@@ -163,16 +167,18 @@ class Asker:
         body |= {"temperature": 0, **more}
         if stop:
             body["stop"] = list(stop)
-        plain = self._plain
-        try:
-            answer = self._post(api, {**body, **plain}, max_tokens)
-            self._proven = True
-            return answer
-        except NoReply as error:
-            if not plain or self._proven or error.status not in _REFUSED:
-                raise
-        answer = self._post(api, body, max_tokens)
-        self._plain = {}
+        *ways, last = self._plain
+        for plain in ways:
+            try:
+                answer = self._post(api, {**body, **plain}, max_tokens)
+            except NoReply as error:
+                if error.status not in _REFUSED:
+                    raise
+            else:
+                self._plain = (plain,)
+                return answer
+        answer = self._post(api, {**body, **last}, max_tokens)
+        self._plain = (last,)
         return answer
 
     def _post(self, api: Api, body: dict[str, Any], most: int) -> Answer:

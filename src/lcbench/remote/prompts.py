@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,12 +13,13 @@ from typing import Any, cast
 
 from lcbench.config.spec import SERVED, Api, RunSpec
 from lcbench.engine.plan import PreparedPrompt, PromptSet, group_methods
-from lcbench.engine.prepare import askers, prompt_text
+from lcbench.engine.prepare import askers, length_notes, length_within, prompt_text, prompts_digest
 from lcbench.engine.rewriting import Rewriters
 from lcbench.errors import SampleError, UsageError
 from lcbench.methods.base import Method, PromptTransform
 from lcbench.models.chat import encode_prompt, own_template
 from lcbench.models.info import LoadedModel
+from lcbench.models.official_chat import cut_without_special_tokens
 from lcbench.tasks.base import Loaded, Prompt, Row, Task
 from lcbench.tasks.truncation import Fitted, fit, fit_exact, require_fit
 
@@ -26,8 +28,9 @@ _SHOWN = 200  # characters of each end of a prompt that are kept for people
 
 @dataclass(frozen=True)
 class ServedPrompt(PreparedPrompt):
-    """A prompt as it is sent: ``text``, or the token ids for the api "token-ids"; ``tokens`` is 0 where nobody has
-    counted them."""
+    """A prompt as it is sent: ``text``, or the token ids for the api "token-ids". ``ids`` are those that the server
+    makes of the text, where a tokenizer tells and the server adds no template; ``tokens`` is 0 where nobody has counted
+    them."""
 
     text: str = ""
 
@@ -80,6 +83,7 @@ def _prepare(
             maker = _Maker(spec, reader, task, home, rewriters, group[0].rewriter)
             made = [maker.make(row) for row in loaded.rows]
             prompts = tuple(prompt for prompt in made if prompt is not None)
+            skipped = [length_within(task, row) for row, one in zip(loaded.rows, made, strict=True) if one is None]
             sets.append(
                 PromptSet(
                     task=task,
@@ -87,10 +91,11 @@ def _prepare(
                     shared=shared,
                     prompts=prompts,
                     max_new_tokens=maker.answer_tokens,
-                    sha256=_digest(prompts),
+                    sha256=prompts_digest(prompts) if maker.exact else _digest(prompts),
                     sample=maker.sample,
                     notes=tuple(note for note in (loaded.note, *maker.notes(made)) if note),
                     counts=maker.counts(made),
+                    skipped_lengths=Counter(length for length in skipped if length is not None),
                 )
             )
     return sets
@@ -109,11 +114,10 @@ def said_about(api: Api, task: Task, spec: RunSpec, tokenizer: Any) -> str:
 
 
 def _digest(prompts: Sequence[ServedPrompt]) -> str:
-    """sha256 over ids and what is sent of all prompts."""
+    """sha256 over what is sent of all prompts, where nobody knows the ids that the model reads."""
     digest = hashlib.sha256()
     for prompt in prompts:
         digest.update(prompt.row.id.encode() + b"\0" + prompt.text.encode("utf-8", "surrogatepass") + b"\1")
-        digest.update(array("q", prompt.ids).tobytes() + b"\2")
     return digest.hexdigest()
 
 
@@ -135,6 +139,8 @@ class _Maker:
         self.sample = ("", "")
         info = SimpleNamespace(name=spec.model.tokenizer or spec.model.name.removeprefix(SERVED))
         self._loaded = LoadedModel(None, self.tokenizer, cast(Any, info))
+        self._special = not (spec.model.chat == "official" and cut_without_special_tokens(info.name))
+        self.exact = self.tokenizer is not None and self.api != "chat"  # the ids that the model reads are known
         # With the server's template: its length is that of the tokenizer's own, where it carries one.
         self._chat = task.chat or self.api == "chat"
         if spec.model.chat == "auto" and self.api == "chat" and own_template(self.tokenizer) is None:
@@ -184,9 +190,10 @@ class _Maker:
             found = Fitted(ids, text, len(ids), None, cut=False)
         else:
             found = self._fit(text)
-        prompt = ServedPrompt(row, (), len(found.ids), found.truncated_from)
+        ids = array("q", found.ids) if self.exact else ()
+        prompt = ServedPrompt(row, ids, len(found.ids), found.truncated_from)
         if self.api == "token-ids":
-            return replace(prompt, ids=array("q", found.ids))
+            return prompt
         assert found.text is not None, "ids are cut for token-ids alone"
         return replace(prompt, text=found.text if self.api == "chat" else self._sent(found.text))
 
@@ -211,7 +218,7 @@ class _Maker:
         return fit(text, decode=self._decode, **limits)
 
     def _encode(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, verbose=False)["input_ids"])
+        return list(self.tokenizer(text, add_special_tokens=self._special, verbose=False)["input_ids"])
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
@@ -236,13 +243,7 @@ class _Maker:
 
     def notes(self, made: Sequence[ServedPrompt | None]) -> list[str]:
         """What the user should know about these prompts."""
-        rows, counts = len(made), self.counts(made)
-        words = {
-            "cut": "are cut in the middle to fit the window",
-            "too_long": "are longer than the window and will be errors",
-            "skipped": "are longer than the window and are skipped",
-        }
-        found = [f"{counts[name]} of {rows} prompts {text}" for name, text in words.items() if counts[name]]
+        found = length_notes(self.counts(made), len(made))
         return [*found, said_about(self.api, self.task, self.spec, self.tokenizer)]
 
 

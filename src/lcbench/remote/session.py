@@ -47,8 +47,9 @@ class Calls:
     timeout: float = 600.0
 
     def __post_init__(self) -> None:
-        if self.concurrency < 1 or not 0 < self.timeout < float("inf"):
-            raise BadValue("--concurrency and --timeout must be above 0.", "Leave them out for the defaults.")
+        numbers = isinstance(self.concurrency, int) and isinstance(self.timeout, int | float)
+        if not numbers or self.concurrency < 1 or not 0 < self.timeout < float("inf"):
+            raise BadValue("--concurrency and --timeout must be numbers above 0.", "Leave them out for the defaults.")
 
 
 @dataclass(frozen=True)

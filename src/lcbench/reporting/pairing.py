@@ -190,7 +190,7 @@ def _notes(a: Side, b: Side) -> list[str]:
     if not _same_run(a, b):
         x, y = _model(a), _model(b)
         for key in ("device", "attn"):
-            if x.get(key) != y.get(key):
+            if None not in (x.get(key), y.get(key)) and x[key] != y[key]:
                 notes.append(f"the runs differ in the model's {key} too: {x.get(key)} and {y.get(key)}")
         before, after = a.run.spec.get("seed"), b.run.spec.get("seed")
         if before != after:

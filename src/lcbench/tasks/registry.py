@@ -48,6 +48,7 @@ def task(name: str) -> Callable[[T], T]:
     cannot be a task: it leaves a hook out, or does not say benchmark, category or metric."""
 
     def register(cls: T) -> T:
+        _check(name, cls)
         other = _registered.get(name)
         if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
             raise UsageError(
@@ -55,7 +56,6 @@ def task(name: str) -> Callable[[T], T]:
                 f"{cls.__module__}.{cls.__qualname__}.",
                 "Rename one of them.",
             )
-        _check(name, cls)
         cls.name = name
         _registered[name] = cls
         return cls
