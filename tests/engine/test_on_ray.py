@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,13 +17,14 @@ from made_up import LIMITS, Half
 from test_workers import ROWS, Deadly, Many, go, predictions, tokens
 
 from lcbench.config.spec import ModelSpec, RunSpec, make_spec
+from lcbench.engine import on_ray
 from lcbench.engine.dispatch import Job
 from lcbench.engine.groups import make_groups
 from lcbench.engine.memory import Limits
-from lcbench.engine.on_ray import Cluster, Crew
+from lcbench.engine.on_ray import Cluster, Crew, _Actor, _Actors
 from lcbench.engine.options import Options
 from lcbench.engine.prepare import prepare
-from lcbench.errors import BadValue, LcbenchError, UsageError
+from lcbench.errors import BadValue, LcbenchError, ModelError, UsageError
 from lcbench.methods.base import Method
 from lcbench.models.load import describe
 from lcbench.store.rundir import RunDirectory
@@ -108,6 +112,82 @@ def test_what_is_asked_of_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     for given in ({"device": "cuda:1"}, {"device": "cpu", "ray_gpus": "1"}, {"device": "cuda", "ray_gpus": "0"}):
         with pytest.raises(UsageError):
             crew(**given)
+
+
+class Unreachable(Exception):
+    """As Ray says it of an actor that it is starting again."""
+
+
+class StandIn:
+    """Ray with one actor, whose calls give what is written down here, one after another."""
+
+    exceptions = SimpleNamespace(RayError=Unreachable)
+
+    def __init__(self, **calls: list[list[Any]]) -> None:
+        self._calls = calls
+
+    def __getattr__(self, call: str) -> Any:
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *_: iter(self._calls[call].pop(0))))
+
+    def wait(self, streams: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        return streams, []
+
+    def get(self, message: Any) -> Any:
+        if isinstance(message, Exception):
+            raise message
+        return message
+
+
+def work_of(ray: StandIn, monkeypatch: pytest.MonkeyPatch) -> tuple[bool, list[str]]:
+    """One actor and one group: whether it was answered, and how often its actor was lost over it."""
+    lost: list[str] = []
+
+    def hear(desk: Any, kind: str, content: Any) -> bool:
+        desk.ready |= kind == "ready"
+        desk.item = None if kind == "done" else desk.item
+        return True
+
+    def lose(desk: Any, how: str, *, stopping: bool) -> bool:
+        dispatch.queue.append(desk.item)
+        desk.item = None
+        lost.append(how)
+        return True
+
+    def hand_out(desk: Any) -> Any:
+        desk.item = dispatch.queue.pop()
+        return desk.item
+
+    dispatch = SimpleNamespace(queue=["group"], hear=hear, lost=lose, hand_out=hand_out)
+    monkeypatch.setattr(on_ray, "_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(on_ray, "_POLL_SECONDS", 0.0)
+    actors = _Actors.__new__(_Actors)
+    actors._ray, actors._dispatch, actors._job = ray, cast(Any, dispatch), None
+    actors._stopping, actors._whole = False, True
+    actors._actors = [_Actor(handle=ray, asked=time.monotonic())]
+    actors._wake(actors._actors[0])
+    return actors.work(lambda: False), lost
+
+
+LOADED, GONE = [("loading", None), ("ready", None)], Unreachable("the actor is restarting")
+
+
+def test_an_actor_that_comes_back_late_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray refuses calls while an actor is being started again, at once and as often as it is asked."""
+    ready = [LOADED, *[[GONE]] * 20, [("loading", None), GONE], [GONE], [("loading", None), GONE], LOADED]
+    ray = StandIn(ready=ready, answer=[[("result", 1), GONE], [("result", 1), ("done", None)]])
+    assert work_of(ray, monkeypatch) == (True, ["Unreachable: the actor is restarting"])
+    assert not ready
+
+
+def test_an_actor_that_dies_over_its_model_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    dying: list[list[Any]] = [[("loading", None), GONE], [GONE]] * 3
+    with pytest.raises(ModelError, match="while they load the model"):
+        work_of(StandIn(ready=dying), monkeypatch)
+    assert len(dying) == 1, "three deaths; refused calls do not count"
+    monkeypatch.setattr(on_ray, "_PATIENCE_SECONDS", 0.0)
+    with pytest.raises(ModelError, match="has come back") as told:
+        work_of(StandIn(ready=[[GONE], [GONE]]), monkeypatch)
+    assert "the same command" in told.value.next_step
 
 
 @pytest.mark.parametrize("gpus", [0.5, 0.25, 1.0, 2.0])
