@@ -88,8 +88,9 @@ def test_the_ray_allocation(tmp_path: Path) -> None:
     calls = carried_out(
         block("--job-name=lcbench-ray"), tmp_path, SLURM_JOB_NODELIST="node[1-4]", SLURM_NNODES="4", RAY_ADDRESS=""
     )
-    assert len(calls) == 3
+    assert len(calls) == 4
     assert all("RAY_ADDRESS=10.0.0.7:6379 " in call for call in calls)
+    assert calls[0].endswith("ray get-auth-token --generate")
     head, others = (next(call for call in calls if word in call) for word in ("--head", "--address"))
     assert "ray start --head --node-ip-address=10.0.0.7 --port=6379 --num-gpus=8" in head
     assert "ray start --address=10.0.0.7:6379 --num-gpus=8" in others

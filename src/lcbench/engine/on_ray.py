@@ -117,7 +117,8 @@ class Cluster:
             if address:
                 text = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise ModelError(
-                    f"No Ray cluster answers at {address}: {text}", "Check RAY_ADDRESS, or start it: ray start --head"
+                    f"No Ray cluster answers at {address}: {text}",
+                    "Check RAY_ADDRESS, or start it: ray start --head. If it wants a token: RAY_AUTH_MODE=token",
                 ) from None
             self._say("No Ray cluster runs here: one is made on this machine, for this run.")
             self._ray.init(address="local", include_dashboard=False, **quiet)
