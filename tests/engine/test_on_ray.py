@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,16 +17,18 @@ from made_up import LIMITS, Half
 from test_workers import ROWS, Deadly, Many, go, predictions, tokens
 
 from lcbench.config.spec import ModelSpec, RunSpec, make_spec
+from lcbench.engine import on_ray
 from lcbench.engine.dispatch import Job
 from lcbench.engine.groups import make_groups
-from lcbench.engine.on_ray import Cluster, Crew
+from lcbench.engine.memory import Limits
+from lcbench.engine.on_ray import Cluster, Crew, _Actor, _Actors
 from lcbench.engine.options import Options
 from lcbench.engine.prepare import prepare
-from lcbench.errors import BadValue, LcbenchError, UsageError
+from lcbench.errors import BadValue, LcbenchError, ModelError, UsageError
 from lcbench.methods.base import Method
 from lcbench.models.load import describe
 from lcbench.store.rundir import RunDirectory
-from tiny import save_tiny
+from tiny import loaded_tiny, save_tiny
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
 
@@ -36,7 +42,12 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     paths = [str(Path(__file__).parent), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    # On a busy machine: no worker is killed for the memory of others, and none is given up because it starts slowly.
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")
+    monkeypatch.setenv("RAY_worker_register_timeout_seconds", "300")
+    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "120")
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+    ray.init(address="local", num_cpus=2, object_store_memory=2**27, **quiet)
     try:
         yield Cluster(Crew(workers=2, gpus=0.0, cpus=1), say=lambda text: None)
     finally:
@@ -45,7 +56,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 
 @needs_ray
 @pytest.mark.slow
-@pytest.mark.timeout(600)  # starts a cluster and five processes, half a minute each on a very busy machine
+@pytest.mark.timeout(600)  # starts a cluster and four processes, half a minute each on a very busy machine
 def test_a_killed_actor_costs_time_and_nothing_else(cluster: Cluster, tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "tiny")
     once, always = tokens(10), tokens(1)
@@ -69,15 +80,16 @@ def test_a_killed_actor_costs_time_and_nothing_else(cluster: Cluster, tmp_path: 
     assert predictions(tmp_path / "two") == predictions(tmp_path / "one")
     assert {"prefill", "decode", "sample", "group"} <= set(events), "progress comes while a group is answered"
 
+    alone = Cluster(Crew(workers=1, gpus=0.0, cpus=1), say=lambda text: None)
     with RunDirectory.create_or_continue(tmp_path / "stopped", said, {}) as run:
         seen: list[str] = []
-        stopped = cluster.execute(
+        stopped = alone.execute(
             job, info, groups, run, listener=lambda event: seen.append(event.kind), should_stop=lambda: "sample" in seen
         )
         assert stopped.interrupted
         assert 0 < stopped.written < 3 * ROWS
-    with RunDirectory.create_or_continue(tmp_path / "stopped", said, {}) as run:
-        assert not cluster.execute(job, info, groups, run).interrupted
+    continued, _ = go(folder, tmp_path / "stopped", harmless, 1)  # by whatever engine
+    assert (continued.reused, continued.written) == (stopped.written, 3 * ROWS - stopped.written)
     assert predictions(tmp_path / "stopped") == predictions(tmp_path / "one")
 
 
@@ -100,6 +112,97 @@ def test_what_is_asked_of_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     for given in ({"device": "cuda:1"}, {"device": "cpu", "ray_gpus": "1"}, {"device": "cuda", "ray_gpus": "0"}):
         with pytest.raises(UsageError):
             crew(**given)
+
+
+class Unreachable(Exception):
+    """As Ray says it of an actor that it is starting again."""
+
+
+class StandIn:
+    """Ray with one actor, whose calls give what is written down here, one after another."""
+
+    exceptions = SimpleNamespace(RayError=Unreachable)
+
+    def __init__(self, **calls: list[list[Any]]) -> None:
+        self._calls = calls
+
+    def __getattr__(self, call: str) -> Any:
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *_: iter(self._calls[call].pop(0))))
+
+    def wait(self, streams: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        return streams, []
+
+    def get(self, message: Any) -> Any:
+        if isinstance(message, Exception):
+            raise message
+        return message
+
+
+def work_of(ray: StandIn, monkeypatch: pytest.MonkeyPatch) -> tuple[bool, list[str]]:
+    """One actor and one group: whether it was answered, and how often its actor was lost over it."""
+    lost: list[str] = []
+
+    def hear(desk: Any, kind: str, content: Any) -> bool:
+        desk.ready |= kind == "ready"
+        desk.item = None if kind == "done" else desk.item
+        return True
+
+    def lose(desk: Any, how: str, *, stopping: bool) -> bool:
+        dispatch.queue.append(desk.item)
+        desk.item = None
+        lost.append(how)
+        return True
+
+    def hand_out(desk: Any) -> Any:
+        desk.item = dispatch.queue.pop()
+        return desk.item
+
+    dispatch = SimpleNamespace(queue=["group"], hear=hear, lost=lose, hand_out=hand_out)
+    monkeypatch.setattr(on_ray, "_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(on_ray, "_POLL_SECONDS", 0.0)
+    actors = _Actors.__new__(_Actors)
+    actors._ray, actors._dispatch, actors._job = ray, cast(Any, dispatch), None
+    actors._stopping, actors._whole = False, True
+    actors._actors = [_Actor(handle=ray, asked=time.monotonic())]
+    actors._wake(actors._actors[0])
+    return actors.work(lambda: False), lost
+
+
+LOADED, GONE = [("loading", None), ("ready", None)], Unreachable("the actor is restarting")
+
+
+def test_an_actor_that_comes_back_late_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray refuses calls while an actor is being started again, at once and as often as it is asked."""
+    ready = [LOADED, *[[GONE]] * 20, [("loading", None), GONE], [GONE], [("loading", None), GONE], LOADED]
+    ray = StandIn(ready=ready, answer=[[("result", 1), GONE], [("result", 1), ("done", None)]])
+    assert work_of(ray, monkeypatch) == (True, ["Unreachable: the actor is restarting"])
+    assert not ready
+
+
+def test_an_actor_that_dies_over_its_model_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    dying: list[list[Any]] = [[("loading", None), GONE], [GONE]] * 3
+    with pytest.raises(ModelError, match="while they load the model"):
+        work_of(StandIn(ready=dying), monkeypatch)
+    assert len(dying) == 1, "three deaths; refused calls do not count"
+    monkeypatch.setattr(on_ray, "_PATIENCE_SECONDS", 0.0)
+    with pytest.raises(ModelError, match="has come back") as told:
+        work_of(StandIn(ready=[[GONE], [GONE]]), monkeypatch)
+    assert "the same command" in told.value.next_step
+
+
+@pytest.mark.parametrize("gpus", [0.5, 0.25, 1.0, 2.0])
+def test_a_share_of_a_gpu_is_a_share_of_its_memory(gpus: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several actors on one GPU weights and groups together need what one of them would have had."""
+    whole, weights = Limits(rows=128, tokens=2**18, nbytes=60 * 2**30), 4 * 2**30
+    cluster = Cluster.__new__(Cluster)  # connected to nothing
+    cluster.crew = Crew(workers=4, gpus=gpus, cpus=1)
+    monkeypatch.setattr(cluster, "_elsewhere", lambda work, info: whole)
+    info = replace(loaded_tiny().info, weight_bytes=weights)
+    found = cluster.limits(info)
+    on_one = max(1, int(1 / gpus))
+    assert on_one * (found.nbytes + weights) == whole.nbytes + weights
+    assert (found.rows, found.tokens) == (whole.rows, whole.tokens)
+    assert cluster.crew.resources == {"num_cpus": 1, "num_gpus": gpus}
 
 
 def test_who_answers_is_no_part_of_what_is_asked() -> None:

@@ -14,6 +14,7 @@ import contextlib
 import importlib.util
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,7 +36,9 @@ from lcbench.store.rundir import RunDirectory
 
 _POLL_SECONDS = 0.2
 _TRIES = 3  # machines of a cluster are lost more often than processes of one's own
-_LOADS = 3
+_LOADS = 3  # deaths of one actor over its model
+_PAUSE_SECONDS = 1.0  # before an actor that is being restarted is asked again
+_PATIENCE_SECONDS = 600.0  # for one to come back, where no other is at work
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,8 @@ class Cluster:
             if address:
                 text = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise ModelError(
-                    f"No Ray cluster answers at {address}: {text}", "Check RAY_ADDRESS, or start it: ray start --head"
+                    f"No Ray cluster answers at {address}: {text}",
+                    "Check RAY_ADDRESS, or start it: ray start --head. If it wants a token: RAY_AUTH_MODE=token",
                 ) from None
             self._say("No Ray cluster runs here: one is made on this machine, for this run.")
             self._ray.init(address="local", include_dashboard=False, **quiet)
@@ -222,10 +226,16 @@ def _told(work: Callable[..., Any], *arguments: Any) -> Any:
 
 @dataclass(eq=False)
 class _Actor(Desk):
-    """Attributes: handle: of Ray. stream: messages of its group, or what tells that its model is loaded."""
+    """Attributes: handle: of Ray. stream: messages of its group, or about its model; None while it rests.
+    loading: it has begun to load its model. deaths: over that, one after another. asked: since when it is asked to
+    load, by `time.monotonic`; again: when it is asked once more."""
 
     handle: Any = None
     stream: Any = field(default=None)
+    loading: bool = False
+    deaths: int = 0
+    asked: float = 0.0
+    again: float | None = None
 
 
 class _Actors:
@@ -242,14 +252,14 @@ class _Actors:
         remote = self._ray.remote(max_restarts=-1, concurrency_groups={"control": 1}, **self._crew.resources)
         cls = remote(_worker_class(self._ray))
         for _ in range(count):
-            actor = _Actor(handle=cls.remote(self._crew.device))
+            actor = _Actor(handle=cls.remote(self._crew.device), asked=time.monotonic())
             self._wake(actor)
             self._actors.append(actor)
 
     def _wake(self, actor: _Actor) -> None:
-        """Ask an actor to load its model. Ray asks again when it dies over that, a few times."""
-        actor.ready = False
-        actor.stream = actor.handle.ready.options(max_task_retries=_LOADS).remote(self._job)
+        """Ask an actor to load its model."""
+        actor.ready, actor.loading, actor.again = False, False, None
+        actor.stream = actor.handle.ready.options(num_returns="streaming").remote(self._job)
 
     def work(self, should_stop: Callable[[], bool]) -> bool:
         """Until every group is answered, or a stop was asked for; says whether everything was answered."""
@@ -264,12 +274,17 @@ class _Actors:
             if not self._stopping:
                 self._hand_out()
             streams = {actor.stream: actor for actor in self._actors if actor.stream is not None}
+            if not streams:
+                time.sleep(_POLL_SECONDS)
+                continue
             ready, _ = self._ray.wait(list(streams), timeout=_POLL_SECONDS)
             for stream in ready:
                 self._hear(streams[stream])
 
     def _hand_out(self) -> None:
         for actor in self._actors:
+            if actor.again is not None and time.monotonic() >= actor.again:
+                self._wake(actor)
             if actor.ready and actor.item is None and self._dispatch.queue:
                 item = self._dispatch.hand_out(actor)
                 actor.stream = actor.handle.answer.options(num_returns="streaming").remote(item)
@@ -278,28 +293,43 @@ class _Actors:
         """Take the next message of an actor, or notice that it has died."""
         errors = self._ray.exceptions
         try:
-            if actor.item is None:
-                kind, content = self._ray.get(actor.stream)
-                actor.stream = None
-            else:
-                kind, content = self._ray.get(next(actor.stream))
+            kind, content = self._ray.get(next(actor.stream))
         except (errors.RayError, StopIteration) as error:
             self._lost(actor, error)
             return
+        if kind == "loading":
+            actor.loading = True
+            return
         self._whole &= self._dispatch.hear(actor, kind, content)
-        if kind == "done":
-            actor.stream = None
+        if kind in ("ready", "done"):
+            actor.stream, actor.deaths = None, 0
 
     def _lost(self, actor: _Actor, error: BaseException) -> None:
         problem = actor.problem or _in_words(error)
         if actor.item is None:
+            self._lost_without_model(actor, problem)
+            return
+        self._whole &= self._dispatch.lost(actor, problem, stopping=self._stopping)
+        actor.problem, actor.asked = "", time.monotonic()
+        self._wake(actor)
+
+    def _lost_without_model(self, actor: _Actor, problem: str) -> None:
+        """It died over its model; or it is not there yet: Ray refuses calls to an actor that it is starting again, and
+        starting takes minutes on a busy machine, or until there is room for it."""
+        if actor.loading:
+            actor.deaths, actor.asked = actor.deaths + 1, time.monotonic()
+        if actor.deaths >= _LOADS:
             raise ModelError(
                 f"Ray actors end while they load the model ({problem}).",
                 "There may be too little memory for so many: use fewer --workers, or see Ray's logs.",
             )
-        self._whole &= self._dispatch.lost(actor, problem, stopping=self._stopping)
-        actor.problem = ""
-        self._wake(actor)
+        alone = not any(other.ready or other.item is not None for other in self._actors)
+        if alone and time.monotonic() - actor.asked > _PATIENCE_SECONDS:
+            raise ModelError(
+                f"No Ray actor has come back for {_PATIENCE_SECONDS / 60:.0f} minutes ({problem}).",
+                "See `ray status` and Ray's logs; then give the same command again: it goes on where it was.",
+            )
+        actor.stream, actor.again = None, time.monotonic() + _PAUSE_SECONDS
 
     def end(self) -> None:
         for actor in self._actors:
@@ -331,16 +361,18 @@ class _WorkerOnRay:
         self._stop = threading.Event()
         self._loaded: Loaded | None = None
 
-    def ready(self, job: Job) -> Message:
-        """``ready`` when the model is loaded, or why it cannot be."""
+    def ready(self, job: Job) -> Iterator[Message]:
+        """``loading``, then ``ready`` when the model is loaded, or why it cannot be."""
+        yield ("loading", None)
         if self._loaded is None:
             if job.threads is not None:
                 torch.set_num_threads(job.threads)
             try:
                 self._loaded = Loaded(job, self._device, lambda message: None, self._stop.is_set)
             except LcbenchError as error:
-                return packed(error)
-        return ("ready", None)
+                yield packed(error)
+                return
+        yield ("ready", None)
 
     def answer(self, item: Owing) -> Iterator[Message]:
         """The messages of a group, ``done`` last."""
