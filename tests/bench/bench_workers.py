@@ -45,7 +45,7 @@ def predictions(run: Path) -> dict[str, bytes]:
 
 def main() -> None:
     options = arguments(__doc__)
-    few, many, each = (1, 2, 4) if options.quick else (1, 12, 16)
+    few, many, each = (1, 2, 4) if options.quick else (1, 6, 16)
     seconds: dict[tuple[int, int], float] = {}
     before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
