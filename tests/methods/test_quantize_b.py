@@ -25,6 +25,7 @@ from lcbench.kv.token_store import TokenCodes
 from lcbench.methods.quantize.hf_quantized import LibraryLayer
 from lcbench.methods.quantize.kivi import KiviLayer
 from lcbench.methods.registry import resolve
+from lcbench.models import linear
 from lcbench.models.rule import AttentionRule
 
 QUANTO = pytest.mark.skipif(not cases_quantize_b.installed("optimum.quanto"), reason="optimum-quanto is not installed")
@@ -329,6 +330,7 @@ def test_a_whole_run_is_the_librarys_own(backend: str) -> None:
     ours = harness.force(pair, method.compress(harness.prefill(pair, ids[:60], method)), ids[60:])
     plain = copy.deepcopy(pair.plain)
     plain.set_attn_implementation("sdpa")
+    linear.by_onednn(plain)  # as ours, so that fewer codes are moved
     cache = cache_utils.QuantizedCache(backend, plain.config, residual_length=24)
     with torch.inference_mode():
         plain(input_ids=ids[None, :60], past_key_values=cache)

@@ -13,7 +13,7 @@ import torch
 from lcbench.config.spec import ModelSpec
 from lcbench.errors import ModelError
 from lcbench.kv.cache import KVCache
-from lcbench.models import adapter
+from lcbench.models import adapter, linear
 from lcbench.models.chat import encode_prompt
 from lcbench.models.demo import demo_file
 from lcbench.models.load import load
@@ -75,4 +75,5 @@ def test_the_conversion_is_bit_identical(demo_home: Path) -> None:
     ids = torch.tensor([loaded.tokenizer("The quick brown fox jumps over the lazy dog. " * 8)["input_ids"]])
     with torch.inference_mode():
         loaded.model.set_attn_implementation("sdpa")
+        linear.by_torch(loaded.model)
         assert torch.equal(read(ids).logits, loaded.model(ids).logits)

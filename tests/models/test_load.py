@@ -250,8 +250,6 @@ def test_a_shard_that_is_not_there_is_named(tmp_path: Path, own_home: Path) -> N
     [
         ("FalconConfig", {"num_attention_heads": 4, "num_hidden_layers": 2, "alibi": True}, "ALiBi"),
         ("MptConfig", {"n_heads": 4, "n_layers": 2, "d_model": 64}, "attention"),
-        ("InklingTextConfig", {"num_hidden_layers": 2}, "KV cache"),
-        ("Inkling2TextConfig", {"num_hidden_layers": 2}, "KV cache"),
         ("DeepseekV3Config", {"num_hidden_layers": 2}, "different width"),
         ("DiffLlamaConfig", {"num_hidden_layers": 2}, "differential attention"),
         ("BertConfig", {"num_hidden_layers": 2, "num_attention_heads": 4}, "looks ahead"),

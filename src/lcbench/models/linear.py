@@ -37,7 +37,9 @@ def product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if single:
         flat = flat.repeat(2, 1)
     made: Tensor = torch.ops.mkldnn._linear_pointwise(flat, weight, bias, "none", [], "")
-    return (made[:1] if single else made).view(*rows.shape[:-1], weight.shape[0])
+    if single:
+        made = made[:1].clone()  # a view would keep both rows in memory
+    return made.view(*rows.shape[:-1], weight.shape[0])
 
 
 class OneDNNLinear(nn.Linear):
