@@ -304,6 +304,21 @@ def test_few_tasks_are_not_folded(tmp_path: Path) -> None:
     assert "narrativeqa" in drawn(build([run]), 60, fold=True)
 
 
+def test_folding_never_hides_a_score_that_no_category_holds(tmp_path: Path) -> None:
+    everything = {("full", t): [wrong(0), wrong(1)] for t in ENGLISH}
+    single = {("snapkv", t): [right(0), right(1)] for t in ("qasper", "hotpotqa", "2wikimqa")}
+    report = build([make(tmp_path / "a", everything), make(tmp_path / "b", single)])
+    folding = folded(report)
+    names = [line.name for line in folding.lines if line.kind == "task"]
+    assert "qasper" in names and "narrativeqa" in names  # snapkv has one task of that category: no mean holds it
+    assert "en/multi-doc-qa" in names and "hotpotqa" not in names  # a mean of two of its tasks, and one of three
+    (snapkv,) = [column for column in folding.columns if column.method == "snapkv"]
+    multi = [cell.n for (line, column), cell in folding.cells.items() if "multi" in line.name and column == snapkv]
+    assert multi == [4]
+    shown = {n for (line, _) in folding.cells if line.kind == "task" for n in (line.members or (line.name,))}
+    assert shown == {line.name for line in report.lines if line.kind == "task"}
+
+
 def test_latex_counts_what_is_in_no_score_inside_the_table(tmp_path: Path) -> None:
     made = {("full", "qasper"): [right(0), failed(1)], ("full", "musique"): [], ("h2o", "qasper"): [right(0), right(1)]}
     run = make(tmp_path / "r", made, facts={"musique": {"rows": 3, "skipped": 3}})
