@@ -116,9 +116,7 @@ class Cluster:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if address in ("", "local"):
-            self._say(
-                "A Ray cluster is made here, for this run (RAY_ADDRESS=auto joins one of this machine)."
-            )
+            self._say("A Ray cluster is made here, for this run (RAY_ADDRESS=auto joins one of this machine).")
             self._ray.init(address="local", include_dashboard=False, **quiet)
         else:
             self._join(address, quiet)
