@@ -272,6 +272,23 @@ def test_a_prompt_within_its_budget_is_the_full_row_and_not_decoded_again(tmp_pa
             assert steps <= decoded
 
 
+@pytest.mark.parametrize("name", ["tova", "h2o", "vatp", "streamingllm", "cam"])
+def test_methods_that_act_while_decoding_are_full_where_prompt_and_answer_fit(tmp_path: Path, name: str) -> None:
+    loaded, most = loaded_tiny(), Words().answer_tokens(Path())
+    lengths = [row.prompt_tokens for row in go(loaded, tmp_path / "full", [Full()])[1].records("full", "words")]
+    budget = sorted(lengths)[1] + most + 2  # two before the end cam begins to merge
+    chosen = [Full(), resolve(f"{name}@budget={budget}"), resolve(f"{name}@budget={min(lengths) + 1}")]
+    _, run = go(loaded, tmp_path / "run", chosen)
+    full = run.records("full", "words")
+    some, none = (run.records(method.id, "words") for method in chosen[1:])
+    for row, record in zip(full, some, strict=True):
+        assert (record.reused_from == "full") == (row.prompt_tokens + most + 2 <= budget)
+        if record.reused_from:
+            assert record.pred == row.pred
+    assert 2 <= sum(record.reused_from == "full" for record in some) < len(some)
+    assert not any(record.reused_from for record in none)  # a prompt that fits, whose answer does not
+
+
 def test_the_mark_does_not_depend_on_full_being_there(tmp_path: Path) -> None:
     loaded = loaded_tiny()
     _, alone = go(loaded, tmp_path / "alone", [resolve("snapkv@budget=60")])

@@ -27,8 +27,9 @@ from lcbench.engine.prefix import Beginnings
 from lcbench.engine.stacked import Generated, Interrupted, Rules, decode_rows
 from lcbench.errors import LcbenchError, SampleError, StoreError
 from lcbench.kv.cache import KVCache
-from lcbench.kv.layer import DenseLayer
+from lcbench.kv.layer import DenseLayer, LayerKV
 from lcbench.kv.record import PrefillRecord
+from lcbench.kv.ring import RingLayer
 from lcbench.measure.clock import Stopwatch
 from lcbench.methods.base import Method
 from lcbench.models.info import LoadedModel
@@ -385,7 +386,7 @@ class Answerer:
             answer.problem = sentence(error)
             return answer
         answer.cache, answer.logits = cache, record.logits
-        answer.plain = prompts.shared and _is_whole(cache, record)
+        answer.plain = prompts.shared and _is_whole(cache, record, prompt.tokens + prompts.max_new_tokens)
         answer.kept, answer.held, answer.resident = cache.entries, cache.storage_nbytes, cache.resident_nbytes
         if method.traits.memory == "simulated":
             answer.held = method.logical_nbytes(self.loaded.shape(), record.length)
@@ -489,17 +490,23 @@ def _reused(prompts: PromptSet, method: Method) -> str | None:
     return FULL if method.name != FULL else None
 
 
-def _is_whole(cache: KVCache, record: PrefillRecord) -> bool:
-    """Whether a method left the prompt as it was: a plain fork of the record."""
+def _is_whole(cache: KVCache, record: PrefillRecord, tokens: int) -> bool:
+    """Whether a method left the prompt as it was, and will not act before so many tokens of prompt and answer."""
     return all(
-        isinstance(mine, DenseLayer)
-        and isinstance(theirs, DenseLayer)
-        and mine.policy is None
-        and mine.kept is None
-        and mine.key is theirs.key
-        and mine.value is theirs.value
+        isinstance(theirs, DenseLayer) and _is_whole_layer(mine, theirs, tokens)
         for mine, theirs in zip(cache.layers, record.cache.layers, strict=True)
     )
+
+
+def _is_whole_layer(mine: LayerKV, theirs: DenseLayer, tokens: int) -> bool:
+    if isinstance(mine, RingLayer):
+        return mine.held == theirs.filled and mine.idle_to >= tokens
+    if not isinstance(mine, DenseLayer) or mine.kept is not None or mine.filled != theirs.filled:
+        return False
+    if mine.policy is not None and getattr(mine.policy, "idle_to", 0) < tokens:
+        return False
+    pairs = ((mine.key, theirs.key), (mine.value, theirs.value))
+    return all(a is not None and b is not None and a.data_ptr() == b.data_ptr() for a, b in pairs)
 
 
 def sample_seed(seed: int, task: str, row: str) -> int:

@@ -63,6 +63,11 @@ class HeavyHitters:
     gain: Tensor | None = None
     needs_weights: bool = True
 
+    @property
+    def idle_to(self) -> int:
+        """Entries up to which all are kept."""
+        return self.limits.total
+
     def after_attend(self, layer: DenseLayer, weights: Tensor | None) -> None:
         assert weights is not None, "heavy hitters are found by attention weights"
         received = weights[:, 0]

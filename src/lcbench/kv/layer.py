@@ -107,7 +107,8 @@ class LayerKV(ABC):
 
 
 class DecodePolicy(Protocol):
-    """Acts on a `DenseLayer` after each decoding step (H2O, TOVA, …). One instance a layer and fork."""
+    """Acts on a `DenseLayer` after each decoding step (H2O, TOVA, …). One instance a layer and fork. One that has a
+    number ``idle_to`` keeps all entries while a layer holds no more than that."""
 
     needs_weights: bool
 

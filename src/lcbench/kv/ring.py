@@ -63,6 +63,11 @@ class RingLayer(LayerKV):
     def held(self) -> int:
         return self.length
 
+    @property
+    def idle_to(self) -> int:
+        """Tokens up to which nothing is overwritten or changed."""
+        return self.capacity
+
     def may_stack(self, rule: AttentionRule) -> bool:
         """Whether one new token a step can be put in beside other rings' and every entry be seen."""
         return self._pending is None and (rule.window is None or self.seen < rule.window)

@@ -80,6 +80,11 @@ class _Rule:
     keep_last: bool
     needs_weights: bool = True
 
+    @property
+    def idle_to(self) -> int:
+        """Entries up to which all are kept."""
+        return self.capacity
+
     def survivors(self, weights: Tensor) -> Tensor:
         """Entries that stay ``[B]``, from the newest query's weights ``[H, n]`` over n > B entries."""
         scores = weights.mean(dim=0, keepdim=True)

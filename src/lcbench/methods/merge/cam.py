@@ -200,6 +200,10 @@ class CaMLayer(RingLayer):
         self.recent, self.method, self.draw, self.received = recent, method, draw, received
         self._origin = seen - recent if seen > start + recent else start  # position of the ring's first place
 
+    @property
+    def idle_to(self) -> int:
+        return self.capacity - 2  # merges come a step before what is merged goes
+
     def attend(self, query: Tensor, rule: AttentionRule) -> Tensor:
         assert self._pending is not None, "attend must follow append"
         new_key, new_value = self._pending
