@@ -165,3 +165,11 @@ def test_a_preset_that_does_not_exist_is_told_which_do(text: str) -> None:
     with pytest.raises(UsageError, match=r"There is no preset '[\d.]+x' of method 'llmlingua2'") as caught:
         parse_item(text, "method")
     assert caught.value.next_step == "Presets are 2x, 4x, 6x, 8x."
+
+
+def test_a_preset_of_a_method_without_presets_is_told_as_it_was_written() -> None:
+    with pytest.raises(UsageError, match="The method 'thing' has no presets such as 2x") as caught:
+        build(Thing, parse_item("thing@2x", "method"), "method")
+    assert "preset=" not in str(caught.value) + str(caught.value.next_step)
+    assert caught.value.next_step is not None
+    assert caught.value.next_step.startswith("Its parameters: ")

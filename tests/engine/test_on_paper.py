@@ -75,7 +75,8 @@ def test_a_study_is_planned_and_nothing_is_run(tmp_path: Path, cli: Callable[...
     done = cli("run", "--config", study, "--dry-run", "--plan-gpu", "h200", "--out", tmp_path / "out")
     assert done.code == 0, done.err
     assert "80 answers" in done.out
-    assert "GPU-hours on NVIDIA H200" in done.out
+    assert "GPU-hours) on NVIDIA H200" in done.out
+    assert "…" not in done.out
     assert "from 3 of 20 rows" in done.out
     assert not (tmp_path / "out").exists()
     wrong = cli("run", "--model", one, "--task", TASK, "--dry-run", "--plan-gpu", "h10")

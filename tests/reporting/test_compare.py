@@ -58,6 +58,8 @@ def test_a_small_difference_is_not_called_real(tmp_path: Path) -> None:
 def test_no_difference_and_the_edge(tmp_path: Path) -> None:
     same = compare(*sides(make(tmp_path / "a", {(m, "qasper"): scored(3, 3) for m in (FULL, KIVI)})))
     assert same.verdict() == "No difference: kivi@bits=2 scores exactly as full on every one of the 6 pairs."
+    one = compare(*sides(make(tmp_path / "one", {(m, "qasper"): scored(1, 0) for m in (FULL, KIVI)})))
+    assert one.verdict() == "No difference: kivi@bits=2 scores exactly as full on the one pair."
     edge = compare(*sides(make(tmp_path / "b", {(FULL, "qasper"): scored(12, 0), (KIVI, "qasper"): scored(7, 5)})))
     assert edge.overall.p == pytest.approx(0.0625)
     assert edge.verdict().startswith("The difference is on the edge, the interval excludes 0 but the test does not")
@@ -349,6 +351,24 @@ def test_the_terminal_shows_verdict_table_and_changes(
     assert "\u202e" not in result.stdout
     assert "p (Holm)" in text
     assert (" qa_f1 " in text) == (width == 200)
+
+
+def test_names_of_tasks_are_broken_at_their_joints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    width = 80
+    monkeypatch.setenv("COLUMNS", str(width))
+    tasks = ("passage_retrieval_en", "passage_count")
+    kept = {FULL: 120, KIVI: 20}
+    answers = {
+        m: [right(i, pred="3" if i < n else "4", answers=["Paragraph 3"]) for i in range(120)] for m, n in kept.items()
+    }
+    run = make(tmp_path / "r", {(method, task): answers[method] for method in answers for task in tasks})
+    result = call(str(run.path), FULL, KIVI)
+    assert result.exit_code == 0, result.output
+    assert max(map(len, result.stdout.splitlines())) <= width
+    firsts = [line.partition(" ")[0] for line in result.stdout.splitlines()]
+    parts = [firsts[i : i + n] for i in range(len(firsts)) for n in (2, 3)]
+    (broken,) = [part for part in parts if "".join(part) == "passage_retrieval_en" and all(part)]
+    assert all(piece.endswith("_") for piece in broken[:-1])
 
 
 def test_what_a_terminal_would_hide_or_obey_is_named(tmp_path: Path) -> None:

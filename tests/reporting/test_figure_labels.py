@@ -348,3 +348,21 @@ def test_why_a_figure_is_left_out(tmp_path: Path) -> None:
     _, missing = drawn_of(single, other)
     assert "no Pareto figure: no two methods have scores of the same task" in missing
     assert "no against full figure: no sample has a score both of full and of another method" in missing
+
+
+@pytest.mark.parametrize(
+    ("methods", "sizes"),
+    [(8, (256, 512, 1024, 2048, 4096)), (2, (1000, 8000, 32000, 128000, 1000000)), (2, (256, 512, 1024, 2048, 4096))],
+)
+def test_names_of_lengths_never_overlap(methods: int, sizes: tuple[int, ...]) -> None:
+    names = tuple(map(str, sizes))
+    curves = [lengths.LengthCurve(f"m{i}", names, tuple(90.0 - 10 * k for k in range(5))) for i in range(methods)]
+    figure = lengths.draw(curves, title="t", x_label="words", positions={name: float(name) for name in names})
+    figure.canvas.draw()
+    ax = [ax for ax in figure.axes if ax.get_visible()][-1]
+    told = [label for label in ax.get_xticklabels() if label.get_text()]
+    assert len(ax.get_xticks()) == 5  # each length has its tick
+    assert told[-1].get_text() == names[-1]
+    assert len(told) >= 3
+    boxes = [label.get_window_extent() for label in told]
+    assert all(one.x1 <= other.x0 for one, other in itertools.pairwise(boxes))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_runs import make, passkey
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -22,7 +23,8 @@ from lcbench.reporting.longscore.tables import ranking, sentences
 from lcbench.reporting.longscore.view import Entry, view
 from lcbench.reporting.terminal import render
 from lcbench.scoring.longscore.plain import from_scores, mean_of_curves
-from lcbench.scoring.run import score_run
+from lcbench.scoring.longscore.result import LongScoreOptions
+from lcbench.scoring.run import ScoreOptions, score_run
 from lcbench.store.rundir import RunDirectory
 from lcbench.store.schema import PredictionRecord
 
@@ -328,3 +330,13 @@ def test_a_comparison_of_judged_methods_says_that_it_is_by_the_original_metrics(
     run.write_scores({**score_run(run), "judge": {"model": "j"}})
     done = CliRunner().invoke(app, command, env={"COLUMNS": "150"})
     assert "this comparison is by the original metrics" in done.stdout, done.output
+
+
+def test_shared_counts_samples_and_not_the_cells_they_are_drawn_by(tmp_path: Path) -> None:
+    cells = [(n, d / 4, k) for n in (256, 512) for d in range(5) for k in range(3)]
+    full = [passkey(*c, found=True) for c in cells]
+    other = [passkey(*c, found=c[0] == 256) for c in cells[:-3]]
+    run = make(tmp_path / "r", {("full", "passkey"): full, ("kivi", "passkey"): other})
+    run.write_scores(score_run(run, ScoreOptions(longscore=LongScoreOptions(wanted=True))))
+    ((_, split),) = build([run]).longscore.splits  # type: ignore[union-attr]
+    assert (split.shared, split.left_out) == (27, 3)

@@ -329,6 +329,30 @@ def test_a_folded_category_is_the_mean_of_its_tasks(longbench: Report) -> None:
     assert (cell.n, cell.kv_bytes) == (12, 200.0)
 
 
+def test_lengths_of_100_longbench_fold_into_a_line_a_task(tmp_path: Path) -> None:
+    tasks = [
+        f"100-longbench/{t}@{length}" for t in ("single_doc_qa", "multi_doc_qa") for length in ("base", "8k", "16k")
+    ]
+    lengths = {"base": 4, "8k": 2, "16k": 0, "": 1}
+    records = {
+        (m, t): [right(i) if i < lengths[t.partition("@")[2]] else wrong(i) for i in range(4)]
+        for m in ("full", "kivi")
+        for t in [*tasks, "qasper"]
+    }
+    report = build([make(tmp_path / "r", records)])
+    assert report.longscore is not None
+    text = drawn(report, 80, fold=True)
+    before_longscore = text[: text.index("Two rankings")]
+    assert "@16k" not in before_longscore
+    assert "6 tasks are folded into means over their lengths" in text
+    folding = folded(report)
+    line = folding.lines[0]
+    assert (line.name, line.metric) == ("100-longbench/single_doc_qa", "3 lengths")
+    cell = folding.cells[line, folding.columns[0]]
+    assert (cell.score, cell.n) == (50.0, 12)
+    assert "@16k" in drawn(report, 80, fold=False)
+
+
 def test_few_tasks_are_not_folded(tmp_path: Path) -> None:
     run = make(tmp_path / "r", {(m, t): [right(0)] for m in ("full", "kivi") for t in ENGLISH[:3]})
     assert "narrativeqa" in drawn(build([run]), 60, fold=True)

@@ -261,3 +261,10 @@ def test_clean_text_is_one_printable_line(text: str) -> None:
     assert "\x1b" not in shown
     assert len(shown.splitlines()) <= 1
     shown.encode("utf-8")
+
+
+def test_methods_down_have_no_column_that_is_empty_in_every_row() -> None:
+    report = make(3)
+    assert "95 %" in [column.header for column in terminal._methods_down(report, []).columns]
+    bare = replace(report, cells={at: replace(cell, low=None, high=None) for at, cell in report.cells.items()})
+    assert "95 %" not in [column.header for column in terminal._methods_down(bare, []).columns]

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from lcbench.cli.plan_view import duration
+from lcbench.reporting.words import bytes_text
 
 if TYPE_CHECKING:
     from lcbench.engine.on_paper import OnPaper
@@ -16,28 +20,32 @@ if TYPE_CHECKING:
 def show_on_paper(plans: Sequence[OnPaper]) -> None:
     """A line a model, and the sums."""
     console = Console(highlight=False, soft_wrap=True)
-    table = Table("model", "methods", "tasks", "rows", "prompt tokens", "answers", "memory at least", "hours", "disk")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+    table.add_column("model", overflow="fold")
+    for heading in ("methods", "tasks", "rows", "prompt\ntokens", "answers", "memory\nat least", "time", "disk"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for one in plans:
         table.add_row(
             escape(one.model),
             str(one.methods),
             str(one.tasks),
             f"{one.rows:,}",
-            f"{one.tokens / 1e6:,.1f} M",
+            f"{one.tokens / 1e6:,.1f} M" if one.tokens >= 1e6 else f"{one.tokens:,.0f}",
             f"{one.answers:,.0f}",
-            f"{(one.weight_bytes + one.cache) / 2**30:.1f} GiB",
-            f"{one.seconds / 3600:,.2f}",
-            f"{one.disk / 2**20:,.1f} MiB",
+            bytes_text(one.weight_bytes + one.cache),
+            duration(one.seconds),
+            bytes_text(one.disk),
         )
     console.print(table, soft_wrap=False)
     first = plans[0]
-    hours, disk = sum(one.seconds for one in plans) / 3600, sum(one.disk for one in plans) / 2**30
+    seconds, disk = sum(one.seconds for one in plans), sum(one.disk for one in plans)
     answers = sum(one.answers for one in plans)
-    unit = "hours" if first.device == "cpu" else "GPU-hours"
+    hours = f"{seconds / 3600:,.2f}" if seconds >= 36 else "under 0.01"
+    gpu_hours = f" ({hours} GPU-hours)" if first.device != "cpu" else ""
     console.print(
-        f"{answers:,.0f} answers: about {hours:,.1f} {unit} on {first.device}, {disk:,.2f} GiB of disk. Estimated from "
-        f"{first.sampled:,} of {first.rows:,} rows, evenly spread over each task, within a factor of two at best "
-        "(docs/scaling.md). Answers are taken to use all the tokens they may."
+        f"{answers:,.0f} answers: about {duration(seconds)}{gpu_hours} on {first.device}, {bytes_text(disk)} of disk. "
+        f"Estimated from {first.sampled:,} of {first.rows:,} rows, evenly spread over each task, within a "
+        "factor of two at best (docs/scaling.md). Answers are taken to use all the tokens they may."
     )
     if any(one.shortening for one in plans):
         console.print("Methods that shorten prompts with a model are counted with whole prompts, without that model.")

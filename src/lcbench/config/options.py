@@ -142,6 +142,9 @@ def build(cls: type[T], item: Item, kind: str) -> T:
             raise _stray(item.name, kind, item.options[1:], text)
         key = bare if key == BARE and bare is not None else key
         if key not in fields:
+            if key == PRESET:  # nobody wrote this word: it stands for a bare 4x
+                step = f"Its parameters: {', '.join(fields) or 'none'}."
+                raise UsageError(f"The {kind} '{item.name}' has no presets such as {text}.", step)
             raise UnknownName("parameter", key, fields, where=f" of {kind} '{item.name}'")
         where = f"{item.name}@{key}"
         value = _convert(text, hints[key], where)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.console import Console, Group, RenderableType
+from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -16,6 +18,7 @@ from lcbench.reporting.words import bytes_text, clean, explained, short_names
 from lcbench.scoring.paired import PairedResult
 
 _TEXT = 160  # characters of a prediction that are shown
+_LEAST_NAME = 12  # letters of a task's name, however little room numbers leave
 _WIDE = 100  # columns from which on metric and the plain p have room
 
 
@@ -27,7 +30,7 @@ def render(found: Sequence[Comparison], console: Console) -> RenderableType:
 
 def _one(found: Comparison, console: Console) -> list[RenderableType]:
     parts: list[RenderableType] = [*_heading(found), Text(), Text(clean(found.verdict(), 2000), "bold"), Text()]
-    parts.append(_tasks(found, console.width >= _WIDE))
+    parts.append(_tasks(found, console))
     parts += _remarks(found)
     if found.changes:
         parts += [Text(), Text("Samples that changed most")]
@@ -48,17 +51,37 @@ def _heading(found: Comparison) -> list[RenderableType]:
     return lines
 
 
-def _tasks(found: Comparison, wide: bool) -> Table:
-    table = _table("task", *(["metric"] if wide else []), "n", "A", "B", "B−A", "95 % interval", *_ps(wide), "w/t/l")
+def _tasks(found: Comparison, console: Console) -> Table:
+    """Names of tasks that leave the numbers no room are broken at their joints."""
     names = short_names(task for task, _, _ in found.tasks)
+    table = _task_table(found, names, console.width >= _WIDE)
+    needed = Measurement.get(console, console.options.update(width=100_000), table).maximum
+    if needed > console.width:
+        longest = max(len(name) for name in names.values())
+        room = max(_LEAST_NAME, longest - (needed - console.width))
+        table = _task_table(found, {task: _parted(name, room) for task, name in names.items()}, console.width >= _WIDE)
+    return table
+
+
+def _parted(name: str, room: int) -> str:
+    """``name`` on lines of ``room`` letters, parted after joints where it has any."""
+    lines = [""]
+    for piece in re.findall(r"[^_/@,=-]*[_/@,=-]|[^_/@,=-]+", name):
+        if lines[-1] and len(lines[-1]) + len(piece) > room:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(lines)
+
+
+def _task_table(found: Comparison, names: Mapping[str, str], wide: bool) -> Table:
+    table = _table("task", *(["metric"] if wide else []), "n", "A", "B", "B−A", "95 % interval", *_ps(wide), "w/t/l")
     for task, metric, result in found.tasks:
-        table.add_row(
-            Text(clean(names[task])), *([clean(metric)] if wide else []), *_numbers(result, result.p_holm, wide)
-        )
+        name = Text("\n").join(Text(clean(line)) for line in names[task].split("\n"))
+        table.add_row(name, *([clean(metric)] if wide else []), *_numbers(result, result.p_holm, wide))
     if len(found.tasks) > 1:
         table.add_section()
-        name = Text(f"mean of {len(found.tasks)} tasks", "italic")
-        table.add_row(name, *([""] if wide else []), *_numbers(found.overall, found.p_holm, wide))
+        mean = Text(f"mean of {len(found.tasks)} tasks", "italic")
+        table.add_row(mean, *([""] if wide else []), *_numbers(found.overall, found.p_holm, wide))
     return table
 
 

@@ -160,7 +160,8 @@ def verdict(found: Comparison) -> str:
     over = f" over {len(found.tasks)} tasks" if several else ""
     also = _also(found)
     if not overall.wins and not overall.losses:
-        return f"No difference{also}: {second} scores exactly as {first} on every one of the {_pairs(overall.n)}{over}."
+        every = f"every one of the {_pairs(overall.n)}" if overall.n > 1 else "the one pair"
+        return f"No difference{also}: {second} scores exactly as {first} on {every}{over}."
     says = f"{second} scores {_apart(overall.difference)} {first}{over}"
     evidence = f"{_interval(overall)}, {p_text(found.p_holm)}, {_pairs(overall.n)}"
     excludes = overall.interval is not None and not overall.interval[0] <= 0 <= overall.interval[1]

@@ -6,11 +6,12 @@ import statistics
 from dataclasses import replace
 
 from lcbench.reporting.table import Cell, Column, Line, Report
+from lcbench.tasks.facts import HUNDRED
 
 
 def foldable(report: Report) -> int:
     """Number of tasks that folding would hide."""
-    return len({name for line in _foldable(report) for name in line.members})
+    return len({name for line in _foldable(_with_lengths(report)) for name in line.members})
 
 
 def _foldable(report: Report) -> list[Line]:
@@ -36,12 +37,36 @@ def _category(line: Line) -> str:
     return line.name.partition(", part:")[0]
 
 
+def _with_lengths(report: Report) -> Report:
+    """With a mean over the lengths of each task of 100-LongBench, whose every length is a task of its own.
+
+    Only where the scores at each length stand in the report as well, among those over length.
+    """
+    if report.longscore is None:
+        return report
+    lengths: dict[str, list[Line]] = {}
+    for line in report.lines:
+        if line.kind == "task" and line.name.startswith(f"{HUNDRED}/"):
+            lengths.setdefault(line.name.partition("@")[0], []).append(line)
+    added: dict[tuple[Line, Column], Cell] = {}
+    for task, own in lengths.items():
+        mean = Line(task, kind="mean", members=tuple(line.name for line in own), category=True)
+        for column in report.columns:
+            scores = [cell.score for line in own if (cell := report.cells.get((line, column))) is not None]
+            known = [score for score in scores if score is not None]
+            if len(own) > 1 and len(known) == len(own):
+                added[mean, column] = Cell(statistics.fmean(known))
+    means = tuple(dict.fromkeys(line for line, _ in added))
+    return replace(report, lines=(*report.lines, *means), cells={**report.cells, **added})
+
+
 def folded(report: Report) -> Report:
     """Categories of two tasks and more as one line each, in the place of their first task; all else as it was.
 
     A category stays on a line a task where its mean would leave out a method's score. A category's bytes are the mean
     over its tasks; its line names how many they are.
     """
+    report = _with_lengths(report)
     categories = _foldable(report)
     hidden = {name for line in categories for name in line.members}
     lines: list[Line] = []
@@ -55,7 +80,11 @@ def folded(report: Report) -> Report:
                     cells.update(_cells(report, category, made))
         elif not line.category:
             lines.append(line)
-    note = f"{len(hidden)} tasks are folded into their categories; --every-task shows each"
+    what = "their categories"
+    if any(category.name.startswith(f"{HUNDRED}/") for category in categories):
+        every = all(category.name.startswith(f"{HUNDRED}/") for category in categories)
+        what = "means over their lengths" if every else "their categories and means over their lengths"
+    note = f"{len(hidden)} tasks are folded into {what}; --every-task shows each"
     kept = {(line, column): cell for (line, column), cell in cells.items() if line in lines}
     return replace(report, lines=tuple(lines), cells=kept, notes=(note, *report.notes))
 
@@ -63,6 +92,8 @@ def folded(report: Report) -> Report:
 def _as_task(category: Line) -> Line:
     name, _, part = category.name.partition(", part:")
     count, _, which = part.partition(",")  # "3 tasks", and where several parts of one size differ, "set 1"
+    if category.name.startswith(f"{HUNDRED}/"):
+        return Line(name, f"{len(category.members)} lengths", members=category.members)
     metric = f"{len(category.members)} {'of its ' if count else ''}tasks" + (f",{which}" if which else "")
     return Line(name, metric, members=category.members)
 

@@ -165,7 +165,8 @@ def _methods_down(report: Report, without: Sequence[str]) -> Table:
         wanted.append("filtered")
     if any(cell.skipped for cell in report.cells.values()):
         wanted.append("skipped")
-    headings = [heading for heading in wanted if heading not in without]
+    told = [_fields(line, cell) for (line, _), cell in report.cells.items()]
+    headings = [one for one in wanted if one not in without and any(fields[one] for fields in told)]
     for heading in headings:
         table.add_column(heading, no_wrap=True, justify="right")
     for line in _with_rule(report, table):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _TOGETHER = 4  # up to so many curves share one pair of axes
 _HATCHES = ("/" * 5, "\\" * 5, "|" * 5, "-" * 5)  # of the bands of so many
+_ACROSS, _ACROSS_PANEL = 340.0, 112.0  # points from the first to the last length, at least
 MOST = 16  # panels at most
 
 
@@ -186,15 +187,38 @@ def _curve(
 def _axes(
     ax: Axes, names: Sequence[str], at: Mapping[str, float], curves: Sequence[LengthCurve], *, small: bool = False
 ) -> None:
-    ax.set_xticks([at[name] for name in names], names, fontsize=6.5 if small else 8)
-    crowded = max(map(len, names)) * len(names) > (26 if small else 70)
-    ax.tick_params(axis="x", labelrotation=90 if crowded else 0)
+    size = 6.5 if small else 8
+    turned = max(map(len, names)) * len(names) > (26 if small else 70) or None in _told(names, at, size, small, False)
+    ax.set_xticks(
+        [at[name] for name in names], [one or "" for one in _told(names, at, size, small, turned)], fontsize=size
+    )
+    ax.tick_params(axis="x", labelrotation=90 if turned else 0)
     highest = max((v for c in curves for v in (*c.scores, *c.highs) if v is not None), default=1)
     lowest = min((v for c in curves for v in (*c.scores, *c.lows) if v is not None), default=0)
     bottom, highest = min(0.0, lowest), highest or 100.0  # all scores are 0
     room = 0.03 * max(1.0, highest - bottom)
     ax.set_ylim(bottom - room, highest + room)
     ax.grid(axis="x", visible=False)
+
+
+def _told(names: Sequence[str], at: Mapping[str, float], size: float, small: bool, turned: bool) -> list[str | None]:
+    """Names of lengths that have room beside the one before, the last one always; None for the others.
+
+    On a linear axis short lengths lie close together. A tick without its name still shows where a length stands.
+    """
+    across = _ACROSS_PANEL if small else _ACROSS
+    low, high = min(at[name] for name in names), max(at[name] for name in names)
+    step = across / (high - low or 1.0)
+    half = {name: size * 0.6 if turned else size * (0.31 * len(name) + 0.2) for name in names}
+    *others, last = sorted(names, key=at.__getitem__)
+    begins = at[last] * step - half[last]
+    told, end = {last}, -float("inf")
+    for name in others:
+        place = at[name] * step
+        if place - half[name] >= end and place + half[name] <= begins:
+            told.add(name)
+            end = place + half[name]
+    return [name if name in told else None for name in names]
 
 
 def _end_labels(

@@ -94,12 +94,13 @@ def pair(mine: Ladder, other: Ladder, bootstrap: Bootstrap) -> Pair | None:
     theirs = {point.label: point for point in other.points}
     points = [in_common(p, theirs[p.label]) for p in mine.points if p.label in labels]
     before = [*mine.base, *(p for p in mine.points if p.label in labels), *other.base, *(theirs[n] for n in labels)]
-    shared = sum(len(a.units) for a, _ in [*bases, *points])
+    mine_shared = sum(a.samples for a, _ in [*bases, *points])
+    theirs_shared = sum(b.samples for _, b in [*bases, *points])
     return Pair(
         draw(_cut(mine, [a for a, _ in bases], [a for a, _ in points]), bootstrap),
         draw(_cut(other, [b for _, b in bases], [b for _, b in points]), bootstrap),
-        shared,
-        sum(len(p.units) for p in before) - 2 * shared,
+        min(mine_shared, theirs_shared),
+        sum(p.samples for p in before) - mine_shared - theirs_shared,
     )
 
 

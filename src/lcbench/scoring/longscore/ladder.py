@@ -26,12 +26,13 @@ class Unit:
 
     Attributes:
         key: the same for the same question asked of two methods. score: 0 to 1. cluster: equal for units whose prompts
-            share a context.
+            share a context. samples: that it is the mean of.
     """
 
     key: str
     score: float
     cluster: Hashable
+    samples: int = 1
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,11 @@ class Point:
     counts: Counts
     chance: float | None = None
     lacks: str = ""
+
+    @property
+    def samples(self) -> int:
+        """Samples among the units."""
+        return sum(unit.samples for unit in self.units)
 
     @property
     def clusters(self) -> int:
@@ -367,7 +373,7 @@ def _passkey_points(one: Scored) -> list[Point]:
         for depth, rows in columns.items():
             scores = [row.score for row in rows if row.score is not None]
             if scores:
-                units.append(Unit(depth, sum(scores) / len(scores), depth))
+                units.append(Unit(depth, sum(scores) / len(scores), depth, len(scores)))
         counts = _total(row for rows in columns.values() for row in rows)
         score = percent([unit.score for unit in units])
         point = Point(f"{length:g}", length, one.task.task, score, tuple(units), counts)
