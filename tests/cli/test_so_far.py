@@ -53,3 +53,14 @@ def test_what_was_not_scored_is_no_whole_score() -> None:
     found.add("full", "qasper", replace(RECORD, pred="a red house", id="1"))
     assert found.score("full") == pytest.approx(100.0)
     assert "so far" in shown(found)
+
+
+def test_two_tasks_of_one_name_have_headings_that_differ() -> None:
+    tasks = ["passkey@lengths=256,depths=2", "passkey@lengths=512,depths=2"]
+    found = SoFar(["full"], tasks)
+    for task in tasks:
+        found.add("full", task, replace(RECORD, pred="a red house"))
+    text = shown(found)
+    assert "passkey@lengths=256" in text
+    assert "passkey@lengths=512" in text
+    assert "depths" not in text

@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 from rich.console import Console
 
 from lcbench.cli.heart import Heart
-from lcbench.cli.progress import JsonLog, Lines
+from lcbench.cli.progress import Bars, JsonLog, Lines
 from lcbench.cli.so_far import SoFar
 from lcbench.cli.time_left import Piece, TimeLeft
 from lcbench.engine.answer import Event
@@ -238,6 +239,32 @@ def test_plain_lines_say_it_too_and_nothing_is_animated(monkeypatch: pytest.Monk
     lines.end()
     assert "\x1b" not in out.getvalue()
     assert "\r" not in out.getvalue()
+
+
+def test_bars_tell_tasks_of_one_name_apart_and_finished_ones_are_doing_nothing(made_up: None) -> None:
+    tasks = ["passkey@lengths=256,depths=2", "passkey@lengths=512,depths=2"]
+    made: Any = SimpleNamespace(
+        remaining_cost=(1.0, 4),
+        at_once=1,
+        sets=[SimpleNamespace(task=SimpleNamespace(id=task)) for task in tasks],
+        todo=[SimpleNamespace(group=SimpleNamespace(set_index=i), wanted=[0, 1]) for i in range(2)],
+        run=None,
+    )
+    bars = Bars(Console(file=io.StringIO(), force_terminal=True, width=100))
+    bars.begin(made, Path("r"))
+    try:
+        for task in tasks:
+            bars.on_event(Event("decode", task, "2 answers", 1, 2))
+            bars.on_event(Event("sample", task, "full", 1, 2))
+        assert [one.description for one in bars._bars.tasks] == ["passkey@lengths=256", "passkey@lengths=512"]
+        assert all("decoding" in one.fields["what"] for one in bars._bars.tasks)
+        bars.on_event(Event("sample", tasks[0], "full", 2, 2))
+        assert [bool(one.fields["what"]) for one in bars._bars.tasks] == [False, True]
+        assert bars.left() != "done"
+        bars.on_event(Event("sample", tasks[1], "full", 2, 2))
+        assert bars.left() == "done"
+    finally:
+        bars.end()
 
 
 def test_a_log_that_cannot_be_written_ends_the_heart_alone() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -223,3 +224,39 @@ def test_a_client_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "ray://somewhere:10001")
     with pytest.raises(UsageError, match="for clients"):
         Cluster(Crew(1, 0.0, 1), say=lambda text: None)
+
+
+@needs_ray
+@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "nowhere.invalid:6379", "6379", "127.0.0.1", "[::1"])
+def test_an_address_without_a_cluster_is_told_at_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:  # bound, and not listening: connections are refused
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("RAY_ADDRESS", address.format(port=free.getsockname()[1]))
+        began = time.monotonic()
+        with pytest.raises(ModelError, match="No Ray cluster answers at RAY_ADDRESS=") as refused:
+            Cluster(Crew(1, 0.0, 1), say=lambda text: None)
+    assert time.monotonic() - began < 20
+    assert "\n" not in refused.value.message
+    assert "ray start --head" in refused.value.next_step
+
+
+@needs_ray
+@pytest.mark.parametrize(("env", "joined"), [(None, "local"), ("local", "local"), ("auto", "auto")])
+def test_a_cluster_of_another_is_joined_only_when_asked(
+    env: str | None, joined: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    asked: list[str] = []
+
+    def init(address: str, **_: object) -> None:
+        asked.append(address)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if env is not None:
+        monkeypatch.setenv("RAY_ADDRESS", env)
+    with pytest.raises(KeyboardInterrupt):
+        Cluster(Crew(1, 0.0, 1), say=lambda text: None)
+    assert asked == [joined]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lcbench.kv.packing import BITS, Packed, pack, quantize, unpack
+from lcbench.kv.packing import BITS, Packed, group_that_fits, pack, quantize, unpack
 
 # (bits, group): group * bits fills whole words
 FORMATS = [(2, 16), (2, 32), (2, 48), (4, 8), (4, 32), (4, 40), (8, 4), (8, 12), (8, 32)]
@@ -166,3 +166,12 @@ def test_nothing_to_quantize() -> None:
     nothing = quantize(torch.empty(2, 8, 0), 2, 32)
     assert nothing.product(torch.ones(2, 3, 8)).shape == (2, 3, 0)
     assert nothing.joined(quantize(torch.ones(2, 8, 32), 2, 32)).shape == (2, 8, 32)
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "bits", "most", "fits"),
+    [(64, 2, 32, (2, 32)), (80, 2, 32, (2, 16)), (8, 2, 32, (4, 8)), (72, 2, 32, (4, 8)), (12, 2, 32, (8, 4)),
+     (6, 2, 32, None), (7, 8, 32, None)],
+)  # fmt: skip
+def test_a_group_that_fits_heads_is_found(head_dim: int, bits: int, most: int, fits: tuple[int, int] | None) -> None:
+    assert group_that_fits(head_dim, bits, most) == fits

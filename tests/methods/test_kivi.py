@@ -401,3 +401,12 @@ def test_packed_is_what_is_named() -> None:
     layer = layer_of(key, value, 300)
     assert isinstance(layer.keys, Packed)
     assert [t.shape for t in layer.tensors()][-2:] == [(HK, 44, D), (HK, 128, D)]
+
+
+@pytest.mark.parametrize(("head_dim", "fitting"), [(8, "kivi@bits=4,group_size=8"), (48, "kivi@bits=2,group_size=16")])
+def test_heads_that_groups_do_not_divide_get_a_spec_that_fits(head_dim: int, fitting: str) -> None:
+    shape = CacheShape(2, 8, 2, head_dim, torch.float32, torch.device("cpu"))
+    with pytest.raises(ModelError) as refused:
+        resolve("kivi@bits=2").check(shape)
+    assert refused.value.next_step == f"Use {fitting}."
+    resolve(fitting).check(shape)

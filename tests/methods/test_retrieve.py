@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lcbench.config.budget import Budget
-from lcbench.engine.generate import decode
+from lcbench.engine.generate import check_chunk, decode
 from lcbench.engine.generate import prefill as engine_prefill
 from lcbench.errors import BadValue, UsageError
 from lcbench.kv.cache import KVCache
@@ -566,3 +566,26 @@ def test_longcache_refuses_sizes_that_overlap() -> None:
         LongCache(local_size=600)
     with pytest.raises(BadValue, match="scope=4000"):
         LongCache(scope=4000)
+
+
+@pytest.mark.parametrize(
+    ("spec", "chunk", "fits"),
+    [
+        ("infllm", 512, True),
+        ("infllm", 1024, True),
+        ("infllm", 100, False),
+        ("em-llm@exc_block_size=64", 96, False),
+        ("em-llm@exc_block_size=64", 128, True),
+        ("longcache@scope=8192,chunk_size=256", 512, True),
+        ("longcache@scope=8192,chunk_size=256", 300, False),
+        ("full", 7, True),
+    ],
+)
+def test_pieces_that_cut_runs_are_refused_before_any_work(spec: str, chunk: int, fits: bool) -> None:
+    info = loaded_tiny("llama").info
+    if fits:
+        check_chunk(info, chunk, [resolve(spec)])
+        return
+    with pytest.raises(BadValue) as error:
+        check_chunk(info, chunk, [resolve("full"), resolve(spec)])
+    assert "--prefill-chunk" in error.value.next_step

@@ -30,7 +30,8 @@ class Faults:
     """What happens to the POST requests that come, one after another; "good" when the list is empty.
 
     Attributes:
-        script: "good"; a status, with "/N" after it a Retry-After; "slow:S"; "cut" (half an answer); "malformed".
+        script: "good"; a status, with "/N" after it a Retry-After; "slow:S"; "cut" (half an answer); "malformed";
+            "echo" (of the key).
         always: when the script is empty. only_chat: whether /v1/completions is not there.
         bodies, keys: of the requests. most: largest number of requests under way at once.
         rewritten: what the server makes of a body: fields it passes over, or knows. refuses: bodies it does not take.
@@ -89,6 +90,10 @@ def faulty(faults: Faults) -> type[Handler]:
                     self.wfile.flush()
                     self.close_connection = True
                     self.connection.shutdown(socket.SHUT_RDWR)
+                return
+            if name == "echo":
+                said = {"choices": [{"text": f"my key is {self.headers['Authorization']}", "finish_reason": "stop"}]}
+                self._send(200, said)
                 return
             code, _, wait = name.partition("/")
             data = json.dumps({"error": {"message": rest or "no"}}).encode()

@@ -246,6 +246,27 @@ def test_keys_come_from_the_environment_and_go_nowhere_else(
     assert "your key *** is fine" in kept.decode()
 
 
+def test_a_key_that_an_answer_echoes_stands_in_no_file(
+    cli: Cli, server: Server, faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "sk-SECRET4242"
+    monkeypatch.setenv("LCBENCH_API_KEY", secret)
+    server.key, faults.always = secret, "echo"
+    assert cli(*asked(server)).code == 0
+    assert cli("score", "served").code == 0
+    kept = {f: f.read_text() for f in Path("served").rglob("*") if f.is_file()}
+    assert any('my key is Bearer ***"' in text for path, text in kept.items() if path.suffix == ".jsonl")
+    assert not [path for path, text in kept.items() if secret in text]
+
+
+def test_keys_that_are_words_leave_answers_alone() -> None:
+    from lcbench.endpoint.client import _cleared
+
+    said = {"choices": [{"text": "sk-No-Key-Required: the required EMPTY sk-no-key-requ", "index": 0}], "id": None}
+    text = _cleared(said, "sk-no-key-required")["choices"][0]["text"]
+    assert text == "***: the required EMPTY sk-no-key-requ"
+
+
 def test_dry_run_says_how_it_would_ask_and_asks_nothing(cli: Cli, server: Server, faults: Faults, folder: Path) -> None:
     done = cli(*asked(server, "--dry-run", task=CHAT_TASK, api=None))
     assert done.code == 0, done.err

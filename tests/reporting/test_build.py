@@ -303,3 +303,17 @@ def test_what_all_runs_say_is_said_once(tmp_path: Path) -> None:
     assert sum("ratios are to its uncompressed" in note for note in notes) == 1
     assert "passkey@depths=3, passkey@depths=5: one background" in notes
     assert f"{three.path}: only the first rows of each task were asked for (--limit 1)" in notes
+
+
+def test_means_of_one_name_over_other_tasks_are_told_apart(tmp_path: Path) -> None:
+    one = {("full", task): [right(0)] for task in ("qasper", "hotpotqa", "gov_report")}
+    other = {("full", task): [right(0)] for task in ("qasper", "2wikimqa", "qmsum")}
+    report = build([make(tmp_path / "a", one), make(tmp_path / "b", other)])
+    titles = [line.title for line in report.lines if line.kind == "mean"]
+    assert len(set(titles)) == len(titles)
+    assert {"macro_en, part: 3 tasks, set 1", "macro_en, part: 3 tasks, set 2"} <= set(titles)
+    (note,) = [note for note in report.notes if note.startswith("macro_en, part: 3 tasks, set 2: ")]
+    assert note.endswith("; over qasper, 2wikimqa, qmsum")
+    assert "LongBench" in note
+    alone = build([make(tmp_path / "c", one)])
+    assert not any("set 1" in line.title for line in alone.lines)

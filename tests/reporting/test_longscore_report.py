@@ -86,7 +86,7 @@ def test_rank_changes_are_marked() -> None:
         ("weak", 3, 1, "▲2"),
         ("gone", 4, None, ""),
     ]
-    assert ranking(made).rows[0][-2] == "▼2"
+    assert ranking(view([weak, strong, middle, gone]), made).rows[0][-2] == "▼2"
 
 
 def test_only_lengths_that_all_own_entries_have_are_ranked() -> None:

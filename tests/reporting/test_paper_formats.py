@@ -203,6 +203,36 @@ def test_it_compiles(tmp_path: Path) -> None:
     assert "Overfull" not in done.stdout
 
 
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX here")
+def test_long_names_stay_on_the_page(tmp_path: Path) -> None:
+    long = "Org/" + "-".join(["Very-Long-Name"] * 8)
+    options = "budget=0.123456789012345678901234567890,window=32,kernel=7,pooling=max,reduce=mean,granularity=query"
+    columns = tuple(Column(model, f"snapkv@{options},n={i}") for model in (long, "demo") for i in range(9))
+    lines = tuple(Line(f"passkey@lengths=256/512/1024/2048/4096,repeats={i},max_new_tokens=1") for i in (1, 2))
+    cells = {(line, c): Cell(50.0, 40.0, 60.0, n=4) for line in lines for c in columns}
+    several = latex.render(Report(lines, columns, cells), latex.EXTRAS)
+    one = latex.render(Report(lines, columns[:1], {k: v for k, v in cells.items() if k[1] == columns[0]}))
+    packages = "\\documentclass{article}\\usepackage{booktabs,graphicx}\\begin{document}\n"
+    (tmp_path / "x.tex").write_text(f"{packages}{several}{one}\\end{{document}}", encoding="utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "x.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in done.stdout
+    assert "too large" not in done.stdout
+    assert several.count("snapkv@") >= 18
+
+
+def test_captions_of_longscores_name_tasks_as_the_first_table_does(tmp_path: Path) -> None:
+    cells = [(n, d / 10, 0) for n in (256, 512) for d in range(4)]
+    task = "passkey@lengths=256/512,depths=4,repeats=1"
+    run = make(tmp_path / "r", {(m, task): [passkey(*c, found=True) for c in cells] for m in ("full", "kivi")})
+    run.write_scores(score_run(run, ScoreOptions(longscore=LongScoreOptions(wanted=True))))
+    text = latex.render(build([run]))
+    captions = re.findall(r"\\caption\{(.*)\}", text)
+    assert any(caption.startswith("Two rankings: passkey, over") for caption in captions)
+    assert not any("@" in caption for caption in captions)
+
+
 def run_with_everything(path: Path) -> Report:
     cells = [(n, d / 10, 0) for n in (256, 512, 1024) for d in range(11)]
     records = {
@@ -302,6 +332,23 @@ def test_a_folded_category_is_the_mean_of_its_tasks(longbench: Report) -> None:
 def test_few_tasks_are_not_folded(tmp_path: Path) -> None:
     run = make(tmp_path / "r", {(m, t): [right(0)] for m in ("full", "kivi") for t in ENGLISH[:3]})
     assert "narrativeqa" in drawn(build([run]), 60, fold=True)
+
+
+def test_folding_never_hides_a_score_that_no_category_holds(tmp_path: Path) -> None:
+    everything = {("full", t): [wrong(0), wrong(1)] for t in ENGLISH}
+    single = {("snapkv", t): [right(0), right(1)] for t in ("qasper", "hotpotqa", "2wikimqa")}
+    report = build([make(tmp_path / "a", everything), make(tmp_path / "b", single)])
+    folding = folded(report)
+    names = [line.name for line in folding.lines if line.kind == "task"]
+    assert "qasper" in names
+    assert "narrativeqa" in names
+    assert "en/multi-doc-qa" in names
+    assert "hotpotqa" not in names
+    (snapkv,) = [column for column in folding.columns if column.method == "snapkv"]
+    multi = [cell.n for (line, column), cell in folding.cells.items() if "multi" in line.name and column == snapkv]
+    assert multi == [4]
+    shown = {n for (line, _) in folding.cells if line.kind == "task" for n in (line.members or (line.name,))}
+    assert shown == {line.name for line in report.lines if line.kind == "task"}
 
 
 def test_latex_counts_what_is_in_no_score_inside_the_table(tmp_path: Path) -> None:

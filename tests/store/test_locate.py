@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,22 @@ def test_long_lists_lose_their_options_then_their_ends() -> None:
 def test_any_spec_gives_a_safe_bounded_name(model: str, methods: list[str], tasks: list[str]) -> None:
     path = default_run_path({"model": {"name": model}, "methods": methods, "tasks": tasks})
     assert path.parent == Path("runs")
-    assert re.fullmatch(r"[A-Za-z0-9._+-]+", path.name)
+    assert {unicodedata.category(sign)[0] for sign in path.name if sign not in "._+-"} <= set("LMN")
     assert not path.name.startswith(("-", "."))
     assert len(path.name) <= 130
+    assert len(path.name.encode()) <= 240
+
+
+def test_names_in_other_scripts_stay_legible() -> None:
+    models = [ModelSpec("./模型"), ModelSpec("./数据"), ModelSpec("./tiny 二"), ModelSpec("🙂"), ModelSpec("./🙃")]
+    names = [path.name for path in study_paths(Path("out"), models)]
+    assert names[:3] == ["模型", "数据", "tiny-二"]
+    assert [re.fullmatch("model-[0-9a-f]{6}", name) is not None for name in names[3:]] == [True, True]
+    assert len(set(names)) == 5
+    long = study_paths(Path("out"), [ModelSpec("模" * 300), ModelSpec("a/" + "模" * 300, dtype="float16")])
+    assert max(len(path.name.encode()) for path in long) <= 240
+    spec = {"model": {"name": "./模型"}, "methods": ["full"], "tasks": ["passkey"]}
+    assert default_run_path(spec).name[:-7] == "模型-passkey-full"
 
 
 def _make(path: Path, when: int) -> Path:

@@ -22,6 +22,7 @@ from lcbench.cli.plan_view import duration
 from lcbench.cli.so_far import SoFar
 from lcbench.cli.time_left import TimeLeft, pieces_of
 from lcbench.errors import LcbenchError, UnknownName
+from lcbench.reporting.words import short_names
 
 if TYPE_CHECKING:
     from lcbench.engine.run import Event, Outcome
@@ -32,6 +33,7 @@ LOGS = ("text", "json")
 _LINE_EVERY = 60.0  # seconds between two lines of a long run where nothing can be animated
 _BEAT_EVERY = 30.0  # seconds after which the JSON log says that the run is alive
 _MOST_BARS = 6  # tasks with a bar of their own
+_LONGEST_NAME = 40  # letters of a task's name beside its bar
 _SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "LCBENCH_API_KEY", "LCBENCH_JUDGE_KEY", "OPENAI_API_KEY")
 
 
@@ -113,6 +115,8 @@ class _Counting(Watcher):
 
     def left(self) -> str:
         """The time left in words."""
+        if self.finished >= self.samples:
+            return "done"
         with self.lock:
             seconds, guess = self.time_left.left(time.monotonic()), self.time_left.is_guess
         if seconds is None:
@@ -239,6 +243,8 @@ class Bars(_Counting):
         if event.kind == "sample":
             self._whole.advance(self._id)
             self._bars.advance(job)
+            if self._is_done(job):
+                self._bars.update(job, what="")
             if event.error:
                 self.say(f"failed: {event.task} {event.index}/{event.total} {event.method}: {event.error}")
         elif event.kind == "oom":
@@ -254,7 +260,8 @@ class Bars(_Counting):
             ended = [name for name, job in self._jobs.items() if self._bars.tasks and self._is_done(job)]
             for name in ended[: max(0, len(self._jobs) - _MOST_BARS + 1)]:
                 self._bars.remove_task(self._jobs.pop(name))
-            name = task.partition("@")[0]  # options of a task can be longer than the line
+            name = short_names(self._owed).get(task, task)  # all options of a task can be longer than the line
+            name = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
             self._jobs[task] = self._bars.add_task(escape(name), total=self._owed.get(task, 0), what="")
         return self._jobs[task]
 

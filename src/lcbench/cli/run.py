@@ -141,7 +141,7 @@ def run(
     engine: str | None = typer.Option(
         None,
         "--engine",
-        help="local | ray: the workers are actors of a Ray cluster (RAY_ADDRESS, or one on this machine).",
+        help="local | ray: the workers are actors of a Ray cluster (RAY_ADDRESS, or one made here).",
         rich_help_panel="Several machines",
     ),
     ray_gpus: str | None = typer.Option(

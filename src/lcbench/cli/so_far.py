@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lcbench.errors import LcbenchError
+from lcbench.reporting.words import short_names
 
 if TYPE_CHECKING:
     from lcbench.store.rundir import RunDirectory
@@ -119,8 +120,9 @@ class SoFar:
         label = "score" if final and self.whole else "score so far"
         table.add_column("method", overflow="fold")
         table.add_column("samples", justify="right", no_wrap=True)
+        names = short_names(self.tasks)
         for task in self.tasks if each else ():
-            table.add_column(Text(f"{task.partition('@')[0]}\n{label}"), justify="right")
+            table.add_column(Text(f"{names[task]}\n{label}"), justify="right", overflow="fold")
         if not each:
             mean = f"\nmean of {len(self.tasks)} tasks" if len(self.tasks) > 1 else ""
             table.add_column(f"{label}{mean}", justify="right")

@@ -43,6 +43,7 @@ _LOCAL = {"127.0.0.1", "::1", "localhost"}
 _SHOWN = 200  # characters of a server's own message that are passed on
 _READ = 4000  # that are looked at
 _TELLING = 8  # characters of a key that may not be shown either
+_ECHO = 16  # in answers, where eight may be a word: keys are placeholders on some servers ("no-key-required")
 
 
 class NoReply(Exception):
@@ -286,7 +287,7 @@ class Client:
         if isinstance(found, Mapping) and found.get("error"):
             said = self._said(data)
             raise Again("its answer is an error" + (f": {said}" if said else ""))
-        return found
+        return _cleared(found, self.key) if len(self.key) >= _TELLING else found
 
     def _absent(self, code: int, said: str) -> NoReturn:
         raise Absent(
@@ -338,9 +339,18 @@ def _message(found: Any) -> str:
     return found if isinstance(found, str) else ""
 
 
-def _without(text: str, key: str) -> str:
-    """A text with asterisks where it shows the key, or a good part of it, in whatever case."""
-    size, spelled = min(len(key), _TELLING), key.lower()
+def _cleared(found: Any, key: str) -> Any:
+    """Parsed JSON, no text of which shows the key: what servers echo would reach predictions, reports and exports."""
+    if isinstance(found, str):
+        return _without(found, key, _ECHO)
+    if isinstance(found, Mapping):
+        return {name: _cleared(value, key) for name, value in found.items()}
+    return [_cleared(value, key) for value in found] if isinstance(found, list) else found
+
+
+def _without(text: str, key: str, telling: int = _TELLING) -> str:
+    """A text with asterisks where it shows the key, or so many characters of it, in whatever case."""
+    size, spelled = min(len(key), telling), key.lower()
     if not size:
         return text
     parts = {spelled[at : at + size] for at in range(len(key) - size + 1)}

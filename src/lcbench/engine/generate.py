@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lcbench.engine.prefix import Beginning, Beginnings
 from lcbench.engine.stacked import Generated, Rules, decode_rows
-from lcbench.errors import ModelError
+from lcbench.errors import BadValue, ModelError
 from lcbench.kv.cache import KVCache
 from lcbench.kv.layer import DenseLayer
 from lcbench.kv.native import NativeCache
@@ -103,10 +103,19 @@ def _plain_cache(loaded: LoadedModel, length: int) -> KVCache:
     return KVCache.dense(loaded.info.layers, expected=length)
 
 
-def check_chunk(info: ModelInfo, chunk: int | None) -> None:
-    """Raises ModelError where a prompt read in chunks is not the prompt read at once."""
+def check_chunk(info: ModelInfo, chunk: int | None, methods: Sequence[Method] = ()) -> None:
+    """Raises ModelError where a prompt read in chunks is not the prompt read at once, BadValue where chunks would cut
+    a method's runs."""
     if chunk is None:
         return
+    for method in methods:
+        size, first = method.runs() or (1, 0)
+        if chunk % size or first % size:
+            step = f", or make it a multiple of {size}" if first % size == 0 else ""
+            raise BadValue(
+                f"{method.id} reads prompts in runs of {size} tokens, and pieces of {chunk} tokens cut them.",
+                f"Leave --prefill-chunk out{step}.",
+            )
     if info.rope_follows_length:
         reason = "chooses its rotary frequencies by the length of the text"
     elif info.state is not None and not info.state.continues:

@@ -6,6 +6,9 @@ the same is mended when it shows (`engine.answer`: a group that runs out of memo
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,6 +26,7 @@ _ACTIVATIONS = (
 )
 _SCORES = 2**27  # what observers and scorers take for a moment: two blocks of weights (kv.weights) and their sorting
 _LEAST = 2**26
+_ONEDNN = ("could not create a primitive", "could not create a memory object", "could not execute a primitive")
 _GPU_RESERVE = 2**30  # CUDA context, cuBLAS workspaces, fragments
 
 
@@ -93,14 +97,21 @@ def prompt_bytes(shape: CacheShape, prompt_tokens: int, chunk: int | None = None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on a GPU or on the CPU (where torch raises a plain RuntimeError)."""
+    """Whether memory ran out, on a GPU or on the CPU (where torch raises a plain RuntimeError, and oneDNN one that
+    does not say why it could make nothing)."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    told = "out of memory" in text or "can't allocate memory" in text
+    return isinstance(error, RuntimeError) and (told or text in _ONEDNN)
 
 
 def release(device: torch.device) -> None:
-    """Give cached blocks back to the device, after something has failed."""
+    """Give what is free back to the device or the system, after something has failed."""
+    gc.collect()  # the traceback of what failed may still hold its tensors in a circle
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    elif sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc keeps freed memory for later
+        if trim is not None:
+            trim(0)

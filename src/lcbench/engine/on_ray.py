@@ -13,12 +13,14 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 
@@ -38,6 +40,7 @@ _POLL_SECONDS = 0.2
 _TRIES = 3  # machines of a cluster are lost more often than processes of one's own
 _LOADS = 3  # deaths of one actor over its model
 _PAUSE_SECONDS = 1.0  # before an actor that is being restarted is asked again
+_KNOCK_SECONDS = 10.0  # for a cluster's address to take a connection
 _PATIENCE_SECONDS = 600.0  # for one to come back, where no other is at work
 
 
@@ -87,9 +90,10 @@ class Crew:
 
 
 class Cluster:
-    """A connection to Ray: the cluster of ``RAY_ADDRESS``, else one that runs on this machine, else one made now.
+    """A connection to Ray: the cluster of ``RAY_ADDRESS``, else one made now, of this process alone.
 
-    The connection ends with this process, and a cluster that was made ends with it.
+    A cluster that happens to run on this machine may be another command's own and end with it: it is joined only when
+    asked for (``RAY_ADDRESS=auto``). The connection ends with this process, and a cluster that was made ends with it.
 
     Raises:
         UsageError: Ray is not installed, or the address is one of a client. ModelError: no cluster answers there.
@@ -111,18 +115,23 @@ class Cluster:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-        try:
-            self._ray.init(address=address or "auto", **quiet)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            if address:
-                text = str(error).splitlines()[0] if str(error) else type(error).__name__
-                raise ModelError(
-                    f"No Ray cluster answers at {address}: {text}",
-                    "Check RAY_ADDRESS, or start it: ray start --head. If it wants a token: RAY_AUTH_MODE=token",
-                ) from None
-            self._say("No Ray cluster runs here: one is made on this machine, for this run.")
+        if address in ("", "local"):
+            self._say("A Ray cluster is made here, for this run (RAY_ADDRESS=auto joins one of this machine).")
             self._ray.init(address="local", include_dashboard=False, **quiet)
-        self._check_resources(made=not address)
+        else:
+            self._join(address, quiet)
+        self._check_resources(made=address in ("", "local"))
+
+    def _join(self, address: str, quiet: dict[str, Any]) -> None:
+        step = "Check RAY_ADDRESS, or start it: ray start --head. Without RAY_ADDRESS a run makes a cluster of its own."
+        try:
+            _knock(address)
+            self._ray.init(address=address, **quiet)
+        except (OSError, RuntimeError, ValueError) as error:  # Ray's ConnectionError is an OSError
+            text = str(error).splitlines()[0] if str(error) else type(error).__name__
+            step += " If it wants a token: RAY_AUTH_MODE=token"
+            raise ModelError(f"No Ray cluster answers at RAY_ADDRESS={address}: {text.rstrip('.')}.", step) from None
+        self._say(f"Ray: the cluster at {self._ray.get_runtime_context().gcs_address}.")
 
     def _check_resources(self, *, made: bool) -> None:
         """Ray waits for ever for what a cluster never has; that may be right where machines are added on demand."""
@@ -138,6 +147,9 @@ class Cluster:
             if each * self.crew.workers > there:
                 wanted = f"{self.crew.workers} actors want {each * self.crew.workers:g} {what}"
                 self._say(f"{wanted}, and the cluster has {there:g} now: some wait until there are more.")
+            elif not made and each * self.crew.workers > (free := float(self._ray.available_resources().get(name, 0))):
+                wanted = f"{self.crew.workers} actors want {each * self.crew.workers:g} {what}"
+                self._say(f"{wanted}, and others leave {free:g} of the cluster's {there:g} free: some wait for them.")
 
     def describe(
         self, spec: ModelSpec, home: Path, *, say: Callable[[str], None], turned_by: Sequence[str]
@@ -207,6 +219,17 @@ def _ray() -> Any:
     import ray
 
     return ray
+
+
+def _knock(address: str) -> None:
+    """Raises OSError, ValueError: nothing listens at HOST:PORT. Ray itself would go on trying, without a word."""
+    if address == "auto":  # Ray looks for it on this machine
+        return
+    place = urlsplit(f"//{address}")
+    if not place.hostname or not place.port:
+        raise ValueError("it is not HOST:PORT, auto or local")
+    with socket.create_connection((place.hostname, place.port), timeout=_KNOCK_SECONDS):
+        pass
 
 
 def _facts(spec: ModelSpec, home: Path, turned_by: Sequence[str]) -> ModelInfo:

@@ -106,7 +106,7 @@ def open_session(
     turned_by = [method.id for method in methods if method.turns]
     told = describe if cluster is None else cluster.describe
     info, tokenizer = told(spec.model, home, say=say, turned_by=turned_by)
-    check_chunk(info, spec.prefill_chunk)
+    check_chunk(info, spec.prefill_chunk, methods)
     for method in methods:
         require(method, info.shape(), info.name)
     methods = [method.bind(info, home) for method in methods]

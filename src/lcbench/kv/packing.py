@@ -138,3 +138,14 @@ def quantize(x: Tensor, bits: int, group: int) -> Packed:
     codes = (grouped - base.unsqueeze(-1)) / torch.where(step > 0, step, torch.ones_like(step))
     codes = torch.where(step > 0, codes, torch.zeros_like(codes)).clamp_(0, levels).round_()
     return Packed(pack(codes.flatten(-2), bits), scale, minimum, bits, group)
+
+
+def group_that_fits(head_dim: int, bits: int, most: int) -> tuple[int, int] | None:
+    """Bits and a power of two as group size, at most ``most``, that divide a head and fill words; fewest bits first.
+
+    Bits are ``bits`` or more; None where no such pair exists, as for odd head dimensions.
+    """
+    group = head_dim & -head_dim
+    while group > most:
+        group //= 2
+    return next(((wide, group) for wide in BITS if wide >= bits and group * wide % WORD == 0), None)

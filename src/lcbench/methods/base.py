@@ -149,6 +149,11 @@ class Method:
         hooks = ("transform_model", "adapt", "filter_prompt", "prefill_cache", "observes", "compress")
         return all(getattr(type(self), hook) is getattr(Method, hook) for hook in hooks)
 
+    def runs(self) -> tuple[int, int] | None:
+        """Prompt tokens that act together, and how many before them may come in any pieces; None where pieces do not
+        matter. A prompt fed in pieces (``--prefill-chunk``) is not to be cut within such a run."""
+        return None
+
     def window_of(self, trained: int) -> int | None:
         """Positions that prompt and answer may take together on a model trained for ``trained``; None for any number.
         Only methods that extend a model's window change it (`WiderWindow`)."""

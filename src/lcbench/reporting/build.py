@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -57,6 +57,9 @@ def build(runs: Sequence[RunDirectory], *, with_published: bool = False) -> Repo
             for line, cell, label in _merged_means(sharing, column.method, ids):
                 cells[line, column] = cell
                 labels.update({} if line.category else {line.name: label})
+    apart = _told_apart(line for line, _ in cells)
+    cells = {(apart.get(line, line), column): cell for (line, column), cell in cells.items()}
+    labels.update({made.name: _of_tasks(labels.get(line.name, ""), line.members) for line, made in apart.items()})
     lines = list(dict.fromkeys(line for line, _ in cells))
     names = list(dict.fromkeys(line.name for line in lines))
     lines.sort(key=lambda line: (line.kind == "mean", names.index(line.name)))
@@ -253,6 +256,24 @@ def _means(scores: Mapping[str, Any]) -> list[tuple[Line, Cell, str]]:
         line = Line(name, kind="mean", members=tasks, category=key in categories)
         found.append((line, Cell(group["score"], low, high), group["label"]))
     return found
+
+
+def _told_apart(lines: Iterable[Line]) -> dict[Line, Line]:
+    """Means of one name over other tasks ("micro15, part: 6 tasks" of two runs), each to itself with a number."""
+    named: dict[str, list[Line]] = {}
+    for line in dict.fromkeys(lines):
+        if line.kind == "mean":
+            named.setdefault(line.name, []).append(line)
+    return {
+        line: replace(line, name=f"{line.name}, set {number}")
+        for own in named.values()
+        for number, line in enumerate(own, 1)
+        if len(own) > 1
+    }
+
+
+def _of_tasks(label: str, tasks: Sequence[str]) -> str:
+    return "; ".join([*([label] if label else []), f"over {', '.join(tasks)}"])
 
 
 def _merged_means(

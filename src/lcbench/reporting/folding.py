@@ -10,15 +10,39 @@ from lcbench.reporting.table import Cell, Column, Line, Report
 
 def foldable(report: Report) -> int:
     """Number of tasks that folding would hide."""
-    return len({name for line in report.lines if line.category for name in line.members})
+    return len({name for line in _foldable(report) for name in line.members})
+
+
+def _foldable(report: Report) -> list[Line]:
+    """Categories that say something of every score they would hide.
+
+    In merged runs, a method may have one task of a category only and so no mean over it: then its tasks stay.
+    """
+    categories: dict[str, list[Line]] = {}
+    for line in report.lines:
+        if line.category:
+            categories.setdefault(_category(line), []).append(line)
+    tasks = [(line.name, column) for line, column in report.cells if line.kind == "task"]
+    found = []
+    for own in categories.values():
+        members = {name for line in own for name in line.members}
+        said = {(name, column) for line, column in report.cells if line in own for name in line.members}
+        if all(task in said for task in tasks if task[0] in members):
+            found += own
+    return found
+
+
+def _category(line: Line) -> str:
+    return line.name.partition(", part:")[0]
 
 
 def folded(report: Report) -> Report:
     """Categories of two tasks and more as one line each, in the place of their first task; all else as it was.
 
-    A category's bytes are the mean over its tasks; its line names how many they are.
+    A category stays on a line a task where its mean would leave out a method's score. A category's bytes are the mean
+    over its tasks; its line names how many they are.
     """
-    categories = [line for line in report.lines if line.category]
+    categories = _foldable(report)
     hidden = {name for line in categories for name in line.members}
     lines: list[Line] = []
     cells = dict(report.cells)
@@ -38,7 +62,9 @@ def folded(report: Report) -> Report:
 
 def _as_task(category: Line) -> Line:
     name, _, part = category.name.partition(", part:")
-    return Line(name, f"{len(category.members)} {'of its ' if part else ''}tasks", members=category.members)
+    count, _, which = part.partition(",")  # "3 tasks", and where several parts of one size differ, "set 1"
+    metric = f"{len(category.members)} {'of its ' if count else ''}tasks" + (f",{which}" if which else "")
+    return Line(name, metric, members=category.members)
 
 
 def _cells(report: Report, category: Line, made: Line) -> dict[tuple[Line, Column], Cell]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from lcbench.reporting.best import Rank, ranks
 from lcbench.reporting.efficiency import efficiency_notes
 from lcbench.reporting.efficiency_table import WHICH, cells_of, columns_of
-from lcbench.reporting.latex_layout import EMPTY, Block, Entry, Sheet, lines_of
+from lcbench.reporting.latex_layout import EMPTY, Block, Entry, Sheet, breakable, lines_of
 from lcbench.reporting.longscore import tables as longscore
 from lcbench.reporting.table import Cell, Column, Line, Report
 from lcbench.reporting.words import bytes_text, clean, explained, ratio_text, score_text, short_names
@@ -79,11 +79,11 @@ def _scores(report: Report, extras: Sequence[str]) -> Sheet:
     models = list(dict.fromkeys(column.model for column in report.columns))
     blocks = []
     for model in models:
-        title = f"\\textit{{{_text(model)}}}" if len(models) > 1 else ""
+        title = _entry(model) if len(models) > 1 else EMPTY
         for column in report.columns:
             if column.model == model:
                 blocks.append(Block(tuple(_method(report, lines, column, places, "interval" in extras)), title))
-                title = ""
+                title = EMPTY
     heading = (_entry("Method"), *_heading(lines), _entry("KV cache"), _entry("Ratio"))
     return Sheet(
         _caption(report, extras), "tab:lcbench", heading, tuple(blocks), first=tuple(first), tail=2, turned=True
@@ -114,7 +114,7 @@ def _plain(title: str, rows: Sequence[Sequence[str]], left: int, keys: int, labe
     ``keys`` columns tell its rows apart."""
     told = [i for i in range(len(rows[0])) if i < keys or any(row[i] for row in rows[1:])]
     head, *body = [tuple(_entry(row[i]) for i in told) for row in rows]
-    return lines_of(Sheet(_text(title), label, head, tuple(Block((row,)) for row in body), keys, left))
+    return lines_of(Sheet(breakable(_text(title)), label, head, tuple(Block((row,)) for row in body), keys, left))
 
 
 def _entry(text: str) -> Entry:
@@ -194,7 +194,7 @@ def _caption(report: Report, extras: Sequence[str]) -> str:
     if any(report.part_of(line, column) for line, column in report.cells):
         words += " A score of a part of the rows that others have is marked, and neither best nor second."
     models = list(dict.fromkeys(column.model for column in report.columns))
-    return words if len(models) > 1 else f"{_text(models[0])}. {words}" if models else words
+    return words if len(models) > 1 else f"{breakable(_text(models[0]))}. {words}" if models else words
 
 
 def _text(text: str) -> str:

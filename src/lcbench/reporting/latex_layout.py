@@ -7,15 +7,23 @@ tabulars below, and what is longer than a page in further tables.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 _TEXT = 345.0  # points across a page of article at 10 points
 _SIZE = 8.0  # of \footnotesize there
 _GAP = 4.0  # \tabcolsep, on both sides of every column
-_WIDEST = 130.0  # a first column beyond this breaks its lines
+_WIDEST = 130.0  # a column of names beyond this breaks its lines
+_WIDEST_OF_TWO = 95.0  # where two of them stand side by side
+_LONG_WORD = 16  # letters from which on a word may be broken, at signs of ids or else anywhere
+_STRETCH = 10  # letters of an id without such a sign before it is broken all the same
+_PIECE = re.compile(r"\\[A-Za-z]+(?:\{\})?|\\.|\$[^$]*\$|\{[^{}]*\}|.", re.DOTALL)
+_JOINTS = (",", "@", "+", "=", "/", ".", r"\_", "{-}", ":")
 _LINE = 9.5  # points from a line to the next
 _MOST_ROWS = 50  # of \footnotesize that a page holds besides caption and heading
+_FEWEST_ROWS = 8  # that stand on a page however tall its heading
 _NARROW, _SLIM, _BROAD = "iljI|!.,:;'()[]", "frst-/ ", "mwMW@%&=+"
 
 
@@ -38,10 +46,11 @@ EMPTY = Entry("", "")
 
 @dataclass(frozen=True)
 class Block:
-    """Rows that stay together. ``title``: a line above, across all columns; rows: of as many entries as the heading."""
+    """Rows that stay together. ``title``: a line above in italics, across all columns; rows: of as many entries as the
+    heading."""
 
     rows: tuple[tuple[Entry, ...], ...]
-    title: str = ""
+    title: Entry = EMPTY
 
 
 @dataclass(frozen=True)
@@ -115,32 +124,48 @@ def _pages(sheet: Sheet, parts: int) -> Iterator[tuple[list[int], list[Block]]]:
     """(parts, blocks) of each ``table``: all rows of as many parts as a page holds, or some rows of one part."""
     turned = sheet.turned and _turns(sheet)
     heading = max(entry.width for entry in sheet.heading[sheet.keys :]) / _LINE if turned else 1
-    rows = sum(len(block.rows) + bool(block.title) for block in sheet.blocks) + len(sheet.first) + heading + 1.5
+    rows = sum(_height(sheet, block) for block in sheet.blocks) + len(sheet.first) + heading + 1.5
     together = max(1, int(_MOST_ROWS / rows))
     for begin in range(0, parts, together):
         some = list(range(begin, min(parts, begin + together)))
-        for blocks in _cut(sheet.blocks):
+        for blocks in _cut(sheet, max(_FEWEST_ROWS, _MOST_ROWS - math.ceil(heading - 1) - len(sheet.first))):
             yield some, blocks
 
 
-def _cut(blocks: Sequence[Block]) -> Iterator[list[Block]]:
-    """The blocks on pages; one that goes on over a page repeats its title."""
+def _cut(sheet: Sheet, most: int) -> Iterator[list[Block]]:
+    """The blocks on pages of ``most`` lines; one that goes on over a page repeats its title."""
     page: list[Block] = []
-    used, title = 0, ""
-    for block in blocks:
-        title = block.title or title
-        needed = len(block.rows) + bool(block.title)
-        if page and used + needed > _MOST_ROWS:
+    used, title = 0, EMPTY
+    for block in sheet.blocks:
+        title = block.title if block.title.tex else title
+        needed = _height(sheet, block)
+        if page and used + needed > most:
             yield page
             page, used = [], 0
-            block = block if block.title or not title else Block(block.rows, title)
+            block = block if block.title.tex or not title.tex else Block(block.rows, title)
+            needed = _height(sheet, block)
         page.append(block)
         used += needed
     yield page
 
 
+def _height(sheet: Sheet, block: Block) -> int:
+    """Lines that a block takes."""
+    widest, broken = _widest(sheet), _broken(sheet)
+    lines = _lines(block.title.width, _TEXT) if block.title.tex else 0
+    for row in block.rows:
+        names = [_lines(row[i].width, widest) for i in broken]
+        lines += max([1, *names, *(entry.plain.count("\n") + 1 for entry in row)])
+    return lines
+
+
+def _lines(width: float, room: float) -> int:
+    """Lines of a text that may be broken: a fifth more than would fill them to their ends."""
+    return 1 if width <= room else math.ceil(1.2 * width / room)
+
+
 def _tabular(sheet: Sheet, columns: Sequence[int], blocks: Sequence[Block]) -> list[str]:
-    broken = _broken(sheet)
+    broken, widest = _broken(sheet), _widest(sheet)
     align = "".join("l" if i < sheet.left else "r" for i in columns)
     turned = sheet.turned and _turns(sheet)
     heading = [
@@ -150,17 +175,24 @@ def _tabular(sheet: Sheet, columns: Sequence[int], blocks: Sequence[Block]) -> l
     found = [f"\\begin{{tabular}}{{{align}}}", r"\toprule", _row(heading), r"\midrule"]
     found += [_row([row[i].tex for i in columns]) for row in sheet.first]
     found += [r"\midrule"] * bool(sheet.first)
+    widths = _widths(sheet)
+    across = sum(widths[i] + 2 * _GAP for i in columns) - 2 * _GAP
     for number, block in enumerate(blocks):
-        if block.title:
+        if block.title.tex:
             found += [r"\midrule"] * bool(number)
-            found.append(f"\\multicolumn{{{len(columns)}}}{{l}}{{{block.title}}} \\\\")
+            title = f"\\textit{{{block.title.tex}}}"
+            if block.title.width > across:
+                title = _box(f"\\itshape {breakable(block.title.tex)}", min(_TEXT, max(across, _WIDEST)))
+            found.append(f"\\multicolumn{{{len(columns)}}}{{l}}{{{title}}} \\\\")
         for row in block.rows:
-            cells = [row[i].tex for i in columns]
-            if broken and row[0].tex:
-                cells[0] = f"\\parbox[t]{{{_WIDEST:g}pt}}{{\\raggedright {_breakable(row[0].tex)}\\strut}}"
+            cells = [_box(breakable(row[i].tex), widest) if i in broken and row[i].tex else row[i].tex for i in columns]
             if any(cells):  # a row that only another part has something in
                 found.append(_row(cells))
     return [*found, r"\bottomrule", r"\end{tabular}"]
+
+
+def _box(tex: str, width: float) -> str:
+    return f"\\parbox[t]{{{width:.4g}pt}}{{\\raggedright {tex}\\strut}}"
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -179,7 +211,8 @@ def _widths(sheet: Sheet) -> list[float]:
     if turned:
         keys = range(sheet.keys)
         widths = [max(w, sheet.heading[i].width if i in keys else 1.2 * _SIZE) for i, w in enumerate(widths)]
-    return [_WIDEST, *widths[1:]] if _broken(sheet) else widths
+    broken = _broken(sheet)
+    return [_widest(sheet) if i in broken else width for i, width in enumerate(widths)]
 
 
 def _turns(sheet: Sheet) -> bool:
@@ -189,15 +222,35 @@ def _turns(sheet: Sheet) -> bool:
     return sum(width + 2 * _GAP for width in widths) > _TEXT
 
 
-def _broken(sheet: Sheet) -> bool:
-    """Whether names in the first column are broken."""
-    return max((row[0].width for row in _rows(sheet)), default=0.0) > _WIDEST
+def _broken(sheet: Sheet) -> list[int]:
+    """Columns of names that are broken."""
+    widest = _widest(sheet)
+    return [i for i in range(sheet.left) if max((row[i].width for row in _rows(sheet)), default=0.0) > widest]
 
 
-def _breakable(tex: str) -> str:
-    for sign in (",", "@", "+", "="):
-        tex = tex.replace(sign, sign + r"\allowbreak{}")
-    return tex
+def _widest(sheet: Sheet) -> float:
+    """Points that a column of names may have."""
+    return _WIDEST if sheet.left == 1 else _WIDEST_OF_TWO
+
+
+def breakable(tex: str) -> str:
+    """Long words of a text in LaTeX with places to break them: where ids have joints, and else every few letters."""
+    return " ".join(_broken_word(word) for word in tex.split(" "))
+
+
+def _broken_word(word: str) -> str:
+    pieces = _PIECE.findall(word)
+    if len(pieces) <= _LONG_WORD:
+        return word
+    found, since = [], 0
+    for piece in pieces:
+        since += 1
+        joint = piece in _JOINTS
+        found.append(piece)
+        if joint or since >= _STRETCH:
+            found.append(r"\allowbreak{}")
+            since = 0
+    return "".join(found)
 
 
 def _em(sign: str) -> float:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 def default_run_path(spec: RunSpec | Mapping[str, Any]) -> Path:
     """``runs/<model>-<tasks>-<methods>-<hash>``, relative; the same spec always gives the same path.
 
-    Only letters, digits and ``. _ + -`` occur; the name stays under 120 characters.
+    Only letters and digits of any script and ``. _ + -`` occur, and no ``-`` begins it; the name stays under 120
+    characters and 240 bytes.
     """
     data = spec.to_dict() if isinstance(spec, RunSpec) else dict(spec)
     canonical = json.dumps(data, sort_keys=True, ensure_ascii=True)
@@ -62,12 +64,12 @@ def _told_apart(model: ModelSpec) -> str:
 
 def _hashed(model: ModelSpec) -> str:
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(model), sort_keys=True).encode()).hexdigest()[:6]
-    return f"{_slug(_last_part(model.name), 60)}-{digest}"
+    return f"{_slug(_last_part(model.name), 60) or 'model'}-{digest}"
 
 
 def bench_path(model: str) -> Path:
     """``runs/bench-<model>``, relative: where `lcbench bench` goes when the user names no folder."""
-    return Path(RUNS) / f"bench-{_slug(_last_part(model), 60)}"
+    return Path(RUNS) / f"bench-{_slug(_last_part(model), 60) or 'model'}"
 
 
 def latest_run(cwd: Path | str = ".") -> Path:
@@ -124,11 +126,11 @@ def _remembered() -> Path | None:
 def _joined(names: Sequence[str], longest: int) -> str:
     """The names joined by ``+``: with their options where that fits, else without, else as many as fit."""
     whole = "+".join(_slug(name) for name in names)
-    if len(whole) <= longest:
+    if _length(whole) <= longest:
         return whole
     slugs = list(dict.fromkeys(_slug(name.partition("@")[0], longest) for name in names))
     shown = 1
-    while shown < len(slugs) and len("+".join(slugs[: shown + 1])) <= longest:
+    while shown < len(slugs) and _length("+".join(slugs[: shown + 1])) <= longest:
         shown += 1
     rest = len(slugs) - shown
     return "+".join(slugs[:shown]) + (f"+{rest}more" if rest else "")
@@ -140,4 +142,15 @@ def _last_part(model: str) -> str:
 
 
 def _slug(text: str, longest: int | None = None) -> str:
-    return re.sub(r"[^A-Za-z0-9._]+", "-", text)[:longest].strip("-.")
+    """``text`` as part of a file's name: letters and digits of any script, ``.`` and ``_``, all else as ``-``."""
+    plain = unicodedata.normalize("NFKC", text)
+    kept = "".join(sign if sign in "._" or unicodedata.category(sign)[0] in "LMN" else "-" for sign in plain)
+    short = re.sub("-+", "-", kept)
+    while longest is not None and _length(short) > longest:
+        short = short[:-1]
+    return short.strip("-.")
+
+
+def _length(text: str) -> int:
+    """Characters, or half the bytes where these are more: file systems end names at 255 bytes."""
+    return max(len(text), (len(text.encode()) + 1) // 2)

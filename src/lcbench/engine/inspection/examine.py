@@ -83,7 +83,7 @@ def inspect(request: Request, home: Path, say: Say) -> Inspection:
     info, tokenizer = describe(spec.model, home, say=say, with_tokenizer=ids is None, turned_by=turned_by)
     if request.force is not None and forced is not None:
         check_ids(forced, info.vocab, "--force", request.force)
-    check_chunk(info, spec.prefill_chunk)
+    check_chunk(info, spec.prefill_chunk, [method])
     require(method, info.shape(), info.name)
     method = method.bind(info, home)
     method.check(info.shape())

@@ -94,6 +94,9 @@ class EMLLM(WiderWindow, AttentionMethod):
                 "Use a smaller min_block.",
             )
 
+    def runs(self) -> tuple[int, int]:
+        return self.exc_block_size, 0
+
     def extended(self, trained: int) -> int | None:
         return None if self.n_local <= trained else trained
 

@@ -9,7 +9,7 @@ from lcbench.config.options import param
 from lcbench.errors import BadValue, ModelError
 from lcbench.kv.cache import CacheShape, KVCache
 from lcbench.kv.codecs import Grouped
-from lcbench.kv.packing import BITS, WORD
+from lcbench.kv.packing import BITS, WORD, group_that_fits
 from lcbench.kv.record import PrefillRecord
 from lcbench.kv.token_store import TokenCodes
 from lcbench.methods.base import AttentionMethod, Traits
@@ -58,10 +58,13 @@ class FlexGenLongctx(AttentionMethod):
 
     def check(self, shape: CacheShape) -> None:
         if shape.head_dim % self.group_size:
+            fits = group_that_fits(shape.head_dim, self.bits, self.group_size)
             raise ModelError(
                 f"flexgen-longctx@group_size={self.group_size} does not divide this model's head dimension "
                 f"{shape.head_dim}.",
-                "Use a smaller group_size that does, e.g. flexgen-longctx@group_size=16.",
+                f"Use flexgen-longctx@bits={fits[0]},group_size={fits[1]}."
+                if fits
+                else "Use a method that quantizes no groups of channels: lcbench list methods.",
             )
 
     def prefill_cache(self, shape: CacheShape, prompt_tokens: int) -> KVCache:

@@ -19,7 +19,7 @@ from lcbench.kv.kernels import rows
 from lcbench.kv.kernels.pages import Row
 from lcbench.kv.kernels.rows import Place
 from lcbench.kv.layer import LayerKV, outside_window, text_positions
-from lcbench.kv.packing import BITS, WORD, Packed, quantize
+from lcbench.kv.packing import BITS, WORD, Packed, group_that_fits, quantize
 from lcbench.kv.record import LayerRecord
 from lcbench.methods.base import CacheTransform, Traits
 from lcbench.methods.registry import method
@@ -80,9 +80,12 @@ class Kivi(CacheTransform):
 
     def check(self, shape: CacheShape) -> None:
         if shape.head_dim % self.group_size:
+            fits = group_that_fits(shape.head_dim, self.bits, self.group_size)
             raise ModelError(
                 f"kivi@group_size={self.group_size} does not divide this model's head dimension {shape.head_dim}.",
-                "Use a smaller group_size that does, e.g. kivi@group_size=16.",
+                f"Use kivi@bits={fits[0]},group_size={fits[1]}."
+                if fits
+                else "Use a method that quantizes no groups of channels: lcbench list methods.",
             )
 
     def layer(self, record: LayerRecord, shape: CacheShape) -> LayerKV:

@@ -93,6 +93,9 @@ class InfLLM(WiderWindow, AttentionMethod):
                 "Use a larger n_local or a smaller exc_block_size.",
             )
 
+    def runs(self) -> tuple[int, int]:
+        return self.exc_block_size, 0
+
     def extended(self, trained: int) -> int | None:
         shares = self.preset is not None or self.budget is not None
         return trained if shares or self.sizes(0)[1] > trained else None

@@ -92,6 +92,9 @@ class LongCache(WiderWindow, AttentionMethod):
         """Most tokens that a run sees, once it looks up."""
         return self.global_size + self.local_size + self.span_size * self.recall_clip
 
+    def runs(self) -> tuple[int, int]:
+        return self.chunk_size, self.scope
+
     def extended(self, trained: int) -> int | None:
         return trained if self.original or max(self.scope, self.attended) > trained else None
 

@@ -37,7 +37,7 @@ class Grid:
 
 def grids(view: LongView) -> list[Grid]:
     """Rankings, a line a task and method, and what the losses are made of."""
-    found = [*(ranking(one) for one in _main_rankings(view)), summary(view)]
+    found = [*(ranking(view, one) for one in _main_rankings(view)), summary(view)]
     return [*found, losses(view)] if view.splits else found
 
 
@@ -48,13 +48,15 @@ def length_grids(view: LongView) -> list[Grid]:
 
 def sentences(view: LongView) -> list[str]:
     """The sentence of each method: of the mean where there is one, else of every task."""
-    main = [(where, one) for where, one in view.splits if _members(view, one.task)] or list(view.splits)
-    return [f"{where}: {one.sentence}" if where else one.sentence for where, one in main]
+    main = [(where, one) for where, one in view.splits if view.members(one.task)] or list(view.splits)
+    said = [(where, one.sentence.replace(one.task, view.title(one.task))) for where, one in main]
+    return [f"{where}: {sentence}" if where else sentence for where, sentence in said]
 
 
 def notes(view: LongView) -> list[str]:
     """What a reader must know about these numbers."""
-    return [*(note for one in _main_rankings(view) for note in one.notes), *view.notes, *view.warnings()]
+    ranked = [note.replace(one.name, view.title(one.name)) for one in _main_rankings(view) for note in one.notes]
+    return [*ranked, *view.notes, *view.warnings()]
 
 
 def legend(view: LongView) -> list[str]:
@@ -70,37 +72,26 @@ def legend(view: LongView) -> list[str]:
     return lines
 
 
-def _members(view: LongView, name: str) -> tuple[str, ...]:
-    """Tasks of a mean; none for a task."""
-    found = [one.curves[name].members for one in view.entries if name in one.curves]
-    return found[0] if found else ()
-
-
-def _shown(name: str, members: Sequence[str]) -> str:
-    """A task without the name of its suite, which all of them carry; a mean by what it is."""
-    if members:
-        return f"mean of {len(members)} tasks{name.removeprefix(HUNDRED)}"
-    return name.removeprefix(f"{HUNDRED}/")
-
-
 def _main_rankings(view: LongView) -> list[Ranking]:
     """Rankings of means where there are any, else of every task: the tasks' own stand in the summary."""
     return [one for one in view.rankings if one.members] or list(view.rankings)
 
 
-def shown_name(view: LongView, name: str) -> str:
-    """A task, or a mean by what it is, for headings."""
-    return _shown(name, _members(view, name))
-
-
-def ranking(one: Ranking) -> Grid:
+def ranking(view: LongView, one: Ranking) -> Grid:
     """Average score and LongScore side by side."""
     header = ("", "base", "average", INTERVAL, "rank", "LongScore", INTERVAL, "rank", "move", "breaks")
     return Grid(
-        f"Two rankings: {_shown(one.name, one.members)}, over {', '.join(one.lengths)}",
+        f"Two rankings: {_of(view, one)}, over {', '.join(one.lengths)}",
         header,
         tuple(_standing(line) for line in one.standings),
     )
+
+
+def _of(view: LongView, one: Ranking) -> str:
+    """What is ranked. Means of one name are over other tasks in each ranking, so its own are counted."""
+    if one.members:
+        return f"mean of {len(one.members)} tasks{one.name.removeprefix(HUNDRED)}"
+    return view.title(one.name)
 
 
 def _standing(line: Standing) -> tuple[str, ...]:
@@ -139,7 +130,7 @@ def summary(view: LongView) -> Grid:
         for index, (one, curve) in enumerate(_having(view, name)):
             rows.append(
                 (
-                    _shown(name, curve.members) if index == 0 else "",
+                    view.title(name) if index == 0 else "",
                     _label(one),
                     score_text(curve.base.score),
                     score_text(curve.average),
@@ -164,7 +155,7 @@ def lengths(view: LongView, name: str) -> Grid:
         at = {rung.label: rung for rung in curve.rungs}
         base = _below(score_text(curve.base.score), curve.base.interval)
         rows.append((_label(one), base, *(_rung(at.get(label)) for label in ordered)))
-    title = f"{_shown(name, found[0][1].members)}: score (change in % of the base), 95 %"
+    title = f"{view.title(name)}: score (change in % of the base), 95 %"
     return Grid(title, ("", _base_label(found), *ordered), tuple(rows))
 
 
@@ -174,7 +165,7 @@ def losses(view: LongView) -> Grid:
     order = {name: place for place, name in enumerate(view.names)}
     rows = [
         (
-            _shown(one.task, _members(view, one.task)),
+            view.title(one.task),
             f"{one.method} ({where})" if where else one.method,
             *_amount(one.change),
             *_amount(one.long_context),

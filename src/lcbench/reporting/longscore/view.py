@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from lcbench.reporting.words import short_names
 from lcbench.scoring.longscore.curve import Curve, Interval
 from lcbench.scoring.longscore.decompose import Split
 from lcbench.scoring.longscore.formula import long_score, mean_score, ranks
 from lcbench.scoring.longscore.plain import mean_of_curves
 from lcbench.scoring.longscore.result import LongScores
+from lcbench.tasks.facts import HUNDRED
 
 
 @dataclass(frozen=True)
@@ -97,16 +99,40 @@ class LongView:
     splits: tuple[tuple[str, Split], ...] = ()
     notes: tuple[str, ...] = ()
 
+    def title(self, name: str) -> str:
+        """A curve's name for headings: a task without suite and options, a mean by what it is."""
+        members = self.members(name)
+        if members:
+            return f"mean of {len(members)} tasks{name.removeprefix(HUNDRED)}"
+        return short_names(self.names).get(name, name).removeprefix(f"{HUNDRED}/")
+
+    def members(self, name: str) -> tuple[str, ...]:
+        """Tasks of a mean; none for a task."""
+        return next((one.curves[name].members for one in self.entries if name in one.curves), ())
+
     def warnings(self) -> list[str]:
-        """Warnings of all curves, each with its method and task; equal ones once."""
-        found = [
-            f"{entry.label}, {name}: {warning}" if name not in warning else f"{entry.label}: {warning}"
-            for entry in self.entries
-            if not entry.published
-            for name, curve in entry.curves.items()
-            for warning in curve.warnings
-        ]
-        return list(dict.fromkeys(found))
+        """Warnings of all curves, equal ones once, each with its methods and tasks."""
+        found: dict[str, dict[str, list[str]]] = {}
+        own = [entry for entry in self.entries if not entry.published]
+        for entry in own:
+            for name, curve in entry.curves.items():
+                for warning in curve.warnings:
+                    tasks = found.setdefault(warning.replace(name, self.title(name)), {})
+                    tasks.setdefault(self.title(name), []).append(entry.label)
+        return [f"{_where(warning, tasks, len(own))}: {warning}" for warning, tasks in found.items()]
+
+
+def _where(warning: str, tasks: Mapping[str, Sequence[str]], all_methods: int) -> str:
+    """``full, kivi on qasper; all methods on lcc``: tasks of the same methods together."""
+    sharing: dict[tuple[str, ...], list[str]] = {}
+    for task, methods in tasks.items():
+        sharing.setdefault(tuple(methods), []).append(task)
+    parts = []
+    for methods, names in sharing.items():
+        who = f"all {all_methods} methods" if len(methods) == all_methods > 2 else ", ".join(methods)
+        said = all(name in warning for name in names)
+        parts.append(who if said else f"{who} on {', '.join(names)}")
+    return "; ".join(parts)
 
 
 def view(
