@@ -43,7 +43,7 @@ def build(runs: Sequence[RunDirectory], *, with_published: bool = False) -> Repo
     # A folder of the bench alone has no predictions, and needs none.
     ids = shown_ids(distinct)
     parts = [_part(run, ids) for run in distinct if run.tasks or not measured[run.path]]
-    apart = _set_apart(parts)
+    not_compared = _set_apart(parts)
     columns = _columns(parts)
     cells: dict[tuple[Line, Column], Cell] = {}
     labels = {name: label for part in parts for name, label in part.labels.items()}
@@ -65,7 +65,7 @@ def build(runs: Sequence[RunDirectory], *, with_published: bool = False) -> Repo
     lines.sort(key=lambda line: (line.kind == "mean", names.index(line.name)))
     notes = merged_notes([(part.run, part.notes) for part in parts])
     whole = [cell for (line, _), cell in cells.items() if line.kind == "task"]
-    notes = [*apart, *notes, *overall_notes(lines, whole, labels)]
+    notes = [*not_compared, *notes, *overall_notes(lines, whole, labels)]
     report = Report(
         tuple(lines),
         tuple(dict.fromkeys(columns.values())),
