@@ -133,6 +133,19 @@ def test_letters_that_no_font_has_are_code_points(monkeypatch: pytest.MonkeyPatc
     assert style.shorten("tiny") == "tiny"
 
 
+@pytest.mark.parametrize(("near", "symbols"), [(True, 8), (False, 0)])
+def test_a_name_that_reaches_another_marker_has_its_own_before_it(near: bool, symbols: int) -> None:
+    points = [
+        pareto.MethodPoint(
+            f"snapkv@budget={i + 1}/10", 2.0**20 * (1.5**i if near else 40.0**i), 55 if near else 20 + 25 * i
+        )
+        for i in range(8 if near else 3)
+    ]
+    figure = pareto.draw(points, title="t", full_bytes=None, score_label="score")
+    markers = [line for line in figure.axes[0].lines if line.get_marker() not in ("None", None)]
+    assert len(markers) == len(points) + symbols
+
+
 # -- parts of the rows -----------------------------------------------------------------------------------------------
 
 
