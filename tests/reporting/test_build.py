@@ -207,7 +207,12 @@ def test_folders_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
 def test_other_weights_under_one_name_are_not_merged(tmp_path: Path) -> None:
     a = make(tmp_path / "a", {("full", "qasper"): [right(0)]})
     b = make(tmp_path / "b", {("full", "hotpotqa"): [right(0)]}, identity="w2")
-    assert [c.run for c in build([a, b]).columns] == ["a", "b"]
+    report = build([a, b])
+    assert [report.label(c) for c in report.columns] == ["full (demo [weights w1])", "full (demo [weights w2])"]
+    assert report.notes[0] == (
+        "demo is the name of 2 models here, which are not compared. "
+        f"demo [weights w1]: {a.path}; demo [weights w2]: {b.path}"
+    )
 
 
 def test_models_are_named_when_there_are_several(tmp_path: Path) -> None:

@@ -12,19 +12,21 @@ Rank = Literal["best", "second"]
 
 
 def ranks(report: Report) -> Mapping[tuple[Line, Column], Rank]:
-    """(line, column) to its rank among the methods of the same model; equal printed scores share a rank.
+    """(line, column) to its rank among the methods of the same model and setting; equal printed scores share a rank.
 
-    A line with fewer than two scored methods has no best, nor has one where all of them tie.
+    Scores of a part of the rows that others have are none to rank. A line with fewer than two others has no best, nor
+    has one where all of them tie.
     """
     result: dict[tuple[Line, Column], Rank] = {}
     for line in report.lines:
-        for model in dict.fromkeys(column.model for column in report.columns):
+        for group in dict.fromkeys(column.group for column in report.columns):
             scores = {
                 column: float(score_text(cell.score))
                 for column in report.columns
-                if column.model == model
+                if column.group == group
                 and (cell := report.cells.get((line, column))) is not None
                 and cell.score is not None
+                and not report.part_of(line, column)
             }
             distinct = sorted(set(scores.values()), reverse=True)
             if len(distinct) < 2:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
+from lcbench.reporting.apart import folder_names, settings_of, told_apart
 from lcbench.reporting.efficiency import efficiency_of
 from lcbench.reporting.longscore.merge import Part, merge
+from lcbench.reporting.longscore.view import LongView
 from lcbench.reporting.notes import merged_notes, notes_of, overall_notes
 from lcbench.reporting.same_method import Key, key_of, shown_ids
 from lcbench.reporting.scored import scores_of, shared_options
@@ -27,8 +28,9 @@ _NOTHING_BESIDE = (
 def build(runs: Sequence[RunDirectory], *, with_published: bool = False) -> Report:
     """One table of all ``runs``, merged by model and method.
 
-    Runs of the same model and method with different tasks share a column. Where two of them hold the same task, or
-    weights differ under one name, each run has a column of its own, marked with its folder.
+    Runs of the same model and method with different tasks share a column. Where two of them hold the same task, each
+    run has a column of its own, marked with its folder. Other weights under one name are another model; runs with
+    other data or truncation of a task stand apart. Notes say both.
 
     Args:
         with_published: set published LongScores beside the runs' own.
@@ -41,6 +43,7 @@ def build(runs: Sequence[RunDirectory], *, with_published: bool = False) -> Repo
     # A folder of the bench alone has no predictions, and needs none.
     ids = shown_ids(distinct)
     parts = [_part(run, ids) for run in distinct if run.tasks or not measured[run.path]]
+    not_compared = _set_apart(parts)
     columns = _columns(parts)
     cells: dict[tuple[Line, Column], Cell] = {}
     labels = {name: label for part in parts for name, label in part.labels.items()}
@@ -62,7 +65,7 @@ def build(runs: Sequence[RunDirectory], *, with_published: bool = False) -> Repo
     lines.sort(key=lambda line: (line.kind == "mean", names.index(line.name)))
     notes = merged_notes([(part.run, part.notes) for part in parts])
     whole = [cell for (line, _), cell in cells.items() if line.kind == "task"]
-    notes += overall_notes(lines, whole, labels)
+    notes = [*not_compared, *notes, *overall_notes(lines, whole, labels)]
     report = Report(
         tuple(lines),
         tuple(dict.fromkeys(columns.values())),
@@ -74,7 +77,23 @@ def build(runs: Sequence[RunDirectory], *, with_published: bool = False) -> Repo
     longscore = merge(_long_parts(parts, columns, report, ids), with_published=with_published)
     if longscore is None and with_published:
         report = replace(report, notes=(*report.notes, _NOTHING_BESIDE))
-    return replace(report, longscore=longscore)
+    more = _without_longscore(parts, columns, report, longscore)
+    return replace(report, longscore=longscore, notes=(*report.notes, *more))
+
+
+def _without_longscore(
+    parts: Sequence[_Part], columns: Mapping[tuple[str, str], Column], report: Report, longscore: LongView | None
+) -> list[str]:
+    """Runs with scores by length that are not in the LongScores of the others."""
+    ranked = {one.label for one in longscore.entries} if longscore else set()
+    return [
+        f"{part.path}: no LongScores, so it is not in their tables and rankings; "
+        f"`lcbench score {part.path} --longscore` makes them"
+        for part in parts
+        if longscore
+        and any(line.kind == "length" for lines in part.cells.values() for line in lines)
+        and not any(report.label(columns[part.path, method]) in ranked for method in part.cells)
+    ]
 
 
 def _long_parts(
@@ -86,11 +105,12 @@ def _long_parts(
     """What the runs give to LongScore: those of one model whose columns are shared give it together."""
     groups: dict[tuple[str, str], list[_Part]] = {}
     for part in parts:
-        groups.setdefault((part.model, part.identity), []).append(part)
+        groups.setdefault((part.model, part.setting), []).append(part)
     found = []
     for (model, _), own in groups.items():
         labels = [{method: (report.label(columns[part.path, method]), model) for method in part.cells} for part in own]
-        apart = any(columns[part.path, method].run for part in own for method in part.cells)
+        held = {(method, columns[part.path, method]) for part in own for method in part.cells}
+        apart = len(held) > len({method for method, _ in held})
         together = {method: label for one in labels for method, label in one.items()}
         if len(own) > 1 and not apart and any(part.judged for part in own):
             found.append(Part(model, None, True, together, _task_scores(own)))
@@ -120,14 +140,18 @@ class _Part:
     """What one run gives to the report.
 
     Attributes:
-        cells: by the ids under which methods are shown. labels: name of a mean to what it is, in words.
+        model: its name, with what tells it from others of that name. identity: digest of the weights, dtype, load_in.
+        setting: see `Column`. cells: by the ids under which methods are shown.
+        labels: name of a mean to what it is, in words.
         keys: shown id to what the method is (`same_method.key_of`).
     """
 
     run: RunDirectory
     path: str
     model: str
-    identity: str
+    identity: tuple[str, str, str]
+    records: Mapping[tuple[str, str], Sequence[PredictionRecord]]
+    setting: str = ""
     cells: dict[str, dict[Line, Cell]] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -145,8 +169,8 @@ def _part(run: RunDirectory, ids: Mapping[tuple[str, str], str]) -> _Part:
     scores = scores_of(run, records)
     model = _mapping(run.provenance.get("model"))
     name = str(model.get("name") or _mapping(run.spec.get("model")).get("name") or "unknown model")
-    identity = "/".join(str(model.get(key)) for key in ("identity", "dtype", "load_in"))
-    part = _Part(run, str(run.path), name, identity)
+    identity = (str(model.get("identity")), str(model.get("dtype")), str(model.get("load_in")))
+    part = _Part(run, str(run.path), name, identity, records)
     for method in run.methods:
         found = scores["methods"].get(method)
         if found is None:
@@ -265,27 +289,33 @@ def _merged_means(
 
 def _columns(parts: Sequence[_Part]) -> dict[tuple[str, str], Column]:
     """(run, method) to its column."""
-    holders: dict[tuple[str, str], list[_Part]] = {}
+    holders: dict[tuple[str, str, str], list[_Part]] = {}
     for part in parts:
         for method in part.cells:
-            holders.setdefault((part.model, method), []).append(part)
-    names = _folder_names([part.path for part in parts])
+            holders.setdefault((part.model, part.setting, method), []).append(part)
+    names = folder_names([part.path for part in parts])
     columns = {}
     for part in parts:
         for method in part.cells:
-            sharing = holders[part.model, method]
+            sharing = holders[part.model, part.setting, method]
             tasks = [line.name for one in sharing for line in one.cells[method] if line.kind == "task"]
             keys = {key for one in sharing if (key := one.keys.get(method)) is not None}
-            alike = len({one.identity for one in sharing}) == 1 and len(keys) < 2
-            mergeable = alike and len(set(tasks)) == len(tasks)
-            columns[part.path, method] = Column(part.model, method, "" if mergeable else names[part.path])
+            mergeable = len(keys) < 2 and len(set(tasks)) == len(tasks)
+            own = " + ".join(names[one.path] for one in sharing) if part.setting else ""
+            run = own if mergeable else names[part.path]
+            columns[part.path, method] = Column(part.model, method, run, part.setting)
     return columns
 
 
-def _folder_names(paths: Sequence[str]) -> dict[str, str]:
-    """Each path by its last part, or whole where last parts are the same."""
-    last = [Path(path).resolve().name for path in paths]
-    return {path: name if last.count(name) == 1 else path for path, name in zip(paths, last, strict=True)}
+def _set_apart(parts: Sequence[_Part]) -> list[str]:
+    """Tell models of one name and other weights apart, and runs that asked otherwise; a note about each."""
+    models, notes = told_apart([(part.path, part.model, part.identity) for part in parts])
+    for part in parts:
+        part.model = models[part.path]
+    settings, more = settings_of([(part.run, part.model, part.records) for part in parts])
+    for part in parts:
+        part.setting = settings[part.path]
+    return [*notes, *more]
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

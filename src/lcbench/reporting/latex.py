@@ -147,7 +147,7 @@ def _method(
     rows = [(_entry(name), *scores, _entry(bytes_text(size)), times)]
     if interval:
         rows.append((EMPTY, *(_interval(cells[line]) for line in lines), EMPTY, EMPTY))
-    unscored = [_unscored(cells[line]) for line in lines]
+    unscored = [_unscored(cells[line], report.part_of(line, column)) for line in lines]
     if any(entry.tex for entry in unscored):
         rows.append((EMPTY, *unscored, EMPTY, EMPTY))
     return rows
@@ -168,12 +168,15 @@ def _interval(cell: Cell | None) -> Entry:
     return Entry(f"{{\\scriptsize {text}}}", text, _SMALL)
 
 
-def _unscored(cell: Cell | None) -> Entry:
-    """Samples that are not in the score, by what became of them; one below the other, so that columns stay narrow."""
+def _unscored(cell: Cell | None, part: str) -> Entry:
+    """Samples that are not in the score, by what became of them, and ``part`` of the rows that are in it.
+
+    One below the other, so that columns stay narrow.
+    """
     if cell is None:
         return EMPTY
     fates = {"failed": cell.errors, "filtered": cell.filtered, "skipped": cell.skipped}
-    said = [f"{number} {fate}" for fate, number in fates.items() if number]
+    said = [*([part] if part else []), *(f"{number} {fate}" for fate, number in fates.items() if number)]
     if not said:
         return EMPTY
     below = r" \\ ".join(said)
@@ -188,6 +191,8 @@ def _caption(report: Report, extras: Sequence[str]) -> str:
         words += " Samples that failed, or were filtered or skipped, are counted below a score and are not in it."
     if any(cell.memory == "simulated" for cell in report.cells.values()):
         words += " $^{*}$: simulated, these bytes only count as dropped."
+    if any(report.part_of(line, column) for line, column in report.cells):
+        words += " A score of a part of the rows that others have is marked, and neither best nor second."
     models = list(dict.fromkeys(column.model for column in report.columns))
     return words if len(models) > 1 else f"{breakable(_text(models[0]))}. {words}" if models else words
 

@@ -14,6 +14,7 @@ from lcbench.scoring.longscore.ladder import is_no_context
 from lcbench.scoring.paired import Pairs
 from lcbench.scoring.per_sample import ScoredSample, score_samples
 from lcbench.scoring.rows import task_facts
+from lcbench.store.schema import PredictionRecord
 
 _SETTINGS = {
     "max_input_tokens": ("truncation", "--max-input-tokens"),
@@ -104,7 +105,7 @@ def _pair_task(
         missing = a if not first else b if not second else None
         none = "no sample in common" if missing is None else f"{missing.method} has no predictions"
         return f"{none} for {task}", None
-    why = None if _same_run(a, b) else _why_not(a, b, task, both)
+    why = None if _same_run(a, b) else why_not(a, b, task, [(x.record, y.record) for x, y in both])
     if why:
         return why, None
     good = [(x, y) for x, y in both if x.score is not None and y.score is not None]
@@ -123,24 +124,24 @@ def _pair_task(
 # -- what forbids pairing --------------------------------------------------------------------------------------------
 
 
-def _why_not(a: Side, b: Side, task: str, both: Sequence[tuple[ScoredSample, ScoredSample]]) -> str | None:
-    """What makes the prompts of two runs differ, in words; None when they are the same."""
+def why_not(a: Side, b: Side, task: str, both: Sequence[tuple[PredictionRecord, PredictionRecord]]) -> str | None:
+    """What makes the prompts of two runs differ, in words; None when they are the same. ``both``: pairs of one id."""
     facts_a, facts_b = _facts(a, task), _facts(b, task)
     for key, what in (("data_sha256", "other data"), ("task_version", "another version of the task")):
         if None not in (facts_a.get(key), facts_b.get(key)) and facts_a[key] != facts_b[key]:
             return f"{task} has {what} ({key} is {_short(facts_a[key])} and {_short(facts_b[key])})"
-    if any(x.record.answers != y.record.answers for x, y in both):
+    if any(x.answers != y.answers for x, y in both):
         return f"{task} has other data (samples of one id have different answers)"
     hash_a, hash_b = _prompts(a, facts_a), _prompts(b, facts_b)
     if hash_a is not None and hash_a == hash_b:
         return None
     why = _other_settings(a, b, task)
-    if why or _rewrites_prompts(a) or _rewrites_prompts(b):
+    if why or rewrites_prompts(a) or rewrites_prompts(b):
         return why
     # Runs over different numbers of rows have different hashes; then the prompts that both have must agree in length.
-    if any(x.record.truncated_from != y.record.truncated_from for x, y in both):
+    if any(x.truncated_from != y.truncated_from for x, y in both):
         return f"{task} has another truncation (the same sample was cut differently)"
-    if any(x.record.prompt_tokens != y.record.prompt_tokens for x, y in both):
+    if any(x.prompt_tokens != y.prompt_tokens for x, y in both):
         return f"{task} has other prompts (the same sample has different numbers of tokens)"
     if hash_a is not None and hash_b is not None and facts_a.get("rows") == facts_b.get("rows"):
         return f"{task} has other prompts (prompts_sha256 is {_short(hash_a)} and {_short(hash_b)})"
@@ -198,12 +199,13 @@ def _notes(a: Side, b: Side) -> list[str]:
     if is_judged(a.run) or is_judged(b.run):
         notes.append("a judge graded QA and summaries in scores.json; this comparison is by the original metrics")
     for side in (a, b):
-        if _rewrites_prompts(side):
+        if rewrites_prompts(side):
             notes.append(f"{side.method} rewrites the prompt; the same rows are compared, as each method reads them")
     return notes
 
 
-def _rewrites_prompts(side: Side) -> bool:
+def rewrites_prompts(side: Side) -> bool:
+    """Whether the method shortens the prompt itself."""
     return _mapping(_mapping(side.run.provenance.get("methods")).get(side.method)).get("family") == "prompt"
 
 

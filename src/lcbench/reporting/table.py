@@ -16,12 +16,20 @@ class Column:
 
     Attributes:
         model: name as the user gave it. method: id.
-        run: folder of the run when several runs hold the same model, method and task, else "".
+        run: folder of the run when several runs hold the same model, method and task, or asked otherwise, else "".
+        setting: folders of the runs that asked the same questions in the same way, where not all of the model's runs
+            did; else "". Scores are compared within one model and setting alone.
     """
 
     model: str
     method: str
     run: str = ""
+    setting: str = ""
+
+    @property
+    def group(self) -> tuple[str, str]:
+        """Columns of one group may be compared."""
+        return self.model, self.setting
 
 
 @dataclass(frozen=True)
@@ -121,6 +129,24 @@ class Report:
         if column.run:
             parts.append(column.run)
         return parts[0] if len(parts) == 1 else f"{parts[0]} ({', '.join(parts[1:])})"
+
+    def part_of(self, line: Line, column: Column) -> str:
+        """``2 of 6 rows`` where other methods of the column's group have scores of more rows, else "".
+
+        Of a mean ``rows missing``, when that holds for one of its tasks.
+        """
+        if line.kind == "mean":
+            tasks = [one for one in self.lines if one.kind == "task" and one.name in line.members]
+            return "rows missing" if any(self.part_of(task, column) for task in tasks) else ""
+        own = self.cells.get((line, column))
+        rows = [
+            cell.n + cell.filtered
+            for (at, other), cell in self.cells.items()
+            if at == line and other.group == column.group
+        ]
+        if own is None or own.n + own.filtered == max(rows):
+            return ""
+        return f"{own.n + own.filtered} of {max(rows)} rows"
 
     def samples(self, line: Line) -> str:
         """``20`` when every method scored as many samples, else ``18–20``; "" for a mean."""

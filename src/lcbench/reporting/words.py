@@ -15,6 +15,15 @@ def clean(text: str, longest: int = 300) -> str:
     return plain if len(plain) <= longest else plain[: longest - 1] + "…"
 
 
+def shorten(text: str, longest: int) -> str:
+    """``text`` on one line; where it is longer than that its begin, an ellipsis, and its end."""
+    shown = clean(text)
+    if len(shown) <= longest:
+        return shown
+    tail = (longest - 1) // 2
+    return f"{shown[: longest - 1 - tail]}…{shown[-tail:]}"
+
+
 def short_names(tasks: Iterable[str]) -> dict[str, str]:
     """Task id to a name for headings: without options, or with those that tell it from the others of its name.
 

@@ -32,7 +32,7 @@ class Difference:
 
     Attributes:
         method, task: names. points: mean paired difference. low, high: its 95 % interval, None if unknown.
-        reference: the reference's score on the same pairs.
+        reference: the reference's score on the same pairs. rows: "2 of 6 rows" where others have more, else "".
     """
 
     method: str
@@ -41,6 +41,7 @@ class Difference:
     low: float | None
     high: float | None
     reference: float
+    rows: str = ""
 
 
 def draw(differences: Sequence[Difference], *, reference: str, about: str = "") -> Figure:
@@ -106,6 +107,7 @@ def _panel(ax: Any, entries: dict[str, Difference], bars: Sequence[str]) -> None
         if found.low is not None and found.high is not None:
             ax.plot([found.low, found.high], [place, place], color=INK, linewidth=1)
         number = f"{found.points:+.1f}".replace("-", MINUS) if round(found.points, 1) else "0.0"
+        number += found.rows and f"  {found.rows}"
         ax.annotate(number, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=6.5, color=MUTED)
     ax.axvline(0, color=INK, linewidth=0.9)
     ax.set_yticks(range(len(bars)), [shorten(name, 28) for name in bars], fontsize=7.5)

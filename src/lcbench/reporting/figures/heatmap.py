@@ -23,10 +23,13 @@ _DARK = "#101011"  # of numbers: readable on all three colours, on screens light
 
 @dataclass(frozen=True)
 class Grid:
-    """Shares of keys found, 0 to 1: ``cells[length, depth]``; cells without a sample are absent."""
+    """Shares of keys found, 0 to 1: ``cells[length, depth]``; cells without a sample are absent.
+
+    ``rows``: "2 of 6 rows" where others have more."""
 
     method: str
     cells: Mapping[tuple[float, float], float]
+    rows: str = ""
 
     @property
     def mean(self) -> float:
@@ -84,11 +87,12 @@ def _panel(ax: Any, grid: Grid, lengths: Sequence[float], depths: Sequence[float
 
 def _heading(grid: Grid, inches: float) -> str:
     """Two lines: the method and its share; what does not fit beside the name stands before the share."""
-    share = f"{100 * grid.mean:.0f} %"
+    share = f"{100 * grid.mean:.0f} %{grid.rows and f', {grid.rows}'}"
     name, at, options = grid.method.partition("@")
     if not at or fit(grid.method, inches, 8, bold=True) == grid.method:
         return f"{fit(grid.method, inches, 8, bold=True)}\n{share}"
-    return f"{fit(name, inches, 8, bold=True)}\n{fit(at + options, inches - 0.55, 8, bold=True)}   {share}"
+    room = inches - (1.3 if grid.rows else 0.55)
+    return f"{fit(name, inches, 8, bold=True)}\n{fit(at + options, room, 8, bold=True)}   {share}"
 
 
 def _numbers(ax: Any, values: Any, inches: tuple[float, float]) -> None:

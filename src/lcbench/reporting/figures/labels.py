@@ -13,7 +13,7 @@ from lcbench.reporting.figures.style import INK, MUTED, PAPER
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_CROWDED = 18  # a point with another so near, in points, has its marker before its name
+_CROWDED = 26  # points above or below; another marker so near beside a name could be taken for its own
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,12 @@ def label_points(
         return [tuple(float(v) / pixel for v in ax.transData.transform(one)) for one in data]
 
     at, rest = points([label.at for label in labels]), points(markers)
+    sizes = [[_size(ax, line.text, **style) for line in label.lines] for label in labels]
+    reach = [max(width for width, _ in size) / pixel + 20 for size in sizes]
     labels = [
-        label if _glyphs_help(label, at[i], [*at[:i], *at[i + 1 :], *rest]) else _without_glyphs(label)
+        label if _glyphs_help(label, at[i], [*at[:i], *at[i + 1 :], *rest], reach[i]) else _without_glyphs(label)
         for i, label in enumerate(labels)
     ]
-    sizes = [[_size(ax, line.text, **style) for line in label.lines] for label in labels]
     heights = [max(height for _, height in size) / pixel for size in sizes]
     wanted = [
         Wanted(
@@ -84,8 +85,11 @@ def label_points(
     return found.collisions
 
 
-def _glyphs_help(label: Label, at: tuple[float, float], others: Sequence[tuple[float, float]]) -> bool:
-    return len(label.lines) > 1 or any(math.dist(at, other) < _CROWDED for other in others)
+def _glyphs_help(label: Label, at: tuple[float, float], others: Sequence[tuple[float, float]], reach: float) -> bool:
+    """Whether another marker may come to stand beside the name, whichever side of its point that is on."""
+    return len(label.lines) > 1 or any(
+        abs(at[0] - other[0]) < reach and abs(at[1] - other[1]) < _CROWDED for other in others
+    )
 
 
 def _without_glyphs(label: Label) -> Label:

@@ -129,7 +129,7 @@ def _panels(
     figure.supylabel(y_label, fontsize=9)
     hidden = len(curves) - (base is not None) - len(shown)
     extra = [_explained(curves)] if _explained(curves) else []
-    extra += [f"grey: {base.label}"] if base else []
+    extra += [f"grey: {shorten(base.label)}"] if base else []
     extra += [f"{hidden} more methods not drawn"] if hidden else []
     head(figure, title)
     figure.supxlabel("; ".join([x_label, *extra]), fontsize=8)
@@ -245,7 +245,10 @@ def _end_labels(
     for curve, x, y in ends:
         if x < right:
             colour = style[curve.label][0]
-            _label(ax, curve, (x, y), colour, xytext=(0, 6), textcoords="offset points", ha="center", va="bottom")
+            below = y > high - 0.1 * (high - low)  # above stands the key
+            side = "left" if x == min(at.values()) else "center"
+            where = {"xytext": (0, -6), "va": "top"} if below else {"xytext": (0, 6), "va": "bottom"}
+            _label(ax, curve, (x, y), colour, textcoords="offset points", ha=side, **where)
 
 
 def _label(ax: Axes, curve: LengthCurve, end: tuple[float, float], colour: str, **where: Any) -> None:

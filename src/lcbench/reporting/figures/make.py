@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lcbench.errors import CannotWrite
 from lcbench.reporting.figures import bars, efficiency, heatmap, lengths, pareto, radar, style
-from lcbench.reporting.figures.part import REASONS, REFERENCE, ModelPart
+from lcbench.reporting.figures.naming import file_names, methods_told_apart
+from lcbench.reporting.figures.part import REASONS, REFERENCE, ModelPart, parts_of
 from lcbench.reporting.longscore.view import Entry
 from lcbench.reporting.samples import Samples, mean_interval
 from lcbench.reporting.table import Column, Line, Report
-from lcbench.reporting.words import bytes_text, clean, score_text, short_names
+from lcbench.reporting.words import bytes_text, score_text, short_names
 from lcbench.scoring.bootstrap import Bootstrap
 from lcbench.scoring.paired import Pairs, compare_pairs
 from lcbench.scoring.per_sample import ScoredSample
@@ -47,26 +47,29 @@ def figures_of(report: Report, samples: Samples, runs: Sequence[RunDirectory]) -
         UsageError: matplotlib is not installed.
     """
     style.require_matplotlib()
-    models = list(dict.fromkeys(column.model for column in report.columns))
     drawn: list[Drawn] = []
     missing: list[str] = []
-    parts = {
-        model: ModelPart(
-            report, samples, tuple(c for c in report.columns if c.model == model), f" – {clean(model, 40)}"
-        )
-        for model in models
-    }
+    parts = parts_of(report, samples, runs)
     for name, make in _KINDS.items():
-        found = False
-        for model, part in parts.items():
-            suffix = f"-{_slug(model)}" if len(models) > 1 else ""
-            for one in make(part, runs):
-                found = True
-                drawn.append(Drawn(f"{one.name}{suffix}", one.title + part.title, one.alt, one.figure))
-        if not found:
-            reasons = dict.fromkeys(REASONS[name](part) for part in parts.values())
-            missing.append(f"no {name} figure: {'; '.join(reasons) or 'no predictions'}")
+        without = []
+        for part in parts:
+            own = list(make(part, runs))
+            without += [] if own else [part]
+            for one in own:
+                file = f"{one.name}-{part.file}" if part.file else one.name
+                drawn.append(Drawn(file, one.title + part.title, one.alt, one.figure))
+        missing += _why_missing(name, without, all_=len(without) == len(parts))
     return drawn, missing
+
+
+def _why_missing(kind: str, parts: Sequence[ModelPart], *, all_: bool) -> list[str]:
+    """Why a kind of figure is not there, and of what, where it is there of others."""
+    reasons: dict[str, list[str]] = {}
+    for part in parts:
+        reasons.setdefault(REASONS[kind](part), []).append(part.title.removeprefix(" – "))
+    if all_:
+        return [f"no {kind} figure: {'; '.join(reasons) or 'no predictions'}"]
+    return [f"no {kind} figure of {' and '.join(whose)}: {why}" for why, whose in reasons.items()]
 
 
 def write_figures(figures: Sequence[Drawn], folder: Path) -> list[Path]:
@@ -98,7 +101,8 @@ def _pareto(part: ModelPart, runs: Sequence[RunDirectory]) -> Iterator[Drawn]:
     what = names[tasks[0].name] if len(tasks) == 1 else f"mean of {len(tasks)} tasks"
     if len(points) < len(part.columns):
         what += f"; {len(points)} of {len(part.columns)} methods have it"
-    whole = [part.report.cells[t, columns[0]].kv_bytes_full for t in tasks]
+    held = next((c for c in columns if c.method == REFERENCE), columns[0])
+    whole = [part.report.cells[t, held].kv_bytes_full for t in tasks]
     full = statistics.fmean(w for w in whole if w) if any(whole) else None
     title = "Accuracy against KV bytes"
     figure = pareto.draw(points, title=title + part.title, full_bytes=full, score_label=f"score, {what}")
@@ -109,7 +113,7 @@ def _pareto(part: ModelPart, runs: Sequence[RunDirectory]) -> Iterator[Drawn]:
 def _point(part: ModelPart, tasks: Sequence[Line], column: Column) -> pareto.MethodPoint | None:
     cells = [part.report.cells[t, column] for t in tasks]
     scores = [c.score for c in cells if c.score is not None]
-    sizes = [c.kv_bytes for c in cells if c.kv_bytes]
+    sizes = [size for t in tasks if (size := _bytes(part, t, column))]
     if not scores or len(scores) < len(cells) or len(sizes) < len(cells):
         return None
     if len(cells) == 1:
@@ -117,9 +121,23 @@ def _point(part: ModelPart, tasks: Sequence[Line], column: Column) -> pareto.Met
     else:
         low, high = mean_interval([(t.name, part.samples[t, column]) for t in tasks]) or (None, None)
     simulated = any(c.memory == "simulated" for c in cells)
+    label, parted = part.label(column, *tasks), any(part.report.part_of(t, column) for t in tasks)
     return pareto.MethodPoint(
-        part.label(column), statistics.fmean(sizes), statistics.fmean(scores), low, high, simulated
+        label, statistics.fmean(sizes), statistics.fmean(scores), low, high, simulated, parted=parted
     )
+
+
+def _bytes(part: ModelPart, task: Line, column: Column) -> float | None:
+    """Bytes a sample; of a part of the rows, which may be shorter ones, as many as at its ratio all rows would have."""
+    cell = part.report.cells[task, column]
+    if not part.report.part_of(task, column) or cell.ratio is None:
+        return cell.kv_bytes
+    whole = [
+        c.kv_bytes_full
+        for other in part.scored(task)
+        if not part.report.part_of(task, other) and (c := part.report.cells[task, other]).kv_bytes_full
+    ]
+    return whole[0] / cell.ratio if whole and whole[0] else cell.kv_bytes
 
 
 # -- categories ------------------------------------------------------------------------------------------------------
@@ -130,9 +148,10 @@ def _radar(part: ModelPart, runs: Sequence[RunDirectory]) -> Iterator[Drawn]:
         spokes = _categories(part, language)
         if len(spokes) < 3:
             continue
-        scores = {part.label(c): [of.get(c) for of in spokes.values()] for c in part.columns}
-        scores = {label: row for label, row in scores.items() if any(s is not None for s in row)}
-        reference = part.label(part.reference) if part.reference else None
+        ran = [t for t in part.tasks() if all((t, c) in part.report.cells for c in part.columns)]
+        rows = {c: [of.get(c) for of in spokes.values()] for c in part.columns}
+        scores = {part.label(c, *ran): row for c, row in rows.items() if any(s is not None for s in row)}
+        reference = part.label(part.reference, *ran) if part.reference else None
         figure = radar.draw(list(spokes), scores, title=title + part.title, reference=reference)
         alt = "; ".join(
             f"{label}: " + ", ".join(f"{n} {score_text(s)}" for n, s in zip(spokes, row, strict=True))
@@ -173,7 +192,7 @@ def _heatmap(part: ModelPart, runs: Sequence[RunDirectory]) -> Iterator[Drawn]:
         for column in part.columns:
             cells = _grid(part.samples.get((task, column), ()))
             if cells:
-                grids.append(heatmap.Grid(part.label(column), cells))
+                grids.append(heatmap.Grid(part.label(column), cells, part.report.part_of(task, column)))
         if not grids:
             continue
         title = f"Keys found by length and depth: {names[task.name]}"
@@ -200,34 +219,46 @@ def _is_number(value: object) -> bool:
 
 
 def _lengths(part: ModelPart, runs: Sequence[RunDirectory]) -> Iterator[Drawn]:
+    """Of each task and mean: with base and breakdown point where it has a LongScore, else the scores alone."""
     names = short_names(t.name for t in part.tasks())
     view = part.report.longscore
-    for task in part.tasks():
-        if view is not None and task.name in view.names:
-            continue  # drawn below, with its base and its breakdown point
-        rows = [line for line in part.report.lines if line.kind == "length" and line.name == task.name]
-        curves = [curve for c in part.columns if (curve := _curve(part, rows, c)) is not None]
-        if curves:
-            unit = "words of background" if task.metric == "passkey" else "length of the context in words"
-            yield _length_figure(part, names[task.name], curves, unit)
-    if view is None:
-        return
-    for name in view.names:
-        long_curves = [curve for one in view.entries if (curve := _long_curve(part, one, name)) is not None]
-        unit = next(one.curves[name].unit for one in view.entries if name in one.curves)
-        if any(curve for one in view.entries if not one.published for curve in long_curves if curve.label == one.label):
-            yield _length_figure(part, names.get(name, name), long_curves, f"length in {unit}" if unit else "length")
+    files = file_names(names.get(name, name) for name in [*names, *(view.names if view else ())])
+    own = {part.report.label(column): column for column in part.columns}
+    ladders = view.names if view is not None and any(one.label in own for one in view.entries) else ()
+    for name in [*(task for task in names if task not in ladders), *ladders]:
+        rows = [line for line in part.report.lines if line.kind == "length" and line.name == name]
+        known = {one.label: one for one in view.entries if name in one.curves} if view and name in ladders else {}
+        long_ = {own[label]: _long_curve(part, one, own[label], name) for label, one in known.items() if label in own}
+        curves = [
+            curve
+            for c in part.columns
+            if (curve := long_.get(c) or _curve(part, rows, c, beside=bool(long_))) is not None
+        ]
+        if not long_ and not any(sum(s is not None for s in curve.scores) > 1 for curve in curves):
+            continue
+        published = [_long_curve(part, one, None, name) for one in known.values() if one.published and long_]
+        unit = "words of background" if rows and rows[0].metric == "passkey" else "length of the context in words"
+        if long_:
+            told = next(one.curves[name].unit for one in known.values())
+            unit = f"length in {told}" if told else "length"
+        shown = names.get(name, name)
+        left = [part.label(c) for c in part.columns if c not in long_ and _curve(part, rows, c) is None and rows]
+        yield _length_figure(part, shown, files[shown], [*curves, *published], unit, left)
 
 
-def _length_figure(part: ModelPart, name: str, curves: Sequence[lengths.LengthCurve], x_label: str) -> Drawn:
+def _length_figure(
+    part: ModelPart, name: str, file: str, curves: Sequence[lengths.LengthCurve], x_label: str, left: Sequence[str]
+) -> Drawn:
+    """``left``: methods that have no score at any length."""
     title = f"Score against length: {name}"
+    without = f"; no scores: {', '.join(left)}" if left else ""
     labels = {length for curve in curves for length in curve.lengths}
     figure = lengths.draw(
         curves,
-        title=title + part.title,
+        title=title + part.title + without,
         x_label=x_label,
         positions={label: float(label) for label in labels} if all(label.isdecimal() for label in labels) else None,
-        reference=part.label(part.reference) if part.reference else None,
+        reference=next((c.label for c in curves if part.reference and c.label == part.label(part.reference)), None),
     )
     alt = "; ".join(
         f"{c.label}: "
@@ -235,18 +266,16 @@ def _length_figure(part: ModelPart, name: str, curves: Sequence[lengths.LengthCu
         + (f", breaks down at {c.breakdown}" if c.breakdown else "")
         for c in curves
     )
-    return Drawn(f"length-{_slug(name)}", title, f"{title}. {alt}.", figure)
+    return Drawn(f"length-{file}", title, f"{title}. {alt}{without}.", figure)
 
 
-def _long_curve(part: ModelPart, entry: Entry, name: str) -> lengths.LengthCurve | None:
-    """The base and every length of a curve, with the length at which it breaks down."""
-    curve = entry.curves.get(name)
-    if curve is None or not (entry.published or entry.model in {"", *(c.model for c in part.columns)}):
-        return None
+def _long_curve(part: ModelPart, entry: Entry, column: Column | None, name: str) -> lengths.LengthCurve:
+    """The base and every length of a curve, with the length at which it breaks down. ``column``: None if published."""
+    curve = entry.curves[name]
     rungs = (curve.base, *curve.rungs)
     ends = [rung.interval or (None, None) for rung in rungs]
     return lengths.LengthCurve(
-        f"{entry.label} (published)" if entry.published else entry.label,
+        f"{entry.label} (published)" if column is None else _length_label(part, column, name),
         tuple(rung.label for rung in rungs),
         tuple(rung.score for rung in rungs),
         tuple(low for low, _ in ends),
@@ -255,12 +284,20 @@ def _long_curve(part: ModelPart, entry: Entry, name: str) -> lengths.LengthCurve
     )
 
 
-def _curve(part: ModelPart, rows: Sequence[Line], column: Column) -> lengths.LengthCurve | None:
+def _length_label(part: ModelPart, column: Column, name: str) -> str:
+    return part.label(column, *(t for t in part.tasks() if t.name == name and (t, column) in part.report.cells))
+
+
+def _curve(
+    part: ModelPart, rows: Sequence[Line], column: Column, *, beside: bool = False
+) -> lengths.LengthCurve | None:
+    """Scores by length; ``beside``: in a figure of LongScores, which this method has none of."""
     known = [(row.length, cell) for row in rows if (cell := part.report.cells.get((row, column))) is not None]
-    if sum(cell.score is not None for _, cell in known) < 2:
+    if all(cell.score is None for _, cell in known):
         return None
+    label = _length_label(part, column, rows[0].name)
     return lengths.LengthCurve(
-        part.label(column),
+        f"{label}, no LongScore" if beside else label,
         tuple(name for name, _ in known),
         tuple(cell.score for _, cell in known),
         tuple(cell.low for _, cell in known),
@@ -272,24 +309,33 @@ def _curve(part: ModelPart, rows: Sequence[Line], column: Column) -> lengths.Len
 
 
 def _bars(part: ModelPart, runs: Sequence[RunDirectory]) -> Iterator[Drawn]:
-    reference = part.reference
-    if reference is None:
-        return
     names = short_names(t.name for t in part.tasks())
     found = []
     for column in part.columns:
         for task in part.tasks():
+            reference = part.reference_of(task, column)
+            if reference is None or column.method == REFERENCE:
+                continue
             pairs = _pairs(task.name, part.samples.get((task, reference), ()), part.samples.get((task, column), ()))
-            if column != reference and pairs is not None:
+            if pairs is not None:
                 result, _ = compare_pairs(pairs, Bootstrap())
                 low, high = result.interval or (None, None)
-                label = part.label(column)
-                found.append(bars.Difference(label, names[task.name], result.difference, low, high, result.first))
+                found.append(
+                    bars.Difference(
+                        part.label(column),
+                        names[task.name],
+                        result.difference,
+                        low,
+                        high,
+                        result.first,
+                        part.report.part_of(task, column) or part.report.part_of(task, reference),
+                    )
+                )
     if not found:
         return
     title = "Difference to the full cache by task"
     figure = bars.draw(found, reference=REFERENCE, about=part.title)
-    alt = "; ".join(f"{d.method} on {d.task} {d.points:+.1f}" for d in found)
+    alt = "; ".join(f"{d.method} on {d.task} {d.points:+.1f}{d.rows and f' ({d.rows})'}" for d in found)
     yield Drawn("against-full", title, f"{title}, in points. {alt}.", figure)
 
 
@@ -310,19 +356,23 @@ def _pairs(task: str, first: Sequence[ScoredSample], second: Sequence[ScoredSamp
 
 
 def _efficiency(part: ModelPart, runs: Sequence[RunDirectory]) -> Iterator[Drawn]:
-    models = {column.model for column in part.columns}
+    shared = sum(other.name == part.name for other in parts_of(part.report, part.samples, runs)) > 1
     points: dict[tuple[str, int, int], efficiency.SpeedPoint] = {}
     bandwidths = []
     for run in runs:
+        if shared and str(run.path) not in part.runs:
+            continue  # a speed of another model of that name, or drawn with the run that measured it
         weights = _number(_mapping(run.provenance.get("model")).get("weight_bytes"))
         for row in run.efficiency():
-            if row.get("model") in models:
+            if row.get("model") == part.name:
                 point = _speed(row, weights)
                 if point is not None:
                     points[point.method, point.prompt_tokens, point.batch] = point
                 bandwidths.append(_bandwidth(row))
     if not points:
         return
+    names = methods_told_apart(method for method, _, _ in points)
+    points = {key: replace(point, method=names[point.method]) for key, point in points.items()}
     title = "Decoding speed against its physical limit"
     measured = max((b for b in bandwidths if b), default=None)
     figure = efficiency.draw(list(points.values()), title=title + part.title, bandwidth=measured)
@@ -355,10 +405,6 @@ def _number(value: object) -> float | None:
 
 def _mapping(value: object) -> Mapping[str, object]:
     return value if isinstance(value, Mapping) else {}
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "task"
 
 
 _KINDS: dict[str, Callable[[ModelPart, Sequence[RunDirectory]], Iterator[Drawn]]] = {

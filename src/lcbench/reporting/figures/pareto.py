@@ -26,7 +26,7 @@ class MethodPoint:
 
     Attributes:
         method: id. kv_bytes: mean bytes a sample, above 0. score: 0 to 100. low, high: 95 % interval, None if unknown.
-        simulated: whether the bytes only count as dropped.
+        simulated: whether the bytes only count as dropped. parted: whether rows that others have are missing.
     """
 
     method: str
@@ -35,12 +35,17 @@ class MethodPoint:
     low: float | None = None
     high: float | None = None
     simulated: bool = False
+    parted: bool = False
 
 
 def front_of(points: Sequence[MethodPoint]) -> list[MethodPoint]:
-    """The points that no other beats: none has as few bytes and as high a score, and one of them better. By bytes."""
+    """The points that no other beats: none has as few bytes and as high a score, and one of them better. By bytes.
+
+    A point of a part of the rows that others have is none to compare.
+    """
     front: list[MethodPoint] = []
-    for point in sorted(points, key=lambda p: (p.kv_bytes, -p.score)):
+    whole = [point for point in points if not point.parted]
+    for point in sorted(whole, key=lambda p: (p.kv_bytes, -p.score)):
         if not front or point.score > front[-1].score:
             front.append(point)
     return front
@@ -262,6 +267,7 @@ def _explain(ax: Axes, points: Sequence[MethodPoint], front: Sequence[MethodPoin
     """The key, of what is drawn alone."""
     words = ["dashed: Pareto front" if len(front) > 1 else "rim: Pareto front"]
     words += ["bars: 95 % interval"] if any(p.low is not None and p.high is not None for p in points) else []
+    words += ["rows missing: at its ratio, not on the front"] if any(p.parted for p in points) else []
     words += ["hollow: memory simulated"] if any(p.simulated for p in points) else []
     ax.annotate(
         "   ".join(words),

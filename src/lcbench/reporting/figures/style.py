@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lcbench.errors import CannotWrite, UsageError
+from lcbench.reporting import words
 from lcbench.store.files import write_text
 
 if TYPE_CHECKING:
@@ -31,7 +33,6 @@ FORMATS = ("svg", "pdf", "png")
 MINUS = "−"
 
 _RC: dict[str, Any] = {
-    "font.family": ["DejaVu Sans"],
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
@@ -63,6 +64,39 @@ _RC: dict[str, Any] = {
 }
 
 
+# Fonts with the letters that DejaVu lacks; the first that is installed of each kind is enough, more do no harm.
+_FALLBACKS = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Zen Hei",
+    "WenQuanYi Micro Hei", "Droid Sans Fallback", "Microsoft YaHei", "PingFang SC", "Hiragino Sans GB", "SimHei",
+    "Arial Unicode MS", "Unifont", "Noto Emoji", "Symbola", "Segoe UI Symbol",
+)  # fmt: skip
+
+
+@functools.cache
+def _families() -> tuple[str, ...]:
+    """DejaVu Sans, which comes with matplotlib, and what is installed of the others."""
+    from matplotlib.font_manager import fontManager
+
+    installed = set(fontManager.get_font_names())
+    return ("DejaVu Sans", *(name for name in _FALLBACKS if name in installed))
+
+
+@functools.cache
+def _letters() -> frozenset[int]:
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    files = [findfont(FontProperties(family=[name])) for name in _families()]
+    return frozenset(code for file in files for code in get_font(file).get_charmap())
+
+
+def drawable(text: str) -> str:
+    """``text`` on one line; letters that no font here has stand as their code points, as in the LaTeX table."""
+    shown = words.clean(text)
+    if shown.isascii():
+        return shown
+    return "".join(sign if ord(sign) in _letters() else f"U+{ord(sign):04X} " for sign in shown).strip()
+
+
 def has_matplotlib() -> bool:
     """Whether figures can be drawn here."""
     try:
@@ -84,7 +118,9 @@ def styled() -> Iterator[None]:
     require_matplotlib()
     import matplotlib
 
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_RC, "backend": "agg"}):
+    with matplotlib.rc_context(
+        {**matplotlib.rcParamsDefault, **_RC, "font.family": list(_families()), "backend": "agg"}
+    ):
         yield
 
 
@@ -137,21 +173,26 @@ def save(figure: Figure, path: Path) -> None:
         ) from None
 
 
+def _is_full(label: str) -> bool:
+    """Also "full (run)" and "full, 2 of 6 rows"."""
+    return re.match(r"full($|[ ,])", label) is not None
+
+
 def looks(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Method id to (colour, marker); full is black.
 
     A few methods have a colour each. Of more, settings of one method share a colour and differ in the marker.
     """
-    others = [method for method in methods if method != "full"]
+    others = [method for method in methods if not _is_full(method)]
     if len(others) <= len(COLOURS):
         each = zip(others, zip(COLOURS, MARKERS, strict=False), strict=False)
-        return {"full": (INK, "*"), **dict(each)}
+        return {"full": (INK, "*"), **{method: (INK, "*") for method in methods if _is_full(method)}, **dict(each)}
     colours: dict[str, str] = {}
     counts: dict[str, int] = {}
     result = {}
     for method in methods:
         name = method.partition("@")[0]
-        if name == "full":
+        if _is_full(method):
             result[method] = (INK, "*")
             continue
         colour = colours.setdefault(name, COLOURS[len(colours) % len(COLOURS)])
@@ -171,21 +212,13 @@ def grid_shape(count: int, most_columns: int = 4) -> tuple[int, int]:
 
 
 def shorten(text: str, longest: int = 26) -> str:
-    """A label that fits: its begin, an ellipsis, and its end."""
-    from lcbench.reporting.words import clean
-
-    shown = clean(text)
-    if len(shown) <= longest:
-        return shown
-    tail = (longest - 1) // 2
-    return f"{shown[: longest - 1 - tail]}…{shown[-tail:]}"
+    """A label that fits: its begin, an ellipsis, and its end, in letters that can be drawn."""
+    return words.shorten(drawable(text), longest)
 
 
 def fit(text: str, inches: float, size: float, *, bold: bool = False) -> str:
     """``text`` shortened in its middle until it is no wider than ``inches`` at ``size`` points."""
-    from lcbench.reporting.words import clean
-
-    shown = clean(text)
+    shown = drawable(text)
     if _inches(shown, size, bold) <= inches:
         return shown
     for longest in range(len(shown) - 1, 3, -1):
@@ -197,10 +230,8 @@ def fit(text: str, inches: float, size: float, *, bold: bool = False) -> str:
 
 def wrap(text: str, inches: float, size: float = 10, *, bold: bool = True) -> str:
     """``text`` broken at blanks into lines of at most ``inches``: a title as wide as its figure."""
-    from lcbench.reporting.words import clean
-
     lines = [""]
-    for word in clean(text).split(" "):
+    for word in drawable(text).split(" "):
         longer = f"{lines[-1]} {word}" if lines[-1] else word
         if _inches(longer, size, bold) <= inches or not lines[-1]:
             lines[-1] = longer
@@ -219,5 +250,5 @@ def _inches(text: str, size: float, bold: bool) -> float:
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
-    font = FontProperties(family="DejaVu Sans", size=size, weight="bold" if bold else "normal")
+    font = FontProperties(family=list(_families()), size=size, weight="bold" if bold else "normal")
     return float(text_to_path.get_text_width_height_descent(text, font, False)[0]) / 72

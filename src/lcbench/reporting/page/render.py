@@ -10,6 +10,7 @@ from lcbench.reporting.best import ranks
 from lcbench.reporting.efficiency import efficiency_notes
 from lcbench.reporting.efficiency_table import cells_of, columns_of
 from lcbench.reporting.figures.make import Drawn
+from lcbench.reporting.figures.naming import told_apart
 from lcbench.reporting.figures.style import svg_text
 from lcbench.reporting.longscore.view import LongView, Ranking, Standing
 from lcbench.reporting.page.embed import embed
@@ -74,7 +75,7 @@ def _part(name: str) -> str:
 
 
 def _title(report: Report) -> str:
-    models = list(dict.fromkeys(clean(column.model, 40) for column in report.columns))
+    models = list(told_apart((column.model for column in report.columns), 40).values())
     count = len(report.columns)
     of = ", ".join(models[:3]) + (f" and {len(models) - 3} more" if len(models) > 3 else "")
     return f"{of}: {count} method{'' if count == 1 else 's'}"
