@@ -598,3 +598,23 @@ def test_a_study_of_a_local_and_a_served_model(cli: Cli, service: Service, folde
         refused = cli("run", "--config", "study.yaml", "--method", "full,kivi@bits=2", "--out", "other")
         assert refused.code == 2
         assert "works inside the model" in refused.err
+
+
+def test_a_shortener_before_a_cache_method_is_sent_where_each_part_works() -> None:
+    """The two refusals name commands that both accept: they once named each other."""
+    from lcbench.errors import ModelError
+    from lcbench.methods.registry import resolve
+    from lcbench.remote.session import refuse_cache_method
+    from lcbench.server.service import refuse_unservable
+
+    both = resolve("llmlingua2@rate=0.5+kivi@bits=4")
+    with pytest.raises(ModelError) as here:
+        refuse_cache_method(both, "openai:m")
+    with pytest.raises(ModelError) as there:
+        refuse_unservable(both)
+    for step in (here.value.next_step, there.value.next_step):
+        assert "kivi@bits=4" in step
+        assert "llmlingua2@rate=0.5" in step
+        assert "+" not in step
+    refuse_cache_method(resolve("llmlingua2@rate=0.5"), "openai:m")
+    refuse_unservable(resolve("kivi@bits=4"))
