@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 if TYPE_CHECKING:
     from lcbench.engine.on_paper import OnPaper
@@ -16,13 +17,17 @@ if TYPE_CHECKING:
 def show_on_paper(plans: Sequence[OnPaper]) -> None:
     """A line a model, and the sums."""
     console = Console(highlight=False, soft_wrap=True)
-    table = Table("model", "methods", "tasks", "rows", "prompt tokens", "answers", "memory at least", "hours", "disk")
-    for one in plans:
+    table = Table(Column("model", overflow="fold", min_width=16))
+    sizes = {(one.methods, one.tasks, one.rows) for one in plans}
+    alike = len(sizes) == 1  # as in nearly every study; the columns that it saves leave room for the models' names
+    for name in [] if alike else ["methods", "tasks", "rows"]:
+        table.add_column(name)
+    for name in ("prompt tokens", "answers", "memory at least", "hours", "disk"):
+        table.add_column(name)
+    for one, name in zip(plans, _short([one.model for one in plans]), strict=True):
         table.add_row(
-            escape(one.model),
-            str(one.methods),
-            str(one.tasks),
-            f"{one.rows:,}",
+            escape(name),
+            *([] if alike else [str(one.methods), str(one.tasks), f"{one.rows:,}"]),
             f"{one.tokens / 1e6:,.1f} M",
             f"{one.answers:,.0f}",
             f"{(one.weight_bytes + one.cache) / 2**30:.1f} GiB",
@@ -31,6 +36,10 @@ def show_on_paper(plans: Sequence[OnPaper]) -> None:
         )
     console.print(table, soft_wrap=False)
     first = plans[0]
+    if alike:
+        counts = ((first.methods, "method"), (first.tasks, "task"), (first.rows, "row"))
+        told = ", ".join(f"{count:,} {noun}{'' if count == 1 else 's'}" for count, noun in counts)
+        console.print(f"{'Each model' if len(plans) > 1 else 'The model'}: {told}.")
     hours, disk = sum(one.seconds for one in plans) / 3600, sum(one.disk for one in plans) / 2**30
     answers = sum(one.answers for one in plans)
     unit = "hours" if first.device == "cpu" else "GPU-hours"
@@ -42,3 +51,11 @@ def show_on_paper(plans: Sequence[OnPaper]) -> None:
     if any(one.shortening for one in plans):
         console.print("Methods that shorten prompts with a model are counted with whole prompts, without that model.")
     console.print("Nothing was run.")
+
+
+def _short(models: Sequence[str]) -> list[str]:
+    """Names of models without the folders that all of several have in common."""
+    paths = [model.split("/") for model in models]
+    levels = zip(*(path[:-1] for path in paths), strict=False)  # as deep as the shortest
+    shared = len(list(takewhile(lambda level: len(set(level)) == 1, levels))) if len(models) > 1 else 0
+    return ["/".join(path[shared:]) for path in paths]
