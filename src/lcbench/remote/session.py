@@ -89,6 +89,7 @@ def open_remote(spec: RunSpec, home: Path, calls: Calls, *, say: Say, tell_notes
     if model.tokenizer is not None:
         tokenizer = load_tokenizer(model.tokenizer, home, say, trust_remote_code=model.trust_remote_code)
     asker = Asker.of(model, calls.timeout)
+    say(f"Asking {asker.client.label} what it has.")
     about = asker.about()
     apis = choose_apis(spec, [task for task, _ in tasks], tokenizer, asker, about)
     limit = getattr(tokenizer, "model_max_length", None)

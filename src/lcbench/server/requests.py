@@ -130,7 +130,7 @@ def _is_id(value: Any, service: Service) -> bool:
 def _messages(body: Mapping[str, Any], service: Service) -> list[int]:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise Refused(400, "messages is not a list of messages.", param="messages")
+        raise Refused(400, "messages is not a list of one message or more.", param="messages")
     read = []
     for message in messages:
         role = message.get("role") if isinstance(message, Mapping) else None
