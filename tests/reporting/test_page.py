@@ -26,6 +26,8 @@ from lcbench.reporting.page.render import render
 from lcbench.reporting.page.svg import inline
 from lcbench.reporting.page.visible import cut, visible
 from lcbench.reporting.samples import samples_of
+from lcbench.scoring.longscore.result import LongScoreOptions
+from lcbench.scoring.run import ScoreOptions, score_run
 from lcbench.store.rundir import RunDirectory
 
 HOSTILE = [
@@ -184,6 +186,35 @@ def test_every_number_leads_to_its_samples(tmp_path: Path) -> None:
     task = data["tasks"][data["cells"]["0"]["task"]]
     assert row[2:10] == ["Paris", 5, 10, 0, 0, 250, 1000, False]
     assert task["answers"][row[0]] == ["Paris"]
+
+
+def test_numbers_of_the_rankings_lead_to_their_samples_and_have_intervals(tmp_path: Path) -> None:
+    cells = [(n, d / 10, 0) for n in (256, 512, 1024) for d in range(10)]
+    found = {"full": 1024, "h2o": 512, "kivi": 512}
+    run = make(
+        tmp_path / "r",
+        {(m, "passkey"): [passkey(*c, found=c[0] < most or c[1] < 0.45) for c in cells] for m, most in found.items()},
+    )
+    run.write_scores(score_run(run, ScoreOptions(longscore=LongScoreOptions(wanted=True))))
+    text = page_of(run)
+    data = data_of(Parsed(text))
+    section = text[text.index('id="rankings"') :]
+    section = section[: section.index("</section>")]
+    buttons = [a for a in Parsed(section).of("button") if a.get("class") == "n"]
+    assert len(buttons) == 3 * 3
+    (ranking,) = build([run]).longscore.rankings  # type: ignore[union-attr]
+    for standing, base, average in zip(ranking.standings, buttons[::3], buttons[1::3], strict=True):
+        (key,) = {base["data-cells"], average["data-cells"]}
+        assert data["cells"][key]["title"].startswith(f"{standing.label} on passkey")
+        assert (base["data-length"], average["data-length"]) == ("256", "")
+        rows = [row for row in data["cells"][key]["rows"] if data["tasks"][0]["lengths"][row[0]] == "256"]
+        assert sum(row[1] for row in rows) / len(rows) == pytest.approx(standing.base)
+        assert standing.label in base["aria-label"]
+    low, high = ranking.standings[-1].long_score_interval  # type: ignore[misc]
+    assert f'<span class="under interval">{low:.1f} to {high:.1f}</span>' in section
+    assert 'class="scores show-interval"' in section
+    (script,) = [script for attributes, script in Parsed(text).scripts if not attributes]
+    assert 'document.addEventListener("click"' in script  # not the first table alone
 
 
 def test_prompts_ends_are_there_where_the_data_are(tmp_path: Path) -> None:

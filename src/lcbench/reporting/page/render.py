@@ -11,6 +11,7 @@ from lcbench.reporting.efficiency import efficiency_notes
 from lcbench.reporting.efficiency_table import cells_of, columns_of
 from lcbench.reporting.figures.make import Drawn
 from lcbench.reporting.figures.style import svg_text
+from lcbench.reporting.longscore.view import LongView, Ranking, Standing
 from lcbench.reporting.page.embed import embed
 from lcbench.reporting.page.environment import environment, trimmings
 from lcbench.reporting.page.svg import inline
@@ -19,6 +20,7 @@ from lcbench.reporting.samples import Samples
 from lcbench.reporting.table import Cell, Column, Line, Report
 from lcbench.reporting.words import bytes_text, clean, explained, interval_text, ratio_text, score_text, short_names
 from lcbench.store.rundir import RunDirectory
+from lcbench.tasks.facts import HUNDRED
 
 
 def render(
@@ -43,7 +45,7 @@ def render(
         several_models=report.several_models,
         figures=[{"title": f.title, "svg": inline(svg_text(f.figure), f.name, f.alt)} for f in figures],
         remarks=[*remarks, *(report.longscore.warnings() if report.longscore else ())],
-        rankings=_rankings(report),
+        rankings=_rankings(report, ids),
         speed=_speed(report),
         notes=[*explained(short_names(line.name for line in report.lines if line.kind == "task")), *report.notes],
         runs=[_run(run) for run in runs],
@@ -160,7 +162,7 @@ def _spoken(line: Line, column: Column, cell: Cell) -> str:
     return visible(f"{score_text(cell.score)}, {column.method}, {line.title}: show the samples")
 
 
-def _rankings(report: Report) -> list[dict[str, Any]]:
+def _rankings(report: Report, ids: Mapping[tuple[Line, Column], str]) -> list[dict[str, Any]]:
     """The two rankings of every LongScore: by average score, and by what of the base ability is left."""
     if report.longscore is None:
         return []
@@ -173,10 +175,8 @@ def _rankings(report: Report) -> list[dict[str, Any]]:
             "standings": [
                 {
                     "label": visible(one.label) + (" (published)" if one.published else ""),
-                    "base": score_text(one.base),
-                    "average": score_text(one.average),
+                    "numbers": _numbers(report, report.longscore, ranking, one, ids),
                     "rank_average": one.rank_average or "–",
-                    "long_score": score_text(one.long_score),
                     "rank_long_score": one.rank_long_score or "–",
                     "move": one.mark,
                     "breakdown": visible(one.breakdown or "none"),
@@ -186,6 +186,45 @@ def _rankings(report: Report) -> list[dict[str, Any]]:
         }
         for ranking in report.longscore.rankings
     ]
+
+
+def _numbers(
+    report: Report, view: LongView, ranking: Ranking, one: Standing, ids: Mapping[tuple[Line, Column], str]
+) -> dict[str, dict[str, str]]:
+    """Base, average and LongScore of one method, each with its interval and the samples behind it."""
+    curve = next((e.curves.get(ranking.name) for e in view.entries if e.label == one.label), None)
+    base = None if curve is None else curve.base
+    tasks = {*ranking.members, ranking.name}
+    lines = [line for line in report.lines if line.kind == "task" and {line.name, _suite_task(line.name)} & tasks]
+    label = "" if base is None else base.label
+    of_base = [line for line in lines if line.name.endswith(f"@{label}")]
+    above = [line for line in lines if line not in of_base]
+    lengths = {line.length for line in report.lines if line.kind == "length" and line.name == ranking.name}
+    found = {}
+    for what, value, interval, own, length in (
+        ("base", one.base, base and base.interval, of_base or lines, "" if label not in lengths else label),
+        ("average", one.average, one.average_interval, above, ""),
+        ("LongScore", one.long_score, one.long_score_interval, lines, ""),
+    ):
+        cells = [
+            ids[line, column]
+            for line in own
+            for column in report.columns
+            if report.label(column) == one.label and (line, column) in ids
+        ]
+        found[what] = {
+            "text": score_text(value),
+            "interval": interval_text(*(interval or (None, None))).strip("[]").replace(", ", " to "),
+            "cells": "" if one.published or value is None else ",".join(cells),
+            "length": length,
+            "spoken": visible(f"{score_text(value)}, {what} of {one.label}, {ranking.name}: show the samples"),
+        }
+    return found
+
+
+def _suite_task(name: str) -> str:
+    """A task of 100-LongBench without its length: there each length is a task of its own."""
+    return name.partition("@")[0] if name.startswith(f"{HUNDRED}/") else name
 
 
 def _run(run: RunDirectory) -> dict[str, Any]:

@@ -189,7 +189,7 @@
     dialog.scrollTop = 0;
   }
 
-  table.addEventListener("click", (event) => {
+  document.addEventListener("click", (event) => {
     const button = event.target.closest("button.n");
     if (button) open(button);
   });
