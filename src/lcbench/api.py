@@ -250,6 +250,8 @@ def compare(
 
 
 def _model_spec(name: str, options: Mapping[str, Any]) -> ModelSpec:
+    if not isinstance(name, str | os.PathLike):  # None would be the default of a study, the demo model
+        raise BadValue(f"name is {_kind(name)}, not the name of a model.", "Give a hub id, a folder or a GGUF file.")
     return make_spec({**options, "model": name}).model
 
 

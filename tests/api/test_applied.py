@@ -184,3 +184,16 @@ def test_methods_that_need_more_than_generate_gives_are_refused(model: Any) -> N
     with pytest.raises(LcbenchError, match="snapvk"), lcbench.applied(model, "snapvk"):
         pass
     assert "forward" not in vars(model)
+
+
+@pytest.mark.parametrize("option", ["output_attentions", "output_hidden_states", "use_cache"])
+def test_what_is_not_kept_is_refused_with_what_to_leave_out(model: Any, option: str) -> None:
+    ids = torch.tensor([[5, 6, 7]])
+    with lcbench.applied(model, "full"), pytest.raises(UsageError) as refused:
+        model.generate(ids, max_new_tokens=2, **{option: option != "use_cache"})
+    assert option in refused.value.next_step
+
+
+def test_no_model_is_not_the_demo_model() -> None:
+    with pytest.raises(LcbenchError, match="not the name of a model"):
+        lcbench.load_model(None)  # type: ignore[arg-type]

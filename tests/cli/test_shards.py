@@ -125,7 +125,8 @@ def test_what_is_no_set_of_shards_is_refused(model: Path, tmp_path: Path, cli: C
     refused("Shards 2/3, 3/3 are missing", one)
     refused("Shard 2/3 is given twice", one, two, two, three)
     refused("does not exist", one, two, tmp_path / "nowhere")
-    refused("There are no shards in")
+    refused("merged does not exist")
+    assert "There are no shards in" in cli("merge", model).err
     refused("has no shard.json", one, two, model)
     assert cli(*words(model, tmp_path / "four", "--shard", "4/4")).code == 0
     refused("one of 4", one, two, three, tmp_path / "four" / "shards" / "4-of-4")
@@ -189,6 +190,23 @@ def test_parts_are_disjoint_and_whole() -> None:
             Shard.parse(text)
 
 
+def test_a_shard_of_another_run_is_refused_before_it_answers(
+    model: Path, tmp_path: Path, cli: Callable[..., Any]
+) -> None:
+    out = tmp_path / "run"
+    assert cli(*words(model, out, "--shard", "1/2")).code == 0
+    before = sorted(out.rglob("*"))
+    for more, said in (
+        (("--seed", "7", "--shard", "2/2"), "seed: was 42, now 7"),
+        (("--shard", "1/4"), "is one of 2 shards, and --shard 1/4 one of 4"),
+    ):
+        done = cli(*words(model, out, *more))
+        assert (done.code, said in done.err) == (2, True), done.err
+        assert sorted(out.rglob("*")) == before
+    assert cli(*words(model, out, "--shard", "2/2")).code == 0
+    assert cli("merge", out).code == 0
+
+
 def test_shard_and_memory_are_checked_before_anything_else(
     model: Path, tmp_path: Path, cli: Callable[..., Any]
 ) -> None:
@@ -196,4 +214,6 @@ def test_shard_and_memory_are_checked_before_anything_else(
     assert (done.code, "--shard 3/8" in done.err) == (2, True)
     done = cli("run", "--model", model, "--out", tmp_path / "run", "--group-memory", "much")
     assert (done.code, "not an amount of memory" in done.err) == (2, True)
+    done = cli("run", "--model", model, "--out", tmp_path / "run", "--ray-gpus", "1")
+    assert (done.code, "Add --engine ray" in done.err) == (2, True)
     assert not (tmp_path / "run").exists()

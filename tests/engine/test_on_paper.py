@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lcbench.config.spec import make_spec
-from lcbench.engine.on_paper import GPUS, on_paper, rates_of
+from lcbench.engine.on_paper import GPUS, OnPaper, on_paper, rates_of
 from lcbench.engine.session import open_session
 from lcbench.errors import UnknownName
 from lcbench.models.remembered import TokenMemory
@@ -92,3 +92,25 @@ def test_rates_are_below_the_peaks() -> None:
         assert 0 < rates.bandwidth < gpu.bandwidth
     with pytest.raises(UnknownName):
         rates_of("b300")
+
+
+def test_models_are_told_apart_in_a_terminal_of_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lcbench.cli.paper_view import show_on_paper
+
+    monkeypatch.setenv("COLUMNS", "80")
+    names = [f"/models/of/the/house/family-{i}-instruct-with-a-long-name" for i in range(1, 11)]
+    plans = [
+        OnPaper(name, 40, 18, "H100", 15 * 2**30, rows=795, tokens=9e6, answers=31_800, seconds=9e5) for name in names
+    ]
+    show_on_paper(plans)
+    shown = capsys.readouterr().out
+    assert max(len(line) for line in shown.splitlines() if "\u2502" in line) <= 80
+    assert "\u2026" not in shown
+    assert all(f"family-{i}-" in shown for i in range(1, 11))
+    assert "Each model: 40 methods, 18 tasks, 795 rows." in shown
+    show_on_paper([*plans[:1], OnPaper("org/other", 1, 1, "H100", 2**30, rows=3)])
+    shown = capsys.readouterr().out
+    assert "Each model" not in shown
+    assert "795" in shown

@@ -239,6 +239,7 @@ def test_keys_come_from_the_environment_and_go_nowhere_else(
     server.key = "another"
     told.append(cli(*asked(server)))
     assert told[-1].code == 2
+    assert "Check LCBENCH_API_KEY" in told[-1].err
     assert set(faults.keys) == {f"Bearer {secret}"}
     kept = b"".join(f.read_bytes() for f in Path().rglob("*") if f.is_file())
     for text in (kept.decode(), *(one.out + one.err for one in told)):
@@ -498,7 +499,9 @@ def test_trouble_is_not_taken_for_a_server_without_completions(
     faults.always = "503"
     done = cli(*asked(server, "--tokenizer", folder, api=None))
     assert done.code == 2
-    assert "does not tell whether it has completions" in " ".join(done.err.split())
+    assert "did not answer a first question of one token" in " ".join(done.err.split())
+    assert "what it has." in done.err
+    assert len(faults.times) == 5
     assert "--api" in done.err
     assert not Path("served").exists()
 
@@ -532,6 +535,7 @@ def test_a_server_that_hangs_does_not_hold_a_run_that_has_ended(server: Server, 
     assert time.monotonic() - began < 50
     assert done.returncode == 2
     assert "refuses the key" in " ".join(done.stderr.split())
+    assert "Set LCBENCH_API_KEY" in " ".join(done.stderr.split())
 
 
 def test_half_a_surrogate_pair_is_sent_and_kept(cli: Cli, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -598,3 +602,23 @@ def test_a_study_of_a_local_and_a_served_model(cli: Cli, service: Service, folde
         refused = cli("run", "--config", "study.yaml", "--method", "full,kivi@bits=2", "--out", "other")
         assert refused.code == 2
         assert "works inside the model" in refused.err
+
+
+def test_a_shortener_before_a_cache_method_is_sent_where_each_part_works() -> None:
+    """The two refusals name commands that both accept: they once named each other."""
+    from lcbench.errors import ModelError
+    from lcbench.methods.registry import resolve
+    from lcbench.remote.session import refuse_cache_method
+    from lcbench.server.service import refuse_unservable
+
+    both = resolve("llmlingua2@rate=0.5+kivi@bits=4")
+    with pytest.raises(ModelError) as here:
+        refuse_cache_method(both, "openai:m")
+    with pytest.raises(ModelError) as there:
+        refuse_unservable(both)
+    for step in (here.value.next_step, there.value.next_step):
+        assert "kivi@bits=4" in step
+        assert "llmlingua2@rate=0.5" in step
+        assert "+" not in step
+    refuse_cache_method(resolve("llmlingua2@rate=0.5"), "openai:m")
+    refuse_unservable(resolve("kivi@bits=4"))

@@ -215,3 +215,12 @@ def test_a_client_that_stops_waiting_is_not_answered_to_the_end(serve: Serve, mo
     assert ask(server, prompt="a", max_tokens=2)["status"] == 200
     assert len(began) == 2, "two that had given up were read all the same"
     assert len(made) < 750
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"), [([], "one message or more"), ([{"role": "wizard", "content": "a"}], "role")]
+)
+def test_messages_that_no_chat_has_are_refused(serve: Serve, messages: list[Any], said: str) -> None:
+    found = ask(serve(), "/chat/completions", messages=messages, max_tokens=1)
+    assert found["status"] == 400
+    assert said in found["error"]["message"]

@@ -26,6 +26,8 @@ def merge(
     from lcbench.store.shards import shards_of
 
     folders = shards or shards_of(out)
+    if not folders and not out.exists():
+        raise NotARun(f"{out} does not exist.", f"Make it: lcbench run … --out {out} --shard 1/8")
     if not folders:
         raise NotARun(f"There are no shards in {out}.", f"Make one: lcbench run … --out {out} --shard 1/8")
     done = join(out, folders)

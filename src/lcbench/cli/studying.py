@@ -84,6 +84,8 @@ def _session(
     spec: RunSpec, watcher: Watcher, shard: Shard | None, given: Mapping[str, Any], *, dry_run: bool
 ) -> Session | RemoteSession:
     """A run resolved: of a model of this machine, or of one behind an address."""
+    if spec.ray_gpus is not None and spec.engine != "ray":
+        raise UsageError("--ray-gpus is for Ray actors, and this run has none.", "Add --engine ray, or leave it out.")
     if not spec.model.served:
         from lcbench.engine.session import open_session
 

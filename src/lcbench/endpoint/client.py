@@ -163,19 +163,20 @@ class Client:
         """For people."""
         return f"{self.model} at {urlsplit(self.url).netloc}"
 
-    def post(self, path: str, body: Mapping[str, Any], read: Callable[[Any], T]) -> T:
+    def post(self, path: str, body: Mapping[str, Any], read: Callable[[Any], T], attempts: int = sys.maxsize) -> T:
         """Ask with a JSON body and read the JSON answer.
 
         Args:
             path: behind the base address, e.g. "/chat/completions".
             read: makes the result of the parsed answer; raises `Again` for one that cannot be used.
+            attempts: calls at most, where fewer are right than `Patience` grants.
 
         Raises:
             NoReply: this question got none; others may.
             UsageError: the server refuses the key, or has no such model or address.
             NetworkError: it does not answer at all.
         """
-        return self._patiently(lambda: read(self._json(self._call("POST", path, body))))
+        return self._patiently(lambda: read(self._json(self._call("POST", path, body))), attempts)
 
     def get(self, path: str, attempts: int) -> Any:
         """The parsed JSON answer of an address, which is not worth more than so many attempts. Raises as `post`."""
@@ -269,7 +270,7 @@ class Client:
         if code in _AGAIN or (code >= 500 and code not in _NEVER):
             raise Again(answered, wait=_seconds(response.headers.get("retry-after", "")))
         if code in (401, 403):
-            step = f"Set {self.wording.key} in the environment"
+            step = f"{'Check' if self.key else 'Set'} {self.wording.key} in the environment"
             step += f" (or {OPENAI_KEY})." if origin_of(self.url) == origin_of(OPENAI) else "."
             raise UsageError(f"{who} at {place} refuses the key, or wants one ({code}).", step)
         if code in (404, 405, 410):

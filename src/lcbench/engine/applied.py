@@ -121,10 +121,15 @@ class _Run:
             raise UsageError("There are no tokens to read.", _ONLY_GENERATE)
         if input_ids is None or kwargs.get("inputs_embeds") is not None:
             raise UsageError(f"{self._method.id} is applied, and it reads token ids.", _ONLY_GENERATE)
-        if kwargs.get("labels") is not None or kwargs.get("use_cache") is False:
+        if kwargs.get("use_cache") is False:
+            raise UsageError(f"{self._method.id} is applied, and works on the cache.", "Leave use_cache=False out.")
+        if kwargs.get("labels") is not None:
             raise UsageError(f"{self._method.id} is applied, which is for answers with a cache alone.", _ONLY_GENERATE)
         if kwargs.get("output_attentions") or kwargs.get("output_hidden_states"):
-            raise UsageError("Attention weights and hidden states are not kept while a method is applied.", "")
+            raise UsageError(
+                "Attention weights and hidden states are not kept while a method is applied.",
+                "Leave output_attentions and output_hidden_states out, or ask for them outside lcbench.applied.",
+            )
         keep = kwargs.get("logits_to_keep")
         if isinstance(keep, int) and keep > 1:
             raise UsageError(

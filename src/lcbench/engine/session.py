@@ -42,7 +42,7 @@ from lcbench.store.locate import default_run_path, remember_run
 from lcbench.store.provenance import software
 from lcbench.store.run_file import SHARDS
 from lcbench.store.rundir import RunDirectory
-from lcbench.store.shards import ShardPlan, Share, shared_batching
+from lcbench.store.shards import ShardPlan, Share, refuse_strangers, shared_batching
 from lcbench.tasks.base import Loaded, Task
 from lcbench.tasks.notes import said_once
 from lcbench.tasks.registry import resolve as resolve_tasks
@@ -224,6 +224,7 @@ class Session:
         where = path
         if shard is not None:
             where = path / SHARDS / shard.folder
+            refuse_strangers(path, shard, self.spec.to_dict(), self.provenance())
             limits = Limits.from_dict(shared_batching(path, limits.to_dict()))
         with RunDirectory.create_or_continue(where, self.spec.to_dict(), self.provenance()) as run:
             run.write_config(to_yaml(self.spec))

@@ -19,6 +19,7 @@ PATHS: Mapping[Api, str] = {
     "chat": "/chat/completions",
 }
 
+_PROBES = 5  # a server that fails so often before anything was asked is down; nothing is lost by saying so
 _REFUSED = (400, 422)  # a question that the server does not take as it is
 _COUNTED = ("prompt_tokens", "completion_tokens", "total_tokens")
 
@@ -117,13 +118,15 @@ class Asker:
             UsageError: the server has no such model at all. NetworkError: it does not answer.
         """
         try:
-            self.client.post("/completions", {"model": self.model, "prompt": "a", "max_tokens": 1}, _answer_of)
+            self.client.post(
+                "/completions", {"model": self.model, "prompt": "a", "max_tokens": 1}, _answer_of, attempts=_PROBES
+            )
             return True
         except (Absent, NoReply) as error:
             if isinstance(error, NoReply) and not error.status:
                 raise NetworkError(
-                    f"{self.client.label} does not tell whether it has completions: {error.reason}.",
-                    "Try again later, or name the address with --api.",
+                    f"{self.client.label} did not answer a first question of one token: {error.reason}.",
+                    "Look at the server, and give the command again; with --api the run begins without that question.",
                 ) from None
             if isinstance(error, Absent) and about.models and self.model not in about.models:
                 self._require(about)

@@ -21,6 +21,7 @@ from lcbench.engine.run import Listener, Outcome, samples_of
 from lcbench.engine.session import OpenRun, Say, canonical, load_tasks, method_facts, resolve_methods, task_facts
 from lcbench.errors import BadValue, ModelError, UsageError
 from lcbench.methods.base import Method
+from lcbench.methods.prompted import Prompted
 from lcbench.models.chat import own_template, template_sha256
 from lcbench.models.tokenizer import load_tokenizer, tokenizer_sha256
 from lcbench.remote.asking import About, Asker
@@ -88,6 +89,7 @@ def open_remote(spec: RunSpec, home: Path, calls: Calls, *, say: Say, tell_notes
     if model.tokenizer is not None:
         tokenizer = load_tokenizer(model.tokenizer, home, say, trust_remote_code=model.trust_remote_code)
     asker = Asker.of(model, calls.timeout)
+    say(f"Asking {asker.client.label} what it has.")
     about = asker.about()
     apis = choose_apis(spec, [task for task, _ in tasks], tokenizer, asker, about)
     limit = getattr(tokenizer, "model_max_length", None)
@@ -100,6 +102,12 @@ def open_remote(spec: RunSpec, home: Path, calls: Calls, *, say: Say, tell_notes
 
 def refuse_cache_method(method: Method, model: str) -> None:
     """Raises ModelError for a method that needs the model's cache, weights or attention."""
+    if isinstance(method, Prompted):
+        raise ModelError(
+            f"{method.id} works inside the model, and {model} is behind an address where only prompts can be changed.",
+            f"Serve what works inside it, lcbench serve --method {method.rest.id}, and shorten here: "
+            f"--method {method.shortener.id}.",
+        )
     chooses = type(method).filter_prompt is not Method.filter_prompt
     if chooses or not method.leaves_model_alone or (method.rewriter is None and method.name != FULL):
         raise ModelError(

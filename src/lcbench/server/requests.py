@@ -14,6 +14,7 @@ _ONLY = {
     "n": (None, 1), "best_of": (None, 1), "echo": (None, False), "suffix": (None, ""), "logprobs": (None, False),
     "repetition_penalty": (None, 1), "repeat_penalty": (None, 1),
 }  # fmt: skip
+_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _SAMPLING = {"temperature": 2, "top_p": 1}
 _NEVER = ("tools", "functions", "logit_bias", "frequency_penalty", "presence_penalty", "top_logprobs")
 
@@ -130,12 +131,14 @@ def _is_id(value: Any, service: Service) -> bool:
 def _messages(body: Mapping[str, Any], service: Service) -> list[int]:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise Refused(400, "messages is not a list of messages.", param="messages")
+        raise Refused(400, "messages is not a list of one message or more.", param="messages")
     read = []
     for message in messages:
         role = message.get("role") if isinstance(message, Mapping) else None
         if not isinstance(role, str):
             raise Refused(400, "A message has no role.", param="messages")
+        if role not in _ROLES:
+            raise Refused(400, f"The role of a message is none of {', '.join(_ROLES)}.", param="messages")
         read.append({"role": role, "content": _content(message.get("content"))})
     try:
         return service.ids_of_messages(read)

@@ -11,6 +11,7 @@ from lcbench.engine.single import answer_one
 from lcbench.engine.stacked import Rules
 from lcbench.errors import ModelError
 from lcbench.methods.base import Method
+from lcbench.methods.prompted import Prompted
 from lcbench.models.chat import encode_messages, encode_prompt
 from lcbench.models.info import LoadedModel
 
@@ -163,7 +164,12 @@ class _Growing:
 def refuse_unservable(method: Method) -> None:
     """Raises ModelError for a method that works on text, which a server's clients send already tokenized or not."""
     if method.rewriter is not None:
+        step = "Serve the model alone, and apply the method there: lcbench run --model openai:NAME --method "
+        there = method
+        if isinstance(method, Prompted):
+            step = f"Serve --method {method.rest.id}, and shorten there: lcbench run --model openai:NAME --method "
+            there = method.shortener
         raise ModelError(
             f"{method.id} rewrites the text of prompts, which belongs to whoever asks a server.",
-            f"Serve the model alone, and apply the method there: lcbench run --model openai:NAME --method {method.id}",
+            step + there.id,
         )

@@ -17,7 +17,8 @@ from typing import Any
 from lcbench.config.shard import Shard
 from lcbench.errors import CannotWrite, NotARun, SpecMismatch
 from lcbench.store.files import cannot_write, make_folder, write_json, write_text
-from lcbench.store.run_file import SHARDS, load_object
+from lcbench.store.identity import as_lines, differences, identity_differences
+from lcbench.store.run_file import SHARDS, load_object, read_info
 
 SHARD_FILE = "shard.json"
 BATCHING_FILE = "batching.json"
@@ -106,6 +107,30 @@ def shards_of(run: Path) -> list[Path]:
     """The shard folders below a run, in the order of their numbers."""
     found = [path.parent for path in (run / SHARDS).glob(f"*/{SHARD_FILE}")]
     return sorted(found, key=lambda path: [int(part) if part.isdigit() else 0 for part in path.name.split("-of-")])
+
+
+def refuse_strangers(run: Path, shard: Shard, spec: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
+    """Refuse a shard that could not be merged with those that lie below ``run`` already.
+
+    Raises:
+        SpecMismatch: they are of another division, or of a run with other settings or inputs.
+    """
+    for folder in sorted((run / SHARDS).glob("*-of-*")):
+        if folder.name == shard.folder:  # its own, which is compared when it is continued
+            continue
+        try:
+            info = read_info(folder)
+            there, inputs = dict(info["spec"]), dict(info["provenance"])
+        except (NotARun, KeyError, TypeError, ValueError):
+            continue  # just begun, or no shard: merging tells
+        step = "Choose another --out, or delete that folder."
+        of = folder.name.partition("-of-")[2]
+        if of != str(shard.of):
+            raise SpecMismatch(f"{folder} is one of {of} shards, and --shard {shard} one of {shard.of}.", step)
+        changed = differences(there, spec) or identity_differences(inputs, provenance)
+        if changed:
+            lines = "".join(f"\n  {line}" for line in as_lines(changed))
+            raise SpecMismatch(f"{folder} is a shard of another run:{lines}", step)
 
 
 def shared_batching(run: Path, measured: Mapping[str, int]) -> dict[str, Any]:
