@@ -65,7 +65,7 @@ def stored(directory: RunDirectory) -> LongScores:
 def test_100_longbench_has_it_without_being_asked(hundred: RunDirectory) -> None:
     done = run(hundred.path)
     assert done.exit_code == 0, done.output
-    for piece in ("Two rankings", "LongScore by task", "h2o against full on 100-longbench/kv_retrieval"):
+    for piece in ("Two rankings", "LongScore by task", "h2o against full on kv_retrieval"):
         assert piece in done.stdout
     found = stored(hundred)
     curve = found.curves["full"][0]
