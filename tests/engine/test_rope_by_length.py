@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from lcbench.errors import ModelError
 from lcbench.kv.cache import KVCache
+from lcbench.methods.registry import resolve
 from lcbench.models import adapter
 from lcbench.models.rope_length import rope_follows_length
 from tiny import VOCAB, loaded_tiny, save_tiny, tiny_model
@@ -127,3 +129,10 @@ def test_read_at_once_it_is_what_transformers_makes_of_it(name: str) -> None:
     cache = KVCache.dense(2, expected=40)
     logits = adapter.forward(model, ids, torch.arange(40)[None], [cache], all_logits=True)[0]
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["infllm", "em-llm", "longcache", "selfextend@group=4"])
+def test_methods_that_turn_cached_keys_refuse_them(name: str, tmp_path: Path) -> None:
+    resolve(name).bind(loaded_tiny(head_dim=32).info, tmp_path)
+    with pytest.raises(ModelError, match="could not move keys that are cached"):
+        resolve(name).bind(loaded_tiny(head_dim=32, rope_parameters=DYNAMIC).info, tmp_path)

@@ -112,6 +112,17 @@ def refuse_stretched(method: str, model: str, facts: RopeFacts) -> None:
         raise ModelError(f"The rotary frequencies of {model} cannot be read off its config.", _PLAIN)
 
 
+def refuse_moving_frequencies(method: str, info: ModelInfo) -> None:
+    """Raises ModelError for a model whose cached keys may have other rotary frequencies than those of its next token
+    ("dynamic", "longrope"); a method that gives cached keys other distances would turn them by the wrong ones."""
+    if info.rope_follows_length:
+        raise ModelError(
+            f"{info.name} chooses its rotary frequencies by the length of the text, so that {method} could not "
+            "move keys that are cached.",
+            _PLAIN,
+        )
+
+
 @dataclass(frozen=True)
 class DistanceChange(Extension):
     """An extension that leaves model and keys as they are and lets queries see far keys at other distances: a rule
@@ -130,12 +141,7 @@ class DistanceChange(Extension):
     def refuse_model(self, info: ModelInfo) -> None:
         if info.rope.kind == "none":
             raise ModelError(f"{info.name} has no rotary position embedding for {self.name} to use.", _PLAIN)
-        if info.rope_follows_length:
-            raise ModelError(
-                f"{info.name} chooses its rotary frequencies by the length of the text, so that {self.name} could not "
-                "move keys that are cached.",
-                _PLAIN,
-            )
+        refuse_moving_frequencies(self.name, info)
 
     def refuse_method(self, method: Method) -> str:
         if method.follows_distances:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -16,10 +17,14 @@ from lcbench.kv.distant import DistantLayer
 from lcbench.kv.events import Cutting, Segments
 from lcbench.kv.rope import moved
 from lcbench.kv.runs import Runs
-from lcbench.methods.base import AttentionMethod, Traits, WiderWindow
+from lcbench.methods.base import AttentionMethod, Method, Traits, WiderWindow
+from lcbench.methods.extension import refuse_moving_frequencies
 from lcbench.methods.registry import method
 from lcbench.models.rope import observed_rope
 from lcbench.models.rule import AttentionRule
+
+if TYPE_CHECKING:
+    from lcbench.models.info import ModelInfo
 
 REFINED_SHARE = 0.6  # of the layers, from which on keys are compared
 
@@ -93,6 +98,10 @@ class EMLLM(WiderWindow, AttentionMethod):
                 f"em-llm@min_block={self.min_block} is more than max_block={self.max_block}.",
                 "Use a smaller min_block.",
             )
+
+    def bind(self, info: ModelInfo, home: Path) -> Method:
+        refuse_moving_frequencies(self.name, info)
+        return super().bind(info, home)
 
     def runs(self) -> tuple[int, int]:
         return self.exc_block_size, 0

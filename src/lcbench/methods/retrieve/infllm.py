@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -14,8 +15,12 @@ from lcbench.errors import BadValue
 from lcbench.kv.cache import CacheShape, KVCache
 from lcbench.kv.distant import DistantLayer
 from lcbench.kv.runs import Runs
-from lcbench.methods.base import AttentionMethod, Traits, WiderWindow
+from lcbench.methods.base import AttentionMethod, Method, Traits, WiderWindow
+from lcbench.methods.extension import refuse_moving_frequencies
 from lcbench.methods.registry import method
+
+if TYPE_CHECKING:
+    from lcbench.models.info import ModelInfo
 
 PRESETS = {"2x": 0.5, "4x": 0.25, "6x": 0.17, "8x": 0.125}  # tokens seen, as a share of the prompt
 INIT_SHARE, BLOCK_SHARE = 0.021, 0.324  # of those tokens: first ones, looked-up ones
@@ -92,6 +97,10 @@ class InfLLM(WiderWindow, AttentionMethod):
                 "are read together.",
                 "Use a larger n_local or a smaller exc_block_size.",
             )
+
+    def bind(self, info: ModelInfo, home: Path) -> Method:
+        refuse_moving_frequencies(self.name, info)
+        return super().bind(info, home)
 
     def runs(self) -> tuple[int, int]:
         return self.exc_block_size, 0

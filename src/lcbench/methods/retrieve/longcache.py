@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,10 +20,14 @@ from lcbench.kv.sections import Section, over_sections
 from lcbench.kv.weights import ELEMENTS
 from lcbench.kv.whole import WholeLayer
 from lcbench.kv.witness import tell_fetched
-from lcbench.methods.base import AttentionMethod, Traits, WiderWindow
+from lcbench.methods.base import AttentionMethod, Method, Traits, WiderWindow
+from lcbench.methods.extension import refuse_moving_frequencies
 from lcbench.methods.registry import method
 from lcbench.models.rope import Rope, observed_rope
 from lcbench.models.rule import AttentionRule
+
+if TYPE_CHECKING:
+    from lcbench.models.info import ModelInfo
 
 
 @method("longcache", paper="arXiv:2407.15176", traits=Traits(family="retrieve", prefill="own"))
@@ -91,6 +96,10 @@ class LongCache(WiderWindow, AttentionMethod):
     def attended(self) -> int:
         """Most tokens that a run sees, once it looks up."""
         return self.global_size + self.local_size + self.span_size * self.recall_clip
+
+    def bind(self, info: ModelInfo, home: Path) -> Method:
+        refuse_moving_frequencies(self.name, info)
+        return super().bind(info, home)
 
     def runs(self) -> tuple[int, int]:
         return self.chunk_size, self.scope
