@@ -145,7 +145,7 @@ def test_presets_for_short(spec: str, same: str) -> None:
 
 
 def test_presets_that_mean_nothing_are_refused() -> None:
-    with pytest.raises(UnknownName, match="preset"):
+    with pytest.raises(UsageError, match="has no presets such as 2x"):
         resolve("kivi@2x")
     with pytest.raises(BadValue, match="budget twice"):
         resolve("snapkv@2x,budget=3")

@@ -501,8 +501,8 @@ def _is_whole(cache: KVCache, record: PrefillRecord, tokens: int) -> bool:
 def _is_whole_layer(mine: LayerKV, theirs: DenseLayer, tokens: int) -> bool:
     if isinstance(mine, RingLayer):
         return mine.held == theirs.filled and mine.idle_to >= tokens
-    if not isinstance(mine, DenseLayer) or mine.kept is not None or mine.filled != theirs.filled:
-        return False
+    if type(mine) is not DenseLayer or mine.kept is not None or mine.filled != theirs.filled:
+        return False  # a subclass looks at its entries in a way of its own (Quest)
     if mine.policy is not None and getattr(mine.policy, "idle_to", 0) < tokens:
         return False
     pairs = ((mine.key, theirs.key), (mine.value, theirs.value))
