@@ -14,7 +14,7 @@ from lcbench.kv.cache import CacheShape, KVCache
 from lcbench.kv.observe import LastQueries, union
 from lcbench.kv.record import PrefillRecord, take
 from lcbench.kv.ring import RingLayer
-from lcbench.models import adapter
+from lcbench.models import adapter, sdpa
 from lcbench.models.info import model_facts
 from lcbench.models.rule import AttentionRule
 from tiny import VOCAB, byte_tokenizer, tiny_model
@@ -266,6 +266,21 @@ def test_no_forward_pass_uses_cudnn_and_the_setting_is_put_back(monkeypatch: pyt
     try:
         feed(model, ids(8, seed=0), KVCache.dense(1))
         assert seen == [False]
+        assert torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+def test_passes_that_overlap_put_the_setting_back_in_the_end() -> None:
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    try:
+        first, second = sdpa.without_cudnn(), sdpa.without_cudnn()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)  # as of two threads
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        second.__exit__(None, None, None)
         assert torch.backends.cuda.cudnn_sdp_enabled()
     finally:
         torch.backends.cuda.enable_cudnn_sdp(before)
