@@ -123,3 +123,18 @@ def test_help_is_no_error(cli: Callable[..., Any]) -> None:
     done = cli()
     assert "Usage:" in done.out + done.err
     assert "Error" not in done.out + done.err
+
+
+@pytest.mark.parametrize("left", [KeyboardInterrupt, EOFError])
+def test_a_question_left_unanswered_is_no_traceback(
+    cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, left: type[BaseException]
+) -> None:
+    """As Ctrl-C or the end of input at "Go on?" (`score --judge`) does, wherever a command asks."""
+
+    def ask(*_: object, **__: object) -> None:
+        raise left
+
+    monkeypatch.setattr("lcbench.cli.doctor.lcbench_home", ask)
+    done = cli("doctor")
+    assert (done.code, done.out) == (130, "")
+    assert "Traceback" not in done.err

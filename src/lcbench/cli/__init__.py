@@ -117,6 +117,6 @@ def main() -> None:
         # The reader of our output went away (`lcbench report | head`): not an error of ours.
         sys.stderr.close()
         sys.exit(0)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):  # the second: a question that was left with Ctrl-C or at the end of input
         print("Stopped.", file=sys.stderr)
         sys.exit(130)
