@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from lcbench.cli.score import show
 from lcbench.cli.score_place import refuse_overwriting
 from lcbench.cli.score_view import tables_of
 from lcbench.errors import BadValue
@@ -15,7 +16,7 @@ from lcbench.reporting.longscore import terminal
 from lcbench.reporting.longscore.view import Entry, view
 from lcbench.scoring.longscore.curve import Curve, Rung
 from lcbench.scoring.longscore.ladder import Counts
-from lcbench.scoring.table import MethodScores, TaskScore
+from lcbench.scoring.table import MethodScores, ScoreTable, TaskScore
 
 
 def printed(width: int, *what: object) -> str:
@@ -51,6 +52,23 @@ def test_long_score_gives_names_the_columns_that_are_free() -> None:
     assert "passage_retrieval" in text
     assert "100-longbench/" not in text  # one build, one benchmark: the name says what tells tasks apart
     assert "[-66.7, 100.0]" in text
+
+
+@pytest.mark.parametrize(("interval", "said"), [((75.0, 75.0), 1), ((38.0, 75.0), 0)])
+def test_an_interval_without_width_is_explained(
+    interval: tuple[float, float], said: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "100-longbench/passage_retrieval@build=sx"
+    base = Rung("base", 0, 50.0, interval)
+    curve = Curve(
+        name, "100-longbench", "tokens", base, (Rung("512", 512, 40.0),), 40.0, None, -20.0, None, None, False
+    )
+    shown = view([Entry("full", {name: curve}, method="full")])
+    text = " ".join(printed(80, terminal.render(shown, Console(width=80))).split())
+    assert text.count("A 95 % interval without width") == said
+    task = TaskScore("qasper", "longbench", "qa", "en", "qa_f1", 50.0, 4, 0, interval, 4)
+    show(ScoreTable("file", "x", {"full": MethodScores({"qasper": task})}, {}, (), "0"), Path("x"))
+    assert capsys.readouterr().out.count("A 95 % interval without width, such as 75.0–75.0") == said
 
 
 def test_out_is_a_file() -> None:

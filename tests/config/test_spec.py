@@ -41,7 +41,8 @@ def test_the_default_model_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("text", "error", "said"),
     [
-        ("metod: kivi", UnknownName, "Did you mean 'method'"),
+        ("metod: kivi", UnknownName, "Did you mean 'methods'"),
+        ("budgetz: [0.5]", UnknownName, "Did you mean 'budgets'"),
         ("limit: 0", BadValue, "least"),
         ("limit: many", BadValue, "whole number"),
         ("limit: true", BadValue, "whole number"),

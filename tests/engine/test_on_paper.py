@@ -78,11 +78,27 @@ def test_a_study_is_planned_and_nothing_is_run(tmp_path: Path, cli: Callable[...
     assert "GPU-hours) on NVIDIA H200" in done.out
     assert "…" not in done.out
     assert "from 3 of 20 rows" in done.out
+    assert done.out.count("prompt begins") == done.out.count("prompt ends   ") == 1  # both models read it alike
     assert not (tmp_path / "out").exists()
     wrong = cli("run", "--model", one, "--task", TASK, "--dry-run", "--plan-gpu", "h10")
     assert (wrong.code, "h100" in wrong.err) == (2, True)
     wrong = cli("run", "--model", one, "--task", TASK, "--plan-gpu", "h100")
     assert (wrong.code, "--dry-run" in wrong.err) == (2, True)
+
+
+def test_other_models_show_the_first_prompt_that_they_read_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
+    from lcbench.cli.paper_view import show_on_paper
+
+    plain = {"a": ("Read", "answer:"), "b": ("Sum up", "summary:")}
+    chat = {task: (f"<user>{begins}", ends) for task, (begins, ends) in plain.items()}
+    ends = {"plain": plain, "chat": chat, "again": plain}
+    show_on_paper([OnPaper(name, 1, 2, "cpu", 2**20, rows=3, ends=own) for name, own in ends.items()])
+    shown = capsys.readouterr().out
+    assert shown.count("prompt begins") == 3
+    before, after = shown.split("One that chat reads otherwise:")
+    assert "b prompt begins 'Sum up'" in before
+    assert "a prompt begins '<user>Read'" in after
+    assert "again reads" not in shown
 
 
 def test_rates_are_below_the_peaks() -> None:

@@ -15,6 +15,7 @@ from lcbench.errors import CorruptFile, NotARun
 from lcbench.reporting.build import build
 from lcbench.reporting.samples import samples_of
 from lcbench.reporting.table import Cell, Report
+from lcbench.reporting.words import NO_WIDTH
 from lcbench.scoring.run import ScoreOptions, score_run
 from lcbench.store.rundir import RunDirectory
 
@@ -251,6 +252,16 @@ def test_lengths_follow_their_task(tmp_path: Path) -> None:
     assert cell(report, "passkey, length 1024", "full").score == 0.0
     assert cell(report, "passkey, length 256", "full").score == 100.0
     assert cell(report, "passkey, length 256", "full").n == 1
+
+
+def test_an_interval_without_width_is_explained(tmp_path: Path) -> None:
+    alike = make(tmp_path / "alike", {("full", "qasper"): [right(i) for i in range(4)]})
+    assert cell(build([alike]), "qasper", "full").low == cell(build([alike]), "qasper", "full").high == 100.0
+    assert NO_WIDTH in build([alike]).notes
+    mixed = make(tmp_path / "mixed", {("full", "qasper"): [right(0), wrong(1), right(2)]})
+    assert NO_WIDTH not in build([mixed]).notes
+    one = make(tmp_path / "one", {("full", "qasper"): [right(0)]})
+    assert NO_WIDTH not in build([one]).notes  # no interval at all
 
 
 def test_a_run_of_an_older_layout_without_provenance_still_has_a_report(tmp_path: Path) -> None:

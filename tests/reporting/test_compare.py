@@ -351,6 +351,9 @@ def test_the_terminal_shows_verdict_table_and_changes(
     assert "\u202e" not in result.stdout
     assert "p (Holm)" in text
     assert (" qa_f1 " in text) == (width == 200)
+    assert "an interval without width: every pair differs by the same" in text  # −100.0 to −100.0
+    mixed = make(tmp_path / "mixed", {(FULL, "qasper"): scored(12, 0), (KIVI, "qasper"): scored(7, 5)})
+    assert "without width" not in call(str(mixed.path), FULL, KIVI).stdout
 
 
 def test_names_of_tasks_are_broken_at_their_joints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,6 +146,15 @@ def test_curves_over_length(count: int) -> None:
         assert "13 more methods not drawn" in texts
 
 
+def test_where_a_band_stops_the_figure_says_why() -> None:
+    whole = lengths.LengthCurve("m", ("8k", "16k"), (60.0, 40.0), (55, 30), (65, 50))
+    part = lengths.LengthCurve("n", ("8k", "16k"), (60.0, 40.0), (55, None), (65, None))
+    published = lengths.LengthCurve("p (published)", ("8k", "16k"), (60.0, 40.0))
+    why = "none where under two contexts can be drawn again"
+    assert why in " ".join(texts_of(lengths.draw([part], title="t", x_label="tokens")))
+    assert why not in " ".join(texts_of(lengths.draw([whole, published], title="t", x_label="tokens")))
+
+
 def test_radar_spokes_have_one_scale_and_gaps_stay_gaps() -> None:
     names = ["single-doc-qa", "few-shot", "code"]
     figure = radar.draw(names, {"full": [50.0, 70.0, None], "kivi": [40.0, 60.0, 30.0]}, title="t")

@@ -148,4 +148,6 @@ def test_a_method_is_set_against_its_own_published_line(
     said = verdict(found, column)
     assert f"from the published {label or 'baseline'}" in said
     assert ("the table has no line of this method and setting" in said) == (label is None)
+    assert said.endswith("; 1 own interval has no width, which tells nothing.")  # all four are right
+    assert "inside" not in said
     assert found.to_dict()["against"] == {method: label or "baseline"}

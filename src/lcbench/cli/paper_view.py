@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lcbench.cli.plan_view import duration
+from lcbench.cli.plan_view import duration, show_ends
 from lcbench.reporting.words import bytes_text
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def show_on_paper(plans: Sequence[OnPaper]) -> None:
         counts = ((first.methods, "method"), (first.tasks, "task"), (first.rows, "row"))
         told = ", ".join(f"{count:,} {noun}{'' if count == 1 else 's'}" for count, noun in counts)
         console.print(f"{'Each model' if len(plans) > 1 else 'The model'}: {told}.")
+    _show_ends(console, plans)
     seconds, disk = sum(one.seconds for one in plans), sum(one.disk for one in plans)
     answers = sum(one.answers for one in plans)
     hours = f"{seconds / 3600:,.2f}" if seconds >= 36 else "under 0.01"
@@ -56,6 +57,23 @@ def show_on_paper(plans: Sequence[OnPaper]) -> None:
     if any(one.shortening for one in plans):
         console.print("Methods that shorten prompts with a model are counted with whole prompts, without that model.")
     console.print("Nothing was run.")
+
+
+def _show_ends(console: Console, plans: Sequence[OnPaper]) -> None:
+    """Both ends of one prompt of each task as the first model reads it; of other models the first that differs, as it
+    does by their chat formats."""
+    shown: set[tuple[str, tuple[str, str]]] = set()
+    for number, one in enumerate(plans):
+        new = [(task, ends) for task, ends in one.ends.items() if (task, ends) not in shown]
+        if not new:
+            continue
+        if len(plans) > 1:
+            console.print(
+                escape(f"Prompts of {one.model}:" if number == 0 else f"One that {one.model} reads otherwise:")
+            )
+        for task, ends in new if number == 0 else new[:1]:
+            show_ends(console, task, ends)
+        shown.update(new)
 
 
 def _short(models: Sequence[str]) -> list[str]:

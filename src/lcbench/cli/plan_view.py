@@ -62,9 +62,14 @@ def show_notes(console: Console, sets: Sequence[PromptSet]) -> None:
 def show_samples(console: Console, sets: Sequence[PromptSet]) -> None:
     """Both ends of one prompt of each task."""
     for prompts in {s.task.id: s for s in sets}.values():
-        begins, ends = (repr(end) for end in prompts.sample)
-        console.print(escape(f"{prompts.task.id} prompt begins {begins}"))
-        console.print(escape(f"{prompts.task.id} prompt ends   {ends}"))
+        show_ends(console, prompts.task.id, prompts.sample)
+
+
+def show_ends(console: Console, task: str, sample: tuple[str, str]) -> None:
+    """The first and the last characters of a prompt."""
+    begins, ends = map(repr, sample)
+    console.print(escape(f"{task} prompt begins {begins}"))
+    console.print(escape(f"{task} prompt ends   {ends}"))
 
 
 def duration(seconds: float) -> str:

@@ -66,6 +66,7 @@ def report(
     chosen = format_ or _by_name(out)
     if chosen not in FORMATS:
         raise UnknownName("format", chosen, FORMATS)
+    _agree(chosen, out)
     wanted = _extras(extras, chosen)
 
     from lcbench.reporting.build import build
@@ -96,6 +97,13 @@ def _by_name(out: Path | None) -> str:
             f"End it in one of {' '.join(_SUFFIXES)}, or add --format table.",
         )
     return _SUFFIXES.get(suffix, "table")
+
+
+def _agree(chosen: str, out: Path | None) -> None:
+    """Refuse a file whose name says another format than ``--format``."""
+    said = _SUFFIXES.get(out.suffix.lower()) if out else None
+    if said not in (None, "table", chosen):  # .txt may hold anything
+        raise BadValue(f"{out} is named as {said}, and --format says {chosen}.", "Leave out --format, or name it anew.")
 
 
 def _extras(text: str, chosen: str) -> list[str]:

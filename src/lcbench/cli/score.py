@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from lcbench.cli.score_place import is_ours, refuse_overwriting, write_default
-from lcbench.cli.score_view import tables_of
+from lcbench.cli.score_view import intervals_of, tables_of
 from lcbench.errors import BadValue, CannotWrite, CorruptFile, UsageError
 
 if TYPE_CHECKING:
@@ -209,7 +209,11 @@ def show(table: ScoreTable, target: Path) -> None:
 
 
 def _footnotes(table: ScoreTable, target: Path) -> list[str]:
+    from lcbench.reporting.words import NO_WIDTH, has_no_width
+
     lines = [*table.notes]
+    if any(has_no_width(*interval) for interval in intervals_of(table)):
+        lines.append(f"{NO_WIDTH[0].upper()}{NO_WIDTH[1:]}.".replace("[75.0, 75.0]", "75.0–75.0"))
     if table.source == "run":
         from lcbench.reporting.notes import asked, seen_question, simulated
         from lcbench.store.rundir import RunDirectory

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
@@ -14,7 +14,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from lcbench.scoring.table import GroupScore, Interval, LengthScore, MethodScores, TaskScore
+    from lcbench.scoring.table import GroupScore, Interval, LengthScore, MethodScores, ScoreTable, TaskScore
 
 _LEAST_TASK, _LEAST_METRIC = 14, 6
 """Letters across that names get at least: more lines, rather than cropped numbers."""
@@ -130,6 +130,15 @@ def _means(method: MethodScores, groups: dict[str, GroupScore]) -> Table:
             *(_number(one.by_length.get(b)) for b in buckets),
         )
     return grid
+
+
+def intervals_of(table: ScoreTable) -> Iterator[Interval]:
+    """The intervals of all tasks, lengths and means."""
+    for method in table.methods.values():
+        tasks = method.tasks.values()
+        found = [one.interval for one in tasks] + [part.interval for one in tasks for part in one.by_length.values()]
+        found += [one.interval for one in (*method.categories.values(), *method.overall.values())]
+        yield from (interval for interval in found if interval is not None)
 
 
 def _number(value: float | None) -> str:

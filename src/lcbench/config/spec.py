@@ -241,7 +241,7 @@ def checked(values: Mapping[str, Any], where: str, known: frozenset[str] | None 
     for key, value in values.items():
         name = ALIASES.get(key, key)
         if name not in (known or KEYS):
-            raise UnknownName("key", key, known or {*KEYS, *ALIASES}, where=where)
+            raise UnknownName("key", key, known or KEYS, where=where)  # full names only: short ones are near both
         if value is not None:
             found[name] = _typed(name, value, where)
     return found

@@ -7,7 +7,7 @@ of a named GPU, or those measured here; docs/scaling.md works it by hand.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -57,6 +57,7 @@ class OnPaper:
         device: in words. weight_bytes: of the model there. shortening: methods that shorten prompts with a model.
         sampled, rows: rows that became prompts, and all. tokens: of all rows' prompts. longest: of the sample.
         seconds: on one device. disk: bytes of the run directory. cache: of the longest sampled prompt, full, in bytes.
+        ends: task id to the first and last characters of one of its prompts.
     """
 
     model: str
@@ -74,6 +75,7 @@ class OnPaper:
     seconds: float = 0.0
     disk: float = 0.0
     cache: int = 0
+    ends: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def add(self, cost: Estimate, times: float) -> None:
         """Count what a sample costs, so many times."""
@@ -119,6 +121,7 @@ def on_paper(
             cost = estimate(info, sets, groups, rates, exact=session.spec.exact)
             found.add(cost, copies * times)
             for prompts in sets:
+                found.ends.setdefault(task.id, prompts.sample)
                 texts = sum(len(str(row.answers)) + len(str(row.all_classes or "")) for row in some)
                 each = _RECORD_BYTES + _TOKEN_BYTES * prompts.max_new_tokens + texts / max(1, len(some))
                 found.disk += copies * len(prompts.methods) * part.count * each

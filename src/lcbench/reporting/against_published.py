@@ -17,7 +17,7 @@ from lcbench.errors import BadValue
 from lcbench.reporting.comparison import signed
 from lcbench.reporting.published import UNCOMPRESSED, Published, PublishedRow
 from lcbench.reporting.table import Cell, Column, Report
-from lcbench.reporting.words import clean, score_text
+from lcbench.reporting.words import clean, has_no_width, score_text
 
 FULL = "full"
 _ALIKE = 0.1  # a ratio this close to a published one is taken for the same setting
@@ -143,7 +143,7 @@ def _is_setting(report: Report, column: Column, row: PublishedRow, parameters: M
 def verdict(found: BesidePublished, column: Column) -> str:
     """How one's own method stands to the published reference, in one sentence."""
     reference = found.line_for(column)
-    inside = outside = 0
+    inside = outside = flat = 0
     gaps = []
     for key, cells in found.lines:
         cell = cells.get(column)
@@ -151,6 +151,9 @@ def verdict(found: BesidePublished, column: Column) -> str:
             continue
         gaps.append(cell.score - reference.scores[key])
         known = cell.low is not None and cell.high is not None
+        if has_no_width(cell.low, cell.high):
+            flat += 1
+            continue
         if known and cell.low <= reference.scores[key] <= cell.high:  # type: ignore[operator]
             inside += 1
         elif known:
@@ -161,10 +164,13 @@ def verdict(found: BesidePublished, column: Column) -> str:
     apart = f"{signed(mean)} points on average over {len(gaps)} lines" if len(gaps) > 1 else f"{signed(mean)} points"
     which = "" if column in found.against else " (the table has no line of this method and setting)"
     rows = ", from a part of the rows only" if found.part else ""
-    return (
-        f"{column.method} stands {apart} from the published {reference.label}{which}{rows}; the published score lies "
-        f"inside the own 95 % interval in {inside} of {inside + outside}."
-    )
+    lies = [f"the published score lies inside the own 95 % interval in {inside} of {inside + outside}"]
+    lies = lies if inside + outside else []
+    if flat:
+        lies.append(f"{flat} own interval has" if flat == 1 else f"{flat} own intervals have")
+        lies[-1] += " no width, which tells nothing"
+    stands = f"{column.method} stands {apart} from the published {reference.label}{which}{rows}"
+    return "; ".join([stands, *lies]) + "."
 
 
 def render(found: BesidePublished, console: Console) -> RenderableType:

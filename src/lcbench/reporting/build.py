@@ -15,6 +15,7 @@ from lcbench.reporting.notes import merged_notes, notes_of, overall_notes
 from lcbench.reporting.same_method import Key, key_of, shown_ids
 from lcbench.reporting.scored import scores_of, shared_options
 from lcbench.reporting.table import Cell, Column, Line, Report
+from lcbench.reporting.words import NO_WIDTH, has_no_width
 from lcbench.scoring.merged import long_scores_merged, score_merged
 from lcbench.store.rundir import RunDirectory
 from lcbench.store.schema import PredictionRecord
@@ -66,6 +67,7 @@ def build(runs: Sequence[RunDirectory], *, with_published: bool = False) -> Repo
     notes = merged_notes([(part.run, part.notes) for part in parts])
     whole = [cell for (line, _), cell in cells.items() if line.kind == "task"]
     notes = [*not_compared, *notes, *overall_notes(lines, whole, labels)]
+    notes += [NO_WIDTH] if any(has_no_width(cell.low, cell.high) for cell in cells.values()) else []
     report = Report(
         tuple(lines),
         tuple(dict.fromkeys(columns.values())),

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from lcbench.reporting.comparison import Change, Comparison, p_number, signed
 from lcbench.reporting.page.visible import visible
-from lcbench.reporting.words import bytes_text, clean, explained, short_names
+from lcbench.reporting.words import bytes_text, clean, explained, has_no_width, short_names
 from lcbench.scoring.paired import PairedResult
 
 _TEXT = 160  # characters of a prediction that are shown
@@ -113,6 +113,8 @@ def _remarks(found: Comparison) -> list[RenderableType]:
         lines.append(f"{found.unmatched} samples that only one side has are left out")
     lines += [f"not compared: {why}" for why in found.refused.values()]
     lines += explained(short_names(task for task, _, _ in found.tasks))
+    if any(result.interval and has_no_width(*result.interval) for _, _, result in found.tasks):
+        lines.append("an interval without width: every pair differs by the same, so that pairs drawn again do, too")
     lines += found.notes
     return [Padding(Text(clean(line, 1000), "dim"), (0, 0, 0, 1)) for line in lines]
 

@@ -65,6 +65,18 @@ def interval_text(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"[{low:.1f}, {high:.1f}]"
 
 
+NO_WIDTH = (
+    "a 95 % interval without width, such as [75.0, 75.0], comes of samples (or of contexts with all their samples) "
+    "that score alike: drawn again they cannot differ, which does not make the score certain"
+)
+"""For readers of a table that has such an interval."""
+
+
+def has_no_width(low: float | None, high: float | None) -> bool:
+    """Whether an interval is there and both its ends are the same."""
+    return low is not None and low == high
+
+
 def bytes_text(count: float | None) -> str:
     """Three significant digits with a binary unit, e.g. ``1.24 MiB``; a dash for none."""
     if count is None:

@@ -258,8 +258,14 @@ def _label(ax: Axes, curve: LengthCurve, end: tuple[float, float], colour: str, 
 
 def _explained(curves: Sequence[LengthCurve]) -> str:
     words = []
-    if any(low is not None for curve in curves for low in curve.lows):
-        words.append("band: 95 % interval")
+    banded = [curve for curve in curves if any(low is not None for low in curve.lows)]
+    if banded:
+        gaps = any(
+            score is not None and low is None
+            for curve in banded
+            for score, low in zip(curve.scores, curve.lows, strict=True)
+        )
+        words.append("band: 95 % interval" + (", none where under two contexts can be drawn again" if gaps else ""))
     if any(curve.breakdown is not None for curve in curves):
         words.append("ring: first length significantly below the base")
     return "; ".join(words)

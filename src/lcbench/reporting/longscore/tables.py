@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lcbench.reporting.longscore.view import Entry, LongView, Ranking, Standing
-from lcbench.reporting.words import interval_text, score_text
+from lcbench.reporting.words import NO_WIDTH, has_no_width, interval_text, score_text
 from lcbench.scoring.longscore.curve import Curve, Interval, Rung
 from lcbench.scoring.longscore.decompose import Amount
 from lcbench.scoring.longscore.ladder import Counts
@@ -67,9 +67,21 @@ def legend(view: LongView) -> list[str]:
         f"{BELOW} significantly below the base (95 % interval of the difference); breaks: the first such length, "
         "with … when a longer one is not below.",
     ]
+    if any(has_no_width(*interval) for interval in _intervals(view)):
+        lines.append(f"{NO_WIDTH[0].upper()}{NO_WIDTH[1:]}.")
     if any(one.published for one in view.entries):
         lines.append(f"{PUBLISHED.strip()} published by others, not run here; no samples, so no intervals.")
     return lines
+
+
+def _intervals(view: LongView) -> Iterator[Interval]:
+    """All that the tables show."""
+    for curve in (curve for one in view.entries for curve in one.curves.values()):
+        found = (curve.average_interval, curve.long_score_interval, *(r.interval for r in (curve.base, *curve.rungs)))
+        yield from (interval for interval in found if interval is not None)
+    for _, one in view.splits:
+        amounts = (one.change.interval, one.long_context.interval, one.base_ability.interval)
+        yield from (interval for interval in amounts if interval is not None)
 
 
 def _main_rankings(view: LongView) -> list[Ranking]:
