@@ -40,7 +40,8 @@ class Actors:
     @property
     def threads(self) -> int | None:
         """The cores of an actor without a GPU."""
-        return self.cluster.threads
+        crew = self.cluster.crew
+        return crew.cpus if crew.device == "cpu" else None
 
     @contextlib.contextmanager
     def at_work(self, job: Job, dispatch: Dispatch, groups: int) -> Iterator[Work]:

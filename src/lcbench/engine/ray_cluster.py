@@ -124,11 +124,6 @@ class Cluster:
             elif not made and wanted > (free := float(self.ray.available_resources().get(name, 0))):
                 self._say(f"{asked}, and others leave {free:g} of the cluster's {there:g} free: some wait for them.")
 
-    @property
-    def threads(self) -> int | None:
-        """Of torch in an actor; None leaves its default."""
-        return self.crew.cpus if self.crew.device == "cpu" else None
-
     def describe(
         self, spec: ModelSpec, home: Path, *, say: Callable[[str], None], turned_by: Sequence[str]
     ) -> tuple[ModelInfo, Any]:
