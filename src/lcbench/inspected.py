@@ -76,7 +76,8 @@ class Inspection:
         resident_bytes: of the bytes held, those that a step reads.
         pieces: the prompt's text with what was cut, where the method rewrites it.
         shortened_from: tokens of the prompt given, where the method shortens prompts; 0 for all other methods.
-        uncut: why such a method left the prompt as it was, in a sentence; "" where it did not.
+        remark: a sentence on what a reader may not expect: a prompt that was not shortened, a budget that was passed,
+            nothing that was quantized; "" for none.
         fed: token ids of the steps after the prompt. logits: fp32 ``[steps][vocab]``, those at each of them.
     """
 
@@ -91,7 +92,7 @@ class Inspection:
     resident_bytes: int
     pieces: Sequence[Piece] = ()
     shortened_from: int = 0
-    uncut: str = ""
+    remark: str = ""
     fed: Sequence[int] = ()
     logits: Sequence[Sequence[float]] | None = None
 

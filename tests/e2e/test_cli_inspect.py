@@ -393,6 +393,23 @@ def test_prompts_that_a_method_shortens_are_counted_as_given(cli: Cli, whole: Pa
     assert f"{given}.0 of {given} tokens kept" in words
 
 
+def test_what_nobody_expects_of_a_short_prompt_is_remarked(cli: Cli, whole: Path) -> None:
+    Path("prompt.txt").write_text("A very long story of a king and a queen.")
+    given = 1 + len("A very long story of a king and a queen.")
+
+    def words(method: str) -> str:
+        return " ".join(cli("inspect", "--model", whole, "--prompt", "prompt.txt", "--method", method).out.split())
+
+    wide = words("snapkv@budget=0.1")
+    assert "snapkv@budget=0.1 keeps 33.0 tokens, mean over layers and heads, and 0.1 of this prompt is 4" in wide
+    assert "window=32 stays whatever the budget." in wide
+    assert "stays whatever" not in words("snapkv@budget=20,window=4")
+    assert "stays whatever" not in words("quest@budget=8,page_size=4")  # holds all, and looks 8 up
+    exact = words("kivi@bits=2,residual_length=64")
+    assert f"holds the prompt's {given} tokens as the model made them: it keeps the newest 64 tokens exact" in exact
+    assert "as the model made them" not in words("kivi@bits=2,residual_length=32")
+
+
 @pytest.mark.parametrize(("content", "said"), [(b"\xff\xfe", "not UTF-8"), (b"x" * 5000, "5,001 tokens")])
 def test_bad_prompts(cli: Cli, whole: Path, content: bytes, said: str) -> None:
     Path("prompt.txt").write_bytes(content)

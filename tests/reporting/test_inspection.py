@@ -167,7 +167,7 @@ def test_a_shortened_prompt_is_counted_against_the_one_given() -> None:
 def test_a_prompt_that_was_not_cut_says_so() -> None:
     said = "gemfilter cut nothing: the prompt's 6 tokens are within its budget (budget=1024)."
     found = inspection(
-        list("abcdef"), method="gemfilter", shortened_from=6, uncut=said, pieces=[Piece("abcdef", "kept")]
+        list("abcdef"), method="gemfilter", shortened_from=6, remark=said, pieces=[Piece("abcdef", "kept")]
     )
     text = " ".join(printed(found).split())
     assert said in text
@@ -199,6 +199,14 @@ def test_the_page_is_escaped_and_asks_for_nothing() -> None:
     shown = [word for kind, word in page.shaded if re.fullmatch(r"l\d", kind)]
     assert "⟨U+001B⟩[31mred" in shown
     assert "<script>alert(1)</script>" in shown
+
+
+def test_on_paper_the_page_says_what_is_shaded() -> None:
+    page = page_of(inspection(list("abcdef")))
+    assert '<p id="shaded">Shaded by all 4 heads of all layers together.</p>' in page
+    assert page.count('class="legend"') == 2  # the one among the controls is not printed
+    assert re.search(r"@media print \{ \.on-paper \{ display: block; \} \.screen \{ display: none; \}", page)
+    assert '$("shaded").textContent = "Shaded by "' in page
 
 
 def test_the_page_can_be_heard_and_used_by_keyboard() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lcbench.config.budget import Budget
 from lcbench.config.options import split_items
 from lcbench.config.spec import RunSpec
 from lcbench.engine.generate import check_chunk, chosen_tokens, empty_cache, prefill
@@ -39,6 +40,7 @@ from lcbench.models.load import describe, load
 
 _STEPS = 8  # taken where a method fetches or merges while decoding and nobody said how many
 _ACTS_LATER = ("retrieve", "merge")
+_STAY = ("window", "n_sink", "sinks", "recent", "protect_recent")  # parameters that name tokens which always stay
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def examine(
         resident_bytes=resident,
         pieces=read.pieces,
         shortened_from=given,
-        uncut=_uncut(method, read, given),
+        remark=_remark(method, read, given, kept, errors),
         fed=tuple(fed),
         logits=rows,
     )
@@ -177,8 +179,41 @@ def _chosen(loaded: LoadedModel, method: Method, read: Read) -> Read:
     return replace(read, ids=ids[0].tolist(), pieces=joined(pieces), before=read.before or len(read.ids))
 
 
+def _remark(
+    method: Method,
+    read: Read,
+    given: int,
+    kept: Sequence[Sequence[Sequence[int]]],
+    errors: Sequence[Sequence[tuple[float, float]] | None],
+) -> str:
+    """What a reader may not expect of this method on this prompt; "" for nothing."""
+    if given:
+        return _uncut(method, read, given)
+    measured = [one for layer in errors for one in layer or ()]
+    if measured and not any(key or value for key, value in measured):
+        newest = method.parameters.get("residual_length")
+        why = f": it keeps the newest {newest} tokens exact (residual_length={newest})" if newest else ""
+        return f"{method.id} holds the prompt's {len(read.ids):,} tokens as the model made them{why}."
+    return _over_budget(method, len(read.ids), kept)
+
+
+def _over_budget(method: Method, tokens: int, kept: Sequence[Sequence[Sequence[int]]]) -> str:
+    """Why more stays of a short prompt than the budget says, as it does where a window is never given up."""
+    budget = getattr(method, "budget", None)
+    if method.traits.family not in ("evict", "merge") or not isinstance(budget, Budget):
+        return ""
+    heads = [len(head) for layer in kept for head in layer]
+    mean, wanted = sum(heads) / max(1, len(heads)), budget.resolve(tokens)
+    if mean < wanted + 1:
+        return ""
+    fixed = [f"{name}={value}" for name, value in method.parameters.items() if name in _STAY and value.isdecimal()]
+    why = f": {', '.join(fixed)} stays whatever the budget" if fixed else ""
+    share = f"{budget} of this prompt" if budget.ratio else "its budget"
+    return f"{method.id} keeps {mean:,.1f} tokens, mean over layers and heads, and {share} is {wanted:,}{why}."
+
+
 def _uncut(method: Method, read: Read, given: int) -> str:
-    """Why a method that shortens prompts left this one as it was; "" where it did not, or does not shorten any."""
+    """Why a method that shortens prompts left this one as it was; "" where it did not."""
     if len(read.ids) != given or any(piece.kind != "kept" for piece in read.pieces):
         return ""
     budget = next((f"{name}={value}" for name, value in method.parameters.items() if name.endswith("budget")), "")

@@ -29,7 +29,7 @@ def render(found: Inspection) -> str:
         **trimmings(_shared("style.css") + _part("style.css"), _part("script.js")),
         title=f"{clean(found.method)} on {clean(found.model)}",
         headline=headline(found),
-        uncut=clean(found.uncut, 1000),
+        remark=clean(found.remark, 1000),
         shortened=is_shortened(found),
         cells=shown,
         total=total,

@@ -65,6 +65,9 @@
     const reads = now && sets.every(([, , set]) => set === null);
     $("said").textContent = where + (now ? ", step " + now : "") + ": " +
       (reads ? "nothing is looked up, all is read" : share + " % of " + whole + " tokens " + (now ? "fetched" : "kept"));
+    $("shaded").textContent = "Shaded by " + (at < 0 ? "all layers" : "layer " + at + " of 0 to " + (data.kept.length - 1)) +
+      (head.value === "" ? ", all its heads" : ", head " + head.value).replace("its", at < 0 ? "their" : "its") +
+      (now ? ", step " + now + " after the prompt" : "") + ".";
     listMerges(at);
     tell();
   };
@@ -79,6 +82,7 @@
     }
     const who = stop - start > 1 ? "Tokens " + start + " to " + (stop - 1) : "Token " + start;
     const shown = named.slice(0, 40).join(", ") + (named.length > 40 ? " …" : "");
+    $("token").classList.remove("screen");
     $("token").textContent = who + " (id " + data.ids.slice(start, stop).join(", ") + ") “" + spans[chosen].textContent +
       "”: " + named.length + " of " + sets.length + " heads" + (named.length ? " (layer.head " + shown + ")" : "");
   };

@@ -37,7 +37,7 @@ _MOST = 8  # merges that are listed
 def render(found: Inspection, console: Console) -> RenderableType:
     """The whole view, for this console's width and colours."""
     parts: list[RenderableType] = [Text(headline(found), "bold")]
-    parts += [Text(clean(found.uncut, 1000))] if found.uncut else []
+    parts += [Text(clean(found.remark, 1000))] if found.remark else []
     parts += [Text(), _layers(found, console)]
     parts += _merged(found)
     parts += _fetched(found)
