@@ -166,6 +166,32 @@ def test_radar_spokes_have_one_scale_and_gaps_stay_gaps() -> None:
     assert "2 more methods not drawn" in " ".join(texts_of(many))
 
 
+def test_rings_of_a_radar_are_named_above_the_lines() -> None:
+    names = ["single-doc-qa", "few-shot", "code"]
+    figure = radar.draw(names, {"full": [60.0, 50.0, 40.0], "knorm": [10.0, 20.0, 30.0]}, title="t")
+    (ax,) = figure.axes
+    rings = [text for text in ax.texts if text.get_text() in {"15", "30", "45", "60"}]
+    assert len(rings) == 4
+    assert min(text.get_zorder() for text in rings) > max(line.get_zorder() for line in ax.lines)
+    assert all(text.get_bbox_patch() is not None for text in rings)
+
+
+def test_intervals_without_width_are_told_in_the_figures() -> None:
+    def words(low: float) -> tuple[str, str, str]:
+        flat = [pareto.MethodPoint(f"m{i}", 10.0 + i, 75.0, low, 75.0) for i in range(2)]
+        curves = [lengths.LengthCurve("m", ("1", "2"), (75.0, 75.0), (low, low), (75.0, 75.0))]
+        differences = [bars.Difference("m", "t", 0.0, low - 75.0, 0.0, 75.0)]
+        return (
+            " ".join(texts_of(pareto.draw(flat, title="t", full_bytes=None, score_label="score"))),
+            " ".join(texts_of(lengths.draw(curves, title="t", x_label="x"))),
+            " ".join(texts_of(bars.draw(differences, reference="full"))),
+        )
+
+    told = ("no width: all samples alike", "no width where all samples score alike", "no width where all pairs differ")
+    assert all(said in text for said, text in zip(told, words(75.0), strict=True))
+    assert not any(said in text for said, text in zip(told, words(50.0), strict=True))
+
+
 def test_bars_start_at_0_and_missing_pairs_are_said() -> None:
     made = [bars.Difference(m, t, -5.0 + i, -8.0, 1.0, 50.0) for i, m in enumerate("ab") for t in ("x", "y")]
     figure = bars.draw(made[:3], reference="full")

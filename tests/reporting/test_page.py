@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from made_runs import failed, make, passkey, right, wrong
 
 from lcbench.reporting.build import build
-from lcbench.reporting.figures.make import Drawn
+from lcbench.reporting.figures.drawn import Drawn
 from lcbench.reporting.page import embed
 from lcbench.reporting.page.embed import json_for_script
 from lcbench.reporting.page.render import render

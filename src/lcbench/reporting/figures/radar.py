@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lcbench.reporting.figures.labels import Label, Words, label_points
+from lcbench.reporting.figures.labels import Label, Words, halo, label_points
 from lcbench.reporting.figures.style import GRID, INK, MUTED, fit, grid_shape, head, looks, new_figure, shorten, styled
 
 if TYPE_CHECKING:
@@ -110,8 +110,11 @@ def _spokes(ax: Any, categories: Sequence[str], top: float, *, small: bool) -> N
     ax.tick_params(axis="x", pad=0 if small else 4)
     ax.set_ylim(0, top)
     ticks = [top * share for share in ((0.5, 1.0) if small else (0.25, 0.5, 0.75, 1.0))]
-    ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=5.5 if small else 7, color=MUTED)
+    ax.set_yticks(ticks, [""] * len(ticks))
     ax.set_rlabel_position(180 / len(categories))
+    for tick in ticks:  # texts of their own: tick labels lie below the lines, which strike them out
+        at = math.radians(ax.get_rlabel_position()), tick
+        halo(ax.text(*at, f"{tick:g}", fontsize=5.5 if small else 7, color=MUTED, ha="center", va="center", zorder=5))
     ax.grid(color=GRID)
     ax.spines["polar"].set_color(GRID)
 
