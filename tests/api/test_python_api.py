@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,16 @@ import pytest
 
 import lcbench
 from lcbench.errors import BadValue, LcbenchError, ModelError, UnknownName
+from lcbench.methods.full import Full
 from tiny import save_tiny
 
 TASK = "passkey@lengths=20,depths=3,repeats=1,digits=3,max_new_tokens=5"
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Plain(Full):
+    """A method that nobody has registered."""
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +100,11 @@ def test_wrong_calls_say_what_is_wrong(model: Any) -> None:
         (lambda m: lcbench.compare(None, "full"), "a side is of type NoneType"),
         (lambda m: lcbench.compare("full", "kivi", run=3), "run is of type int"),
         (lambda m: lcbench.register_task("mine")(3), "not a dataclass of kind"),
+        (lambda m: lcbench.register_task(type(m)), "LoadedModel cannot be the name of a task"),
+        (lambda m: lcbench.register_method("mine")(Plain), "'mine' has no traits"),
+        (lambda m: lcbench.register_method("mine", paper="")(Plain), "'mine' has no traits"),
+        (lambda m: lcbench.register_method(Plain), "Plain cannot be the name of a method"),
+        (lambda m: lcbench.register_method("My Method@2"), "'My Method@2' cannot be the name of a method"),
     ],
 )
 def test_arguments_of_a_wrong_kind_cost_one_sentence(

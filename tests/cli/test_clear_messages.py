@@ -89,3 +89,52 @@ def test_a_count_of_depths_has_an_end(cli: Callable[..., Any]) -> None:
     done = cli("run", "--model", "demo", "--method", "full", "--task", "passkey@depths=99999999", "--dry-run")
     assert done.code == 2
     assert "is a count above 10,000" in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "step"),
+    [
+        ("merge", "lcbench merge: missing argument 'RUN'.", "For example: lcbench merge runs/big "),
+        ("list", "lcbench list: missing argument", "`lcbench list -h` shows what it takes."),
+        ("export x", "lcbench export: missing option '--out' / '-o'.", "For example: lcbench export runs/demo"),
+        ("serve --port 99999", "--port 99999 cannot be taken:", "For example: lcbench serve --model demo"),
+        ("serve --port=99999", "--port=99999 cannot be taken:", "`lcbench serve -h`"),
+        ("run --limit 3 -n x", "-n x cannot be taken:", "`lcbench run -h`"),
+        ("serve --port", "lcbench serve: option '--port' requires an argument.", "`lcbench serve -h`"),
+        ("run --limt 3", "Unknown option '--limt' of lcbench run.", "Did you mean '--limit'?"),
+        ("run extra", "lcbench run: got unexpected extra argument", "`lcbench run -h`"),
+        ("--foo run", "Unknown option '--foo' of lcbench.", "`lcbench -h` shows all."),
+        ("mergee", "Unknown command 'mergee'.", "Did you mean 'merge'?"),
+    ],
+)
+def test_a_command_line_that_cannot_be_read(cli: Callable[..., Any], words: str, said: str, step: str) -> None:
+    done = cli(*words.split())
+    assert done.code == 2
+    assert done.out == ""
+    first, second = done.err.splitlines()
+    assert first.startswith(f"Error: {said}")
+    assert second.startswith("Next:  ")
+    assert step in second
+
+
+def test_help_is_no_error(cli: Callable[..., Any]) -> None:
+    assert "Usage:" in cli("-h").out
+    assert cli("merge", "-h").code == cli("--version").code == 0
+    done = cli()
+    assert "Usage:" in done.out + done.err
+    assert "Error" not in done.out + done.err
+
+
+@pytest.mark.parametrize("left", [KeyboardInterrupt, EOFError])
+def test_a_question_left_unanswered_is_no_traceback(
+    cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, left: type[BaseException]
+) -> None:
+    """As Ctrl-C or the end of input at "Go on?" (`score --judge`) does, wherever a command asks."""
+
+    def ask(*_: object, **__: object) -> None:
+        raise left
+
+    monkeypatch.setattr("lcbench.cli.doctor.lcbench_home", ask)
+    done = cli("doctor")
+    assert (done.code, done.out) == (130, "")
+    assert "Traceback" not in done.err

@@ -121,23 +121,39 @@ def test_a_changed_spec_is_refused_and_shown(cli: Callable[..., Any], arguments:
     assert predictions(Path("out")) == before
 
 
-def test_ctrl_c_stops_after_the_sample_and_says_how_to_go_on(arguments: list[str], tmp_path: Path) -> None:
-    run = tmp_path / "stopped"
-    process = _start([*arguments, "--out", str(run)])
-    _wait_for_records(process, run, 3)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode in (0, 130), err
-    if process.returncode == 130:
-        assert "To continue, run the same command" in out
-        assert "Traceback" not in err
-    assert all(json.loads(line) for data in predictions(run).values() for line in data.splitlines())
+def test_a_second_process_is_refused_and_ctrl_c_says_how_to_go_on(
+    arguments: list[str], tmp_path: Path, cli: Callable[..., Any]
+) -> None:
+    run = tmp_path / "shared"
+    asked = [*arguments, "--out", str(run), "--group-memory", "128500KiB"]  # a prompt at a time: work is left to stop
+    first = _start(asked)
+    _wait_for_records(first, run, 3)
+    os.kill(first.pid, signal.SIGSTOP)
+    try:
+        held = predictions(run)
+        second = cli(*asked)
+        assert predictions(run) == held
+        first.send_signal(signal.SIGINT)  # comes when it goes on, in the middle of its work
+    finally:
+        os.kill(first.pid, signal.SIGCONT)
+    assert second.code == 2
+    assert "Traceback" not in second.err
+    assert str(first.pid) in second.err
+    out, err = first.communicate(timeout=120)
+    assert first.returncode == 130, err
+    assert "To continue, run the same command" in out
+    assert "Traceback" not in err
+    assert 3 <= len(lines(run)) < 18  # whole lines
+    assert cli(*asked).code == 0
+    assert len(lines(run)) == 18
 
 
-def test_kill_at_any_moment_and_the_run_ends_the_same(arguments: list[str], tmp_path: Path) -> None:
+def test_kill_at_any_moment_and_the_run_ends_the_same(
+    arguments: list[str], tmp_path: Path, cli: Callable[..., Any]
+) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert _finish(_start([*arguments, "--out", str(whole)])) == 0
-    for records in (1, 5, 9):
+    assert cli(*arguments, "--out", whole).code == 0
+    for records in (1, 9):  # a new run; one that goes on
         process = _start([*arguments, "--out", str(broken)])
         _wait_for_records(process, broken, records)
         process.kill()
@@ -145,38 +161,16 @@ def test_kill_at_any_moment_and_the_run_ends_the_same(arguments: list[str], tmp_
     (torn,) = (broken / "predictions" / "full").glob("*.jsonl")
     with torn.open("ab") as file:
         file.write(b'{"pred": "torn')  # what a kill in the middle of a write leaves
-    process = _start([*arguments, "--out", str(broken)])
-    _, err = process.communicate(timeout=180)
-    assert process.returncode == 0, err
-    assert "unfinished last line" in err
+    done = cli(*arguments, "--out", broken)
+    assert done.code == 0, done.err
+    assert "unfinished last line" in done.err
     assert predictions(broken) == predictions(whole)
-
-
-def test_two_processes_on_one_run(arguments: list[str], tmp_path: Path, cli: Callable[..., Any]) -> None:
-    run = tmp_path / "shared"
-    first = _start([*arguments, "--out", str(run)])
-    _wait_for_records(first, run, 1)
-    os.kill(first.pid, signal.SIGSTOP)
-    try:
-        second = cli(*arguments, "--out", run)
-    finally:
-        os.kill(first.pid, signal.SIGCONT)
-    assert second.code == 2
-    assert "Traceback" not in second.err
-    assert str(first.pid) in second.err
-    assert _finish(first) == 0
 
 
 def _start(arguments: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "lcbench", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-
-
-def _finish(process: subprocess.Popen[str]) -> int:
-    _, err = process.communicate(timeout=180)
-    assert process.returncode == 0, err
-    return process.returncode
 
 
 def _wait_for_records(process: subprocess.Popen[str], run: Path, wanted: int) -> None:

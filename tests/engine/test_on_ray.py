@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -18,13 +21,15 @@ from made_up import LIMITS, Half
 from test_workers import ROWS, Deadly, Many, go, predictions, tokens
 
 from lcbench.config.spec import ModelSpec, RunSpec, make_spec
-from lcbench.engine import on_ray
-from lcbench.engine.dispatch import Job
+from lcbench.engine import on_ray, ray_address
+from lcbench.engine.dispatch import Job, execute_by
 from lcbench.engine.groups import make_groups
 from lcbench.engine.memory import Limits
-from lcbench.engine.on_ray import Cluster, Crew, _Actor, _Actors
+from lcbench.engine.on_ray import Actors, _Actor, _Actors
 from lcbench.engine.options import Options
 from lcbench.engine.prepare import prepare
+from lcbench.engine.ray_address import cluster_address
+from lcbench.engine.ray_cluster import Cluster, Crew
 from lcbench.errors import BadValue, LcbenchError, ModelError, UsageError
 from lcbench.methods.base import Method
 from lcbench.models.load import describe
@@ -73,7 +78,7 @@ def test_a_killed_actor_costs_time_and_nothing_else(cluster: Cluster, tmp_path: 
     said = {"methods": [method.id for method in deadly], "tasks": ["many"]}
     events: list[str] = []
     with RunDirectory.create_or_continue(tmp_path / "two", said, {}) as run:
-        outcome = cluster.execute(job, info, groups, run, listener=lambda event: events.append(event.kind))
+        outcome = execute_by(Actors(cluster), job, info, groups, run, listener=lambda event: events.append(event.kind))
         assert (outcome.written, outcome.failed, outcome.interrupted) == (3 * ROWS, 0, False)
         assert [(e["event"], e["then"]) for e in run.events()] == [("worker_died", "tried again")]
         assert "Ray" in run.events()[0]["how"]
@@ -84,8 +89,14 @@ def test_a_killed_actor_costs_time_and_nothing_else(cluster: Cluster, tmp_path: 
     alone = Cluster(Crew(workers=1, gpus=0.0, cpus=1), say=lambda text: None)
     with RunDirectory.create_or_continue(tmp_path / "stopped", said, {}) as run:
         seen: list[str] = []
-        stopped = alone.execute(
-            job, info, groups, run, listener=lambda event: seen.append(event.kind), should_stop=lambda: "sample" in seen
+        stopped = execute_by(
+            Actors(alone),
+            job,
+            info,
+            groups,
+            run,
+            listener=lambda event: seen.append(event.kind),
+            should_stop=lambda: "sample" in seen,
         )
         assert stopped.interrupted
         assert 0 < stopped.written < 3 * ROWS
@@ -231,13 +242,67 @@ def test_a_client_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_address_without_a_cluster_is_told_at_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as free:  # bound, and not listening: connections are refused
         free.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("RAY_ADDRESS", address.format(port=free.getsockname()[1]))
-        began = time.monotonic()
-        with pytest.raises(ModelError, match="No Ray cluster answers at RAY_ADDRESS=") as refused:
-            Cluster(Crew(1, 0.0, 1), say=lambda text: None)
-    assert time.monotonic() - began < 20
-    assert "\n" not in refused.value.message
-    assert "ray start --head" in refused.value.next_step
+        refusal = refused(monkeypatch, address.format(port=free.getsockname()[1]))
+    assert "ray start --head" in refusal.next_step
+
+
+@needs_ray
+@pytest.mark.parametrize("answer", [None, b"", b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"])
+def test_another_program_at_the_address_is_told_at_once(answer: bytes | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that says nothing, one that hangs up, a web server; Ray would try each of them for minutes."""
+    monkeypatch.setattr(ray_address, "_KNOCK_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            if answer is not None:
+                connection.sendall(answer)
+                connection.close()
+            kept.append(connection)
+
+        kept: list[socket.socket] = []
+        thread = Thread(target=serve)
+        thread.start()
+        refusal = refused(monkeypatch, f"127.0.0.1:{server.getsockname()[1]}")
+        thread.join()
+        kept[0].close()
+    assert refusal.message.endswith(": what listens there is another program.")
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, address: str) -> LcbenchError:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    began = time.monotonic()
+    with pytest.raises(ModelError, match="No Ray cluster answers at RAY_ADDRESS=") as refusal:
+        cluster_address()
+    assert time.monotonic() - began < 10
+    assert "\n" not in refusal.value.message
+    return refusal.value
+
+
+@needs_ray
+def test_a_dead_address_is_told_before_torch_is_loaded(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom lcbench.cli import app\n"
+        "try: app(sys.argv[1:], standalone_mode=False)\n"
+        "except Exception as error: print(type(error).__name__, 'torch' in sys.modules)"
+    )
+    words = ["run", "--model", str(tmp_path), "--engine", "ray"]
+    env = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1", "LCBENCH_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code, *words], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["ModelError", "False"]
+
+
+@needs_ray
+def test_a_cluster_that_cannot_be_made_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def init(address: str, **_: object) -> None:
+        raise Exception("The current node timed out during startup.\nSee the logs.")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ModelError, match="could not be made here: The current node timed out during startup"):
+        Cluster(Crew(1, 0.0, 1), say=lambda text: None)
 
 
 @needs_ray

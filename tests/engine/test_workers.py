@@ -19,12 +19,12 @@ from made_up import LIMITS, Half, Words
 
 from lcbench.config.spec import ModelSpec, RunSpec
 from lcbench.engine import workers
-from lcbench.engine.dispatch import Job, unpacked
+from lcbench.engine.dispatch import Job, execute_by, unpacked
 from lcbench.engine.groups import make_groups
 from lcbench.engine.options import Options
 from lcbench.engine.prepare import prepare
 from lcbench.engine.run import Outcome, execute
-from lcbench.engine.workers import devices_of, execute_with_workers, threads_each
+from lcbench.engine.workers import Processes, devices_of
 from lcbench.errors import BadValue, LcbenchError, ModelError, UnknownName
 from lcbench.kv.cache import KVCache
 from lcbench.kv.record import PrefillRecord
@@ -88,8 +88,8 @@ def go(folder: Path, path: Path, methods: list[Method], count: int) -> tuple[Out
     with RunDirectory.create_or_continue(path, {"methods": [m.id for m in methods], "tasks": ["many"]}, {}) as run:
         if count == 1:
             return execute(load(spec.model, path.parent), sets, groups, run, options=Options()), run
-        job = Job(spec.model, path.parent, sets, Options(), 2**30, threads=1)
-        return execute_with_workers(job, ["cpu"] * count, info, groups, run), run
+        job = Job(spec.model, path.parent, sets, Options(), 2**30)
+        return execute_by(Processes(("cpu",) * count), job, info, groups, run), run
 
 
 def predictions(path: Path) -> dict[str, bytes]:
@@ -231,8 +231,8 @@ def test_what_may_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_threads_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
-    assert [threads_each(["cpu"] * n) for n in (1, 2, 4, 9)] == [5, 2, 1, 1]
-    assert threads_each(["cuda:0", "cuda:1"]) is None
+    assert [Processes(("cpu",) * n).threads for n in (1, 2, 4, 9)] == [5, 2, 1, 1]
+    assert Processes(("cuda:0", "cuda:1")).threads is None
 
 
 def test_errors_keep_their_kind_on_the_way_to_the_parent() -> None:

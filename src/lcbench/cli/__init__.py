@@ -33,6 +33,7 @@ from lcbench.cli import (
     score,
     serve,
 )
+from lcbench.cli.command_line import NOT_READ, explained
 from lcbench.errors import LcbenchError
 
 app = typer.Typer(
@@ -100,15 +101,22 @@ def main() -> None:
     # OpenMP threads that spin while they wait can make decoding many times slower on a machine that is busy with other
     # work. Must be set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    words = sys.argv[1:]
     try:
-        app()
+        if not words:
+            app()  # shows the help
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
     except LcbenchError as error:
         show_error(error)
+        sys.exit(2)
+    except NOT_READ as error:
+        show_error(explained(error, words, app))
         sys.exit(2)
     except BrokenPipeError:
         # The reader of our output went away (`lcbench report | head`): not an error of ours.
         sys.stderr.close()
         sys.exit(0)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):  # the second: a question that was left with Ctrl-C or at the end of input
         print("Stopped.", file=sys.stderr)
         sys.exit(130)

@@ -87,11 +87,15 @@ def _session(
     if spec.ray_gpus is not None and spec.engine != "ray":
         raise UsageError("--ray-gpus is for Ray actors, and this run has none.", "Add --engine ray, or leave it out.")
     if not spec.model.served:
+        on_ray, cluster = spec.engine == "ray" and not dry_run, None
+        if on_ray:
+            from lcbench.engine.ray_address import cluster_address
+
+            cluster_address()  # a dead one is told before torch is imported
         from lcbench.engine.session import open_session
 
-        cluster = None
-        if spec.engine == "ray" and not dry_run:
-            from lcbench.engine.on_ray import Cluster, Crew
+        if on_ray:
+            from lcbench.engine.ray_cluster import Cluster, Crew
 
             cluster = Cluster(Crew.of(spec), watcher.say)
         return open_session(spec, home(), say=watcher.say, tell_notes=not dry_run, cluster=cluster)

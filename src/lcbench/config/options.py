@@ -28,6 +28,7 @@ PRESET = "preset"  # the option that a bare 4x in ``name@4x`` sets
 _GIVEN = "_given_options"  # not a field: two instances with equal options stay equal
 BARE = ""  # the key under which an option that was written without one stands in `Item.options`
 
+_NAME = re.compile(r"[a-z0-9][a-z0-9_./-]*")
 _LENGTH = re.compile(r"(?:\d+k?|base|no-context)(?:/(?:\d+k?|base|no-context))*", re.IGNORECASE)
 
 
@@ -41,6 +42,16 @@ class Item:
     def __str__(self) -> str:
         texts = (f"{k}={v}" if k != BARE else v.replace("/", ",") for k, v in self.options)
         return self.name + ("@" + ",".join(texts) if self.options else "")
+
+
+def check_name(kind: str, name: Any) -> None:
+    """Raises UsageError for a name that no spec string could hold. ``kind``: "method" or "task"."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        said = repr(name) if isinstance(name, str) else getattr(name, "__name__", type(name).__name__)
+        raise UsageError(
+            f"{said} cannot be the name of a {kind}.",
+            f'Write it as text in lower case, words joined by -: @register_{kind}("my-{kind}", …).',
+        )
 
 
 def param(

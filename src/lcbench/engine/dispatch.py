@@ -9,21 +9,24 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any
+from typing import Any, Protocol
 
 import lcbench.errors
 from lcbench.config.spec import ModelSpec
 from lcbench.engine.answer import Answerer, Event, Listener, Result
+from lcbench.engine.groups import Group
 from lcbench.engine.options import Options
 from lcbench.engine.plan import PromptSet
-from lcbench.engine.run import Owing, Writer
+from lcbench.engine.run import Outcome, Owing, Writer, owing, samples_of
 from lcbench.errors import LcbenchError
 from lcbench.models.info import LoadedModel, ModelInfo
 from lcbench.models.load import load
+from lcbench.store.rundir import RunDirectory
 
 Message = tuple[str, Any]
 
@@ -34,7 +37,8 @@ class Job:
 
     Attributes:
         model: its ``device`` is replaced by that of the worker. home: LCBENCH_HOME. sets: groups point into them.
-        room: bytes that shared beginnings may take in each worker. threads: for torch; None leaves its default.
+        room: bytes that shared beginnings may take in each worker.
+        threads: for torch, as the `Team` says; None leaves its default.
     """
 
     model: ModelSpec
@@ -124,7 +128,7 @@ class Dispatch:
         todo: Sequence[Owing],
         listener: Listener | None,
         *,
-        tries: int = 2,
+        tries: int,
     ) -> None:
         self._job, self._writer, self._tries = job, writer, tries
         self._listener: Listener = listener or (lambda event: None)
@@ -199,6 +203,49 @@ class Dispatch:
             self._writer.put(index, self._failures.failed(left.group.set_index, p, m, problem))
         self._writer.finish(index)
         return True
+
+
+Work = Callable[[Callable[[], bool]], bool]
+"""Works until every group is answered, or the function it is given asks for a stop; says whether everything was."""
+
+
+class Team(Protocol):
+    """Workers of one kind, before they are called: processes of this machine, or actors of a cluster."""
+
+    @property
+    def tries(self) -> int:
+        """How often a group is begun before its samples are recorded as errors."""
+
+    @property
+    def threads(self) -> int | None:
+        """Of torch in each worker; None leaves its default."""
+
+    def at_work(self, job: Job, dispatch: Dispatch, groups: int) -> AbstractContextManager[Work]:
+        """The workers, for so many groups; they have ended when the context is left, however that comes about."""
+
+
+def execute_by(
+    team: Team,
+    job: Job,
+    info: ModelInfo,
+    groups: Sequence[Group],
+    run: RunDirectory,
+    *,
+    listener: Listener | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Outcome:
+    """As `engine.run.execute`, by several workers.
+
+    Raises:
+        LcbenchError: what stops a run of one process stops this one. ModelError also when workers die while they load.
+    """
+    todo = owing(job.sets, groups, run)
+    outcome = Outcome(reused=samples_of(job.sets, groups) - sum(len(item.wanted) for item in todo))
+    writer = Writer(run, todo, outcome, listener)
+    dispatch = Dispatch(job, info, writer, todo, listener, tries=team.tries)
+    with team.at_work(replace(job, threads=team.threads), dispatch, len(todo)) as work:
+        outcome.interrupted = not work(should_stop or (lambda: False))
+    return outcome
 
 
 def each_message(loaded: Loaded, item: Owing) -> Iterator[Message]:

@@ -22,17 +22,18 @@ from lcbench.config.sizes import parse_bytes
 from lcbench.config.spec import RunSpec
 from lcbench.config.yaml_file import to_yaml
 from lcbench.data.store import together
-from lcbench.engine.dispatch import Job
+from lcbench.engine.dispatch import Job, Team, execute_by
 from lcbench.engine.estimate import Estimate, estimate, measure_rates
 from lcbench.engine.generate import check_chunk
 from lcbench.engine.groups import Group, make_groups
 from lcbench.engine.memory import Limits, measure_limits
-from lcbench.engine.on_ray import Cluster
+from lcbench.engine.on_ray import Actors
 from lcbench.engine.options import Options
 from lcbench.engine.plan import PromptSet
 from lcbench.engine.prepare import prepare, refuse_hidden_question
+from lcbench.engine.ray_cluster import Cluster
 from lcbench.engine.run import Listener, Outcome, Owing, cost_of, execute, owing, samples_of
-from lcbench.engine.workers import execute_with_workers, threads_each
+from lcbench.engine.workers import Processes
 from lcbench.errors import DataMissing, UsageError
 from lcbench.methods.base import Method, require
 from lcbench.methods.registry import all_methods, parse, resolve
@@ -370,16 +371,11 @@ class Running(OpenRun):
         if not self.todo:
             return Outcome(reused=samples_of(self.sets, self.groups))
         options, room = Options.of(spec), self.limits.nbytes // 4
-        devices, info = self.devices[: len(self.todo)], self.session.info
-        if self.session.cluster is not None:
+        team = self._team()
+        if team is not None:
             job = Job(spec.model, self.session.home, tuple(self.sets), options, room)
-            return self.session.cluster.execute(
-                job, info, self.groups, self.run, listener=listener, should_stop=should_stop
-            )
-        if len(devices) > 1:
-            job = Job(spec.model, self.session.home, tuple(self.sets), options, room, threads_each(devices))
-            return execute_with_workers(
-                job, devices, info, self.groups, self.run, listener=listener, should_stop=should_stop
+            return execute_by(
+                team, job, self.session.info, self.groups, self.run, listener=listener, should_stop=should_stop
             )
         loaded = load(spec.model, self.session.home, say=self.session.say)
         return execute(
@@ -392,3 +388,10 @@ class Running(OpenRun):
             listener=listener,
             should_stop=should_stop,
         )
+
+    def _team(self) -> Team | None:
+        """Who answers, if not this process alone."""
+        devices = self.devices[: len(self.todo)]
+        if self.session.cluster is not None:
+            return Actors(self.session.cluster)
+        return Processes(devices) if len(devices) > 1 else None

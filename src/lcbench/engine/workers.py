@@ -16,21 +16,17 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from lcbench.engine.answer import Listener, sentence
-from lcbench.engine.dispatch import Desk, Dispatch, Job, Loaded, packed
-from lcbench.engine.groups import Group
-from lcbench.engine.run import Outcome, Owing, Writer, owing, samples_of
+from lcbench.engine.answer import sentence
+from lcbench.engine.dispatch import Desk, Dispatch, Job, Loaded, Work, packed
 from lcbench.errors import BadValue, LcbenchError, ModelError
-from lcbench.models.info import ModelInfo
 from lcbench.models.place import AUTO_MAP
-from lcbench.store.rundir import RunDirectory
 
 _POLL_SECONDS = 0.2  # how often a stop request is looked for while no worker has anything to say
 _END_SECONDS = 10.0  # what a worker gets to end by itself
@@ -63,33 +59,23 @@ def devices_of(workers: str, wanted: str, device: str) -> list[str]:
     return ["cpu"] * max(1, count)
 
 
-def threads_each(devices: Sequence[str]) -> int | None:
-    """Threads of torch for each worker: those of this process divided among them; None on GPUs."""
-    return max(1, torch.get_num_threads() // len(devices)) if devices[0] == "cpu" else None
+@dataclass(frozen=True)
+class Processes:
+    """A `Team` of processes, one a device."""
 
+    devices: tuple[str, ...]
+    tries: ClassVar[int] = 2
 
-def execute_with_workers(
-    job: Job,
-    devices: Sequence[str],
-    info: ModelInfo,
-    groups: Sequence[Group],
-    run: RunDirectory,
-    *,
-    listener: Listener | None = None,
-    should_stop: Callable[[], bool] | None = None,
-) -> Outcome:
-    """As `engine.run.execute`, by ``len(devices)`` processes.
+    @property
+    def threads(self) -> int | None:
+        """Those of this process divided among them; None on GPUs."""
+        return max(1, torch.get_num_threads() // len(self.devices)) if self.devices[0] == "cpu" else None
 
-    Raises:
-        LcbenchError: what stops a run of one process stops this one. ModelError also when workers die while they load.
-    """
-    todo = owing(job.sets, groups, run)
-    outcome = Outcome(reused=samples_of(job.sets, groups) - sum(len(item.wanted) for item in todo))
-    writer = Writer(run, todo, outcome, listener)
-    with _Crew(job, info, writer, todo, listener) as crew:
-        crew.start(devices[: len(todo)])
-        outcome.interrupted = not crew.work(should_stop or (lambda: False))
-    return outcome
+    @contextlib.contextmanager
+    def at_work(self, job: Job, dispatch: Dispatch, groups: int) -> Iterator[Work]:
+        with _Crew(job, dispatch) as crew:
+            crew.start(self.devices[:groups])
+            yield crew.work
 
 
 # -- the parent ------------------------------------------------------------------------------------------------------
@@ -107,11 +93,8 @@ class _Worker(Desk):
 class _Crew:
     """All workers of a run; leaving the context ends them, however it is left."""
 
-    def __init__(
-        self, job: Job, info: ModelInfo, writer: Writer, todo: Sequence[Owing], listener: Listener | None
-    ) -> None:
-        self._job = job
-        self._dispatch = Dispatch(job, info, writer, todo, listener)
+    def __init__(self, job: Job, dispatch: Dispatch) -> None:
+        self._job, self._dispatch = job, dispatch
         self._workers: list[_Worker] = []
         self._lost_loading = 0
         self._stop = _CONTEXT.RawValue("b", 0)  # a plain byte: no lock that a killed worker could keep

@@ -11,7 +11,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import TypeVar
 
-from lcbench.config.options import PRESET, Item, build, parse_item, split_parts
+from lcbench.config.options import PRESET, Item, build, check_name, parse_item, split_parts
 from lcbench.errors import BadValue, UnknownName, UsageError
 from lcbench.methods.base import Method, Traits
 from lcbench.methods.compose import compose
@@ -22,17 +22,19 @@ _registered: dict[str, type[Method]] = {}
 _broken: dict[str, UsageError] = {}
 
 
-def method(name: str, *, paper: str, traits: Traits) -> Callable[[M], M]:
+def method(name: str, *, paper: str = "", traits: Traits | None = None) -> Callable[[M], M]:
     """Class decorator that registers a `Method` subclass.
 
     Args:
         name: on the command line; lower case, words joined by ``-``.
         paper: "arXiv:2402.02750" or "" for baselines.
-        traits: what the engine may assume.
+        traits: what the engine may assume; every method says it, and one that does not is refused.
 
     Raises:
-        UsageError: the name is taken, or the class cannot be a method: no dataclass, or a hook is left out.
+        UsageError: the name is taken or none, or the class cannot be a method: no dataclass, no traits, or a hook is
+            left out.
     """
+    check_name("method", name)
 
     def register(cls: M) -> M:
         other = _registered.get(name)
@@ -42,21 +44,22 @@ def method(name: str, *, paper: str, traits: Traits) -> Callable[[M], M]:
                 f"{cls.__module__}.{cls.__qualname__}.",
                 "Rename one of them.",
             )
-        _check(name, cls, traits)
-        cls.name, cls.paper, cls.traits = name, paper, traits
+        cls.traits = _checked(name, cls, traits)
+        cls.name, cls.paper = name, paper
         _registered[name] = cls
         return cls
 
     return register
 
 
-def _check(name: str, cls: type[Method], traits: Traits) -> None:
+def _checked(name: str, cls: type[Method], traits: Traits | None) -> Traits:
     step = "docs/plugins.md has an example."
     if not (isinstance(cls, type) and issubclass(cls, Method) and dataclasses.is_dataclass(cls)):
         raise UsageError(f"The method '{name}' is not a dataclass of kind lcbench.methods.base.Method.", step)
     absent = [f"{hook}()" for hook in sorted(getattr(cls, "__abstractmethods__", ()))]
     if absent or not isinstance(traits, Traits):
         raise UsageError(f"The method '{name}' has no {', '.join(absent) or 'traits'}.", step)
+    return traits
 
 
 @cache

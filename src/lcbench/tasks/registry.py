@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from lcbench.config.home import home as lcbench_home
-from lcbench.config.options import Item, build, parse_item, split_items
+from lcbench.config.options import Item, build, check_name, parse_item, split_items
 from lcbench.errors import UnknownName, UsageError
 from lcbench.tasks.base import Task
 
@@ -45,7 +45,8 @@ class Group:
 
 def task(name: str) -> Callable[[T], T]:
     """Class decorator that registers a `Task` subclass under ``name`` (lower case). Raises UsageError for a class that
-    cannot be a task: it leaves a hook out, or does not say benchmark, category or metric."""
+    cannot be a task: it leaves a hook out, or does not say benchmark, category or metric; or for no name."""
+    check_name("task", name)
 
     def register(cls: T) -> T:
         _check(name, cls)
