@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import itertools
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,8 @@ def test_rings_of_a_radar_are_named_above_the_lines() -> None:
     assert len(rings) == 4
     assert min(text.get_zorder() for text in rings) > max(line.get_zorder() for line in ax.lines)
     assert all(text.get_bbox_patch() is not None for text in rings)
+    # Sides cross the middles of the gaps at 27 and 7, at 22 and 12, at 24 and 8: the last are the farthest from rings.
+    assert {round(math.degrees(text.get_position()[0])) for text in rings} == {300}
 
 
 def test_intervals_without_width_are_told_in_the_figures() -> None:
