@@ -18,7 +18,8 @@ from lcbench.reporting import latex
 from lcbench.reporting.best import ranks
 from lcbench.reporting.build import build
 from lcbench.reporting.figures import heatmap, pareto, style
-from lcbench.reporting.figures.make import Drawn, figures_of, write_figures
+from lcbench.reporting.figures.drawn import Drawn
+from lcbench.reporting.figures.make import figures_of, write_figures
 from lcbench.reporting.figures.naming import file_names, methods_told_apart, told_apart
 from lcbench.reporting.samples import samples_of
 from lcbench.scoring.longscore.result import LongScoreOptions

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import itertools
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,34 @@ def test_radar_spokes_have_one_scale_and_gaps_stay_gaps() -> None:
     many = radar.draw(names, {f"m{i}": [10.0 * i] * 3 for i in range(15)}, title="t", reference="m0")
     assert len([ax for ax in many.axes if ax.name == "polar"]) == radar.MOST
     assert "2 more methods not drawn" in " ".join(texts_of(many))
+
+
+def test_rings_of_a_radar_are_named_above_the_lines() -> None:
+    names = ["single-doc-qa", "few-shot", "code"]
+    figure = radar.draw(names, {"full": [60.0, 50.0, 40.0], "knorm": [10.0, 20.0, 30.0]}, title="t")
+    (ax,) = figure.axes
+    rings = [text for text in ax.texts if text.get_text() in {"15", "30", "45", "60"}]
+    assert len(rings) == 4
+    assert min(text.get_zorder() for text in rings) > max(line.get_zorder() for line in ax.lines)
+    assert all(text.get_bbox_patch() is not None for text in rings)
+    # Sides cross the middles of the gaps at 27 and 7, at 22 and 12, at 24 and 8: the last are the farthest from rings.
+    assert {round(math.degrees(text.get_position()[0])) for text in rings} == {300}
+
+
+def test_intervals_without_width_are_told_in_the_figures() -> None:
+    def words(low: float) -> tuple[str, str, str]:
+        flat = [pareto.MethodPoint(f"m{i}", 10.0 + i, 75.0, low, 75.0) for i in range(2)]
+        curves = [lengths.LengthCurve("m", ("1", "2"), (75.0, 75.0), (low, low), (75.0, 75.0))]
+        differences = [bars.Difference("m", "t", 0.0, low - 75.0, 0.0, 75.0)]
+        return (
+            " ".join(texts_of(pareto.draw(flat, title="t", full_bytes=None, score_label="score"))),
+            " ".join(texts_of(lengths.draw(curves, title="t", x_label="x"))),
+            " ".join(texts_of(bars.draw(differences, reference="full"))),
+        )
+
+    told = ("no width: all samples alike", "no width where all samples score alike", "no width where all pairs differ")
+    assert all(said in text for said, text in zip(told, words(75.0), strict=True))
+    assert not any(said in text for said, text in zip(told, words(50.0), strict=True))
 
 
 def test_bars_start_at_0_and_missing_pairs_are_said() -> None:

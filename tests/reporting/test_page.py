@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from made_runs import failed, make, passkey, right, wrong
 
 from lcbench.reporting.build import build
-from lcbench.reporting.figures.make import Drawn
+from lcbench.reporting.figures.drawn import Drawn
 from lcbench.reporting.page import embed
 from lcbench.reporting.page.embed import json_for_script
 from lcbench.reporting.page.render import render
@@ -294,6 +294,20 @@ def test_figures_stand_inside_in_the_colours_of_the_page() -> None:
     assert inline('<svg viewBox="0 0 1 1"><g style="fill: #0072b2"/></svg>', "x", "").count("var(--blue)") == 1
     assert "http" not in made
     assert "<style" not in made
+
+
+def test_captions_and_figures_fit_a_narrow_window_and_the_paper(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    page = page_of(hostile_run(tmp_path / "r"), figures=(Drawn("f", "A figure", "alt", Figure()),))
+    assert page.count('<caption><span class="stays">') == page.count("<caption>")
+    assert page.count('<div class="picture"><svg') == page.count("<figure>") == 1
+    narrow, paper = page.split("@media (max-width: 40rem)")[1].split("@media print")
+    assert ".picture { overflow-x: auto; } .picture svg { min-width: 36rem; }" in narrow
+    paper = paper.partition("</style>")[0]
+    assert "caption, thead { break-after: avoid; }" in paper
+    assert ".picture svg { min-width: 0; }" in paper
 
 
 def test_nothing_but_the_second_best_is_underlined_in_the_table() -> None:

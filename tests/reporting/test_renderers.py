@@ -14,7 +14,7 @@ from rich.console import Console
 
 from lcbench.reporting import csv_, json_, markdown, terminal
 from lcbench.reporting.table import Cell, Column, Line, Report
-from lcbench.reporting.words import bytes_text, clean, interval_text, ratio_text, score_text
+from lcbench.reporting.words import NO_WIDTH, bytes_text, clean, interval_text, ratio_text, score_text
 
 MIB = 2**20
 HOSTILE = "[bold red]x[/] | <script>alert(1)</script> `a` \x1b[31m \u202egnp\n=1+1"
@@ -53,6 +53,15 @@ def lines_of(text: str) -> list[str]:
 
 
 # -- terminal --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("width", "told"), [(80, False), (200, True)])
+def test_intervals_without_width_are_explained_where_intervals_stand(width: int, told: bool) -> None:
+    report = make(3)
+    report = replace(report, notes=(*report.notes, NO_WIDTH))
+    flat = {key: replace(cell, low=cell.score, high=cell.score) for key, cell in report.cells.items()}
+    assert ("without width" in drawn(replace(report, cells=flat), width)) == told
+    assert "--limit 20" in drawn(report, width)
 
 
 def test_80_columns_stack_the_cells() -> None:

@@ -12,7 +12,7 @@ import typer
 from lcbench.errors import BadValue, CannotWrite, UnknownName
 
 if TYPE_CHECKING:
-    from lcbench.reporting.figures.make import Drawn
+    from lcbench.reporting.figures.drawn import Drawn
     from lcbench.reporting.samples import Samples
     from lcbench.reporting.table import Report
     from lcbench.store.rundir import RunDirectory

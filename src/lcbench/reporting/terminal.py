@@ -16,7 +16,17 @@ from lcbench.reporting import efficiency_table
 from lcbench.reporting.folding import foldable, folded
 from lcbench.reporting.longscore import terminal as longscore
 from lcbench.reporting.table import Cell, Line, Report
-from lcbench.reporting.words import bytes_text, clean, explained, interval_text, ratio_text, score_text, short_names
+from lcbench.reporting.words import (
+    NO_WIDTH,
+    bytes_text,
+    clean,
+    explained,
+    has_no_width,
+    interval_text,
+    ratio_text,
+    score_text,
+    short_names,
+)
 
 _MANY_TASKS = 6  # more of them are folded into categories where a line each does not fit
 _METHOD_WIDTH = 24  # a method id is folded rather than given more, when other columns need the room
@@ -35,13 +45,23 @@ def render(report: Report, console: Console, *, fold: bool = False) -> Renderabl
         report = folded(report)
     names = short_names(line.name for line in report.lines if line.kind == "task")
     notes = [*explained(names), *report.notes]
-    parts: list[RenderableType] = [_best_table(_renamed(report, names), console)] if report.lines else []
+    table = _best_table(_renamed(report, names), console)
+    if not _shows_flat(table, report):
+        notes = [note for note in notes if note != NO_WIDTH]  # a narrow table has no intervals
+    parts: list[RenderableType] = [table] if report.lines else []
     parts += [Padding(Text(clean(note, longest=1000), style="dim"), (0, 0, 0, 1)) for note in notes]
     if report.longscore is not None:
         parts.append(longscore.render(report.longscore, console))
     if report.efficiency:
         parts += [""] * bool(parts) + [efficiency_table.render(report.efficiency, console)]
     return Group(*parts)
+
+
+def _shows_flat(table: Table, report: Report) -> bool:
+    """Whether an interval without width stands in the table."""
+    texts = {interval_text(c.low, c.high) for c in report.cells.values() if has_no_width(c.low, c.high)}
+    cells = (str(cell) for column in table.columns for cell in column.cells)
+    return bool(texts) and any(text in cell for cell in cells for text in texts)
 
 
 def _renamed(report: Report, names: Mapping[str, str]) -> Report:

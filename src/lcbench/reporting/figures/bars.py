@@ -19,6 +19,7 @@ from lcbench.reporting.figures.style import (
     shorten,
     styled,
 )
+from lcbench.reporting.words import has_no_width
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -91,7 +92,9 @@ def _draw(panels: Sequence[tuple[str, Sequence[tuple[str, Difference]]]], title:
         ax.set_title(fit(name, 1.9 if columns > 1 else 4.5, 8, bold=True), fontsize=8)
         ax.tick_params(labelbottom=index + columns >= len(panels))
     _scale(axes[0][0], [d for _, entries in panels for _, d in entries])
-    figure.supxlabel("difference in points, paired by sample; whiskers: 95 % interval", fontsize=8)
+    flat = any(has_no_width(d.low, d.high) for _, entries in panels for _, d in entries)
+    alike = ", no width where all pairs differ alike" if flat else ""
+    figure.supxlabel(f"difference in points, paired by sample; whiskers: 95 % interval{alike}", fontsize=8)
     head(figure, title)
     return figure
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lcbench.reporting.figures.labels import halo, spread
 from lcbench.reporting.figures.style import INK, MUTED, fit, grid_shape, head, looks, new_figure, shorten, styled, wrap
+from lcbench.reporting.words import has_no_width
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -260,12 +261,13 @@ def _explained(curves: Sequence[LengthCurve]) -> str:
     words = []
     banded = [curve for curve in curves if any(low is not None for low in curve.lows)]
     if banded:
-        gaps = any(
-            score is not None and low is None
-            for curve in banded
-            for score, low in zip(curve.scores, curve.lows, strict=True)
-        )
-        words.append("band: 95 % interval" + (", none where under two contexts can be drawn again" if gaps else ""))
+        places = [place for curve in banded for place in zip(curve.scores, curve.lows, curve.highs, strict=True)]
+        clauses = ["band: 95 % interval"]
+        if any(score is not None and low is None for score, low, _ in places):
+            clauses.append("none where under two contexts can be drawn again")
+        if any(has_no_width(low, high) for _, low, high in places):
+            clauses.append("no width where all samples score alike")
+        words.append(", ".join(clauses))
     if any(curve.breakdown is not None for curve in curves):
         words.append("ring: first length significantly below the base")
     return "; ".join(words)

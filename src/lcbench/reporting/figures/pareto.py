@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lcbench.reporting.figures.labels import Label, Words, label_points, side_key
 from lcbench.reporting.figures.style import INK, MUTED, PAPER, looks, new_figure, shorten, styled, wrap
-from lcbench.reporting.words import bytes_text
+from lcbench.reporting.words import bytes_text, has_no_width
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -266,7 +266,8 @@ def _share_axis(ax: Axes, full_bytes: float) -> None:
 def _explain(ax: Axes, points: Sequence[MethodPoint], front: Sequence[MethodPoint]) -> None:
     """The key, of what is drawn alone."""
     words = ["dashed: Pareto front" if len(front) > 1 else "rim: Pareto front"]
-    words += ["bars: 95 % interval"] if any(p.low is not None and p.high is not None for p in points) else []
+    flat = " (no width: all samples alike)" if any(has_no_width(p.low, p.high) for p in points) else ""
+    words += [f"bars: 95 % interval{flat}"] if any(p.low is not None and p.high is not None for p in points) else []
     words += ["rows missing: at its ratio, not on the front"] if any(p.parted for p in points) else []
     words += ["hollow: memory simulated"] if any(p.simulated for p in points) else []
     ax.annotate(

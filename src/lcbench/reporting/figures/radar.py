@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lcbench.reporting.figures.labels import Label, Words, label_points
+from lcbench.reporting.figures.labels import Label, Words, halo, label_points
 from lcbench.reporting.figures.style import GRID, INK, MUTED, fit, grid_shape, head, looks, new_figure, shorten, styled
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def draw(
             figure = new_figure(6.2, 5.0)
             figure.get_layout_engine().set(rect=(0.07, 0, 0.86, 1))  # type: ignore[union-attr,call-arg]
             ax: Any = figure.add_subplot(projection="polar")
-            _spokes(ax, categories, top, small=False)
+            _spokes(ax, categories, list(scores.values()), top, small=False)
             for index, method in enumerate(methods):
                 # Tints of several shapes would mix to a colour of none.
                 _shape(ax, scores[method], style[method][0], _STYLES[index], fill=len(methods) == 1)
@@ -88,7 +88,7 @@ def _panels(
     figure = new_figure(2.6 * columns, 2.6 * rows + 0.5)
     for index, method in enumerate(shown):
         ax: Any = figure.add_subplot(rows, columns, index + 1, projection="polar")
-        _spokes(ax, categories, top, small=True)
+        _spokes(ax, categories, [row for m, row in scores.items() if m in (method, reference)], top, small=True)
         if reference is not None:
             _shape(ax, scores[reference], MUTED, "solid", width=1.0, fill=False)
         _shape(ax, scores[method], style[method][0], "solid")
@@ -99,7 +99,10 @@ def _panels(
     return figure
 
 
-def _spokes(ax: Any, categories: Sequence[str], top: float, *, small: bool) -> None:
+def _spokes(
+    ax: Any, categories: Sequence[str], rows: Sequence[Sequence[float | None]], top: float, *, small: bool
+) -> None:
+    """Spokes, rings and their names, in the gap where ``rows`` leave the most room for them."""
     angles = [2 * math.pi * i / len(categories) for i in range(len(categories))]
     ax.set_theta_offset(math.pi / 2)
     ax.set_theta_direction(-1)
@@ -110,10 +113,25 @@ def _spokes(ax: Any, categories: Sequence[str], top: float, *, small: bool) -> N
     ax.tick_params(axis="x", pad=0 if small else 4)
     ax.set_ylim(0, top)
     ticks = [top * share for share in ((0.5, 1.0) if small else (0.25, 0.5, 0.75, 1.0))]
-    ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=5.5 if small else 7, color=MUTED)
-    ax.set_rlabel_position(180 / len(categories))
+    ax.set_yticks(ticks, [""] * len(ticks))
+    gaps = [(i + 0.5) * 360 / len(categories) for i in range(len(categories))]
+    room = [min([0.1 * top, *(abs(r - t) for r in _crossings(rows, i) for t in ticks)]) for i in range(len(gaps))]
+    ax.set_rlabel_position(gaps[room.index(max(room))])  # the first of those with room enough
+    for tick in ticks:  # texts of their own: tick labels lie below the lines, which strike them out
+        at = math.radians(ax.get_rlabel_position()), tick
+        halo(ax.text(*at, f"{tick:g}", fontsize=5.5 if small else 7, color=MUTED, ha="center", va="center", zorder=5))
     ax.grid(color=GRID)
     ax.spines["polar"].set_color(GRID)
+
+
+def _crossings(rows: Sequence[Sequence[float | None]], gap: int) -> list[float]:
+    """Radii at which the sides of shapes cross the middle between the spokes ``gap`` and ``gap + 1``."""
+    found = []
+    for row in rows:
+        a, b = row[gap], row[(gap + 1) % len(row)]
+        if a is not None and b is not None:
+            found.append(2 * a * b * math.cos(math.pi / len(row)) / (a + b) if a + b else 0.0)
+    return found
 
 
 def _broken(name: str) -> str:

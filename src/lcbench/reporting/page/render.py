@@ -9,7 +9,7 @@ from typing import Any
 from lcbench.reporting.best import ranks
 from lcbench.reporting.efficiency import efficiency_notes
 from lcbench.reporting.efficiency_table import cells_of, columns_of
-from lcbench.reporting.figures.make import Drawn
+from lcbench.reporting.figures.drawn import Drawn
 from lcbench.reporting.figures.naming import told_apart
 from lcbench.reporting.figures.style import svg_text
 from lcbench.reporting.longscore.view import LongView, Ranking, Standing
