@@ -70,7 +70,7 @@ def endless(task: Task, new_tokens: int) -> Task:
     """The task without early ends, so that every answer takes the same number of steps."""
     kind: Any = type("Endless", (type(task),), {"min_new_tokens": new_tokens, "early_stop": False, "stop": "eos"})
     made: Task = copy.copy(task)
-    made.__class__ = kind
+    object.__setattr__(made, "__class__", kind)  # tasks may be frozen
     return made
 
 
