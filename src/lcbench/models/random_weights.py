@@ -31,7 +31,7 @@ def describe_random(spec: ModelSpec) -> ModelInfo:
 
     Raises:
         UnknownName: no such architecture. ModelError: no such file, a config that cannot be served, a device or dtype
-            that is not there, or ``load_in``, which needs weights that were trained. BadValue: a device that is not one.
+            that is not there, or ``load_in``, which needs weights that were trained. BadValue: a device that is none.
     """
     placement = _placement(spec)
     return _info(spec, _skeleton(spec, placement, torch.device("meta")), placement)
