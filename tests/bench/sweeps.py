@@ -83,7 +83,7 @@ def sweep(loaded: LoadedModel, methods: Sequence[str], length: int, prompts: int
 
 def run_all(answerer: Answerer, groups: Sequence[Group]) -> int:
     """Answers of all groups; their number. Raises RuntimeError when one failed."""
-    answerer.beginnings.clear()
+    answerer.reader.beginnings.clear()
     results = [result for group in groups for result in answerer.run(group)]
     bad = [result.record.error for result in results if not result.record.ok]
     if bad:
