@@ -27,6 +27,7 @@ from lcbench.methods.base import Method
 from lcbench.methods.registry import resolve
 from lcbench.models import adapter
 from lcbench.models.rule import AttentionRule
+from lcbench.models.stores import Observer
 from tiny import VOCAB, tiny_model
 
 FAMILIES = ("llama", "mistral", "qwen2")
@@ -129,7 +130,7 @@ def prefill(
     method: Method | None = None,
     *,
     chunk: int | None = None,
-    watchers: Sequence[adapter.Observer] = (),
+    watchers: Sequence[Observer] = (),
 ) -> PrefillRecord:
     """A prefill record of the prompt ``ids [L]`` with what ``method`` wants observed, and ``watchers`` watching."""
     length = len(ids)
@@ -186,9 +187,7 @@ def compressed(case: Case, method: Method, record: PrefillRecord) -> KVCache:
     return method.compress(record)
 
 
-def force(
-    pair: Models, cache_: KVCache, ids: Tensor, *, at_once: int = 1, watchers: Sequence[adapter.Observer] = ()
-) -> Tensor:
+def force(pair: Models, cache_: KVCache, ids: Tensor, *, at_once: int = 1, watchers: Sequence[Observer] = ()) -> Tensor:
     """Feed ``ids [n]`` to a cache, ``at_once`` a forward; logits ``[n, vocab]``."""
     rows = []
     for start in range(0, len(ids), at_once):
