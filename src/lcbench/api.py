@@ -69,7 +69,7 @@ class Finished:
 
 
 def load_model(
-    name: str = "demo", *, home: Path | str | None = None, say: Say = _silent, **options: Any
+    name: Path | str = "demo", *, home: Path | str | None = None, say: Say = _silent, **options: Any
 ) -> LoadedModel:
     """Load a model: the demo model, a hub id, a local folder or a GGUF file.
 
@@ -113,7 +113,7 @@ def generate(
 
     place = _home(home)
     _whole("max_new_tokens", max_new_tokens, least=1)
-    _whole("seed", seed)
+    _seed(seed)
     texts = _texts(prompts)
     loaded = load_model(model, home=place) if isinstance(model, str) else _loaded(model)
     bound = _bound(method, loaded, place)
@@ -149,7 +149,7 @@ def applied(model: Any, method: Method | str, *, seed: int = 42, home: Path | st
     """
     from lcbench.engine import applied as engine
 
-    _whole("seed", seed)
+    _seed(seed)
     with engine.applied(model, _method(method), _home(home), seed=seed) as plain:
         yield plain
 
@@ -201,19 +201,26 @@ def score(path: Path | str | Finished, **options: Any) -> dict[str, Any]:
 
     Args:
         path: run directory, what `run` gave, or a file or folder of official predictions.
-        options: fields of `lcbench.scoring.run.ScoreOptions`.
+        options: fields of `lcbench.scoring.run.ScoreOptions`; ``longscore=True`` is that with all defaults.
 
     Raises:
         LcbenchError: nothing to score there, or a broken file.
     """
-    from lcbench.scoring.run import ScoreOptions, score_path
+    from lcbench.scoring.longscore.result import LongScoreOptions
+    from lcbench.scoring.run import DEFAULTS, ScoreOptions, score_path
     from lcbench.store.rundir import RunDirectory
 
     place = path.path if isinstance(path, Finished) else _path("path", path)
     known = [f.name for f in fields(ScoreOptions)]
-    for name in options:
+    if isinstance(wanted := options.get("longscore"), bool):
+        options["longscore"] = LongScoreOptions(wanted)
+    for name, value in options.items():
         if name not in known:
             raise UnknownName("option", name, known)
+        default = getattr(DEFAULTS, name)
+        if type(value) is not type(default) and not (name == "jobs" and type(value) is int):
+            wants = "a whole number" if name == "jobs" else f"such as {default!r}"
+            raise BadValue(f"{name} is {_kind(value)}.", f"Give {wants}, or leave {name} out.")
     table = score_path(place, ScoreOptions(**options), None, None)
     scores: dict[str, Any] = table.to_dict()
     if table.source == "run":
@@ -249,10 +256,14 @@ def compare(
 # -- pieces ----------------------------------------------------------------------------------------------------------
 
 
-def _model_spec(name: str, options: Mapping[str, Any]) -> ModelSpec:
+def _model_spec(name: Path | str, options: Mapping[str, Any]) -> ModelSpec:
     if not isinstance(name, str | os.PathLike):  # None would be the default of a study, the demo model
         raise BadValue(f"name is {_kind(name)}, not the name of a model.", "Give a hub id, a folder or a GGUF file.")
-    return make_spec({**options, "model": name}).model
+    known = [f.name for f in fields(ModelSpec) if f.name != "name"]
+    for option in options:
+        if option not in known:  # a run's, which would do nothing here
+            raise UnknownName("option", option, known, where=" of load_model")
+    return make_spec({**options, "model": os.fspath(name)}).model
 
 
 def _kind(value: Any) -> str:
@@ -274,6 +285,12 @@ def _whole(name: str, value: Any, least: int | None = None) -> None:
         raise BadValue(f"{name} is {_kind(value)}, not a whole number.", "Give a whole number.")
     if least is not None and value < least:
         raise BadValue(f"{name}={value} is below the least value {least}.", f"Use {least} or more.")
+
+
+def _seed(value: Any) -> None:
+    _whole("seed", value)
+    if not -(2**63) <= value < 2**64:
+        raise BadValue(f"seed={value} does not fit 64 bits.", "Give a smaller number, e.g. 42.")
 
 
 def _texts(prompts: Any) -> list[str]:

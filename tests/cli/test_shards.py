@@ -86,6 +86,9 @@ def test_three_shards_merged_are_the_undivided_run(
     again = cli(*words(model, out))  # the undivided command finds everything done
     assert again.code == 0
     assert "were there already" in again.out
+    globbed = cli("merge", tmp_path / "globbed", *(out / "shards").glob("[!.]*"))  # batching.json among them
+    assert (globbed.code, "Merged 3 shards" in globbed.out) == (0, True), globbed.err
+    assert kept(tmp_path / "globbed") == kept(whole)
     moved = [shard.rename(tmp_path / f"node{i}") for i, shard in enumerate(shards)]
     assert cli("merge", tmp_path / "elsewhere", *moved).code == 0
     assert kept(tmp_path / "elsewhere") == kept(whole)
@@ -128,6 +131,11 @@ def test_what_is_no_set_of_shards_is_refused(model: Path, tmp_path: Path, cli: C
     refused("merged does not exist")
     assert "There are no shards in" in cli("merge", model).err
     refused("has no shard.json", one, two, model)
+    refused("run.json is not a shard: it is a file", one, two, three / "run.json")
+    (tmp_path / "note").write_text("mine")
+    onto = cli("merge", tmp_path / "note", one, two, three)
+    assert (onto.code, (tmp_path / "note").read_text()) == (2, "mine")
+    assert "is a file, not a folder" in onto.err
     assert cli(*words(model, tmp_path / "four", "--shard", "4/4")).code == 0
     refused("one of 4", one, two, three, tmp_path / "four" / "shards" / "4-of-4")
     assert cli(*words(model, tmp_path / "seed", "--seed", "7", "--shard", "3/3")).code == 0

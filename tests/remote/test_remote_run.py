@@ -125,6 +125,24 @@ def test_reports_do_without_bytes(cli: Cli, server: Server) -> None:
     assert "Traceback" not in same.err
 
 
+def test_tokens_that_nobody_counted_are_null(cli: Cli, service: Service, folder: Path) -> None:
+    with running(service, Faults(always="echo")) as server:  # which tells no usage
+        assert cli(*asked(server)).code == 0
+        assert cli(*asked(server, "--tokenizer", str(folder), out="counted")).code == 0
+    assert {(r["status"], r["prompt_tokens"], r["new_tokens"]) for r in records("served")} == {("ok", None, None)}
+    assert {r["new_tokens"] for r in records("counted")} == {None}
+    assert all(r["prompt_tokens"] > 0 for r in records("counted"))
+    for words in (
+        "report served --out page.html",
+        "report served",
+        "score served",
+        "export served --out lm",
+        "export served --format parquet --out p.parquet",
+    ):
+        told = cli(*words.split())
+        assert told.code == 0, told.err
+
+
 def test_bare_tasks_go_to_completions_and_chats_to_chat(cli: Cli, server: Server, folder: Path) -> None:
     """Without a tokenizer each task is asked as the local run asks it: template by the server, or bare."""
     from lcbench.config.spec import make_spec

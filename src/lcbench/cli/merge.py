@@ -33,7 +33,7 @@ def merge(
     done = join(out, folders)
     for line in done.warnings:
         typer.echo(line, err=True)
-    typer.echo(f"Merged {len(folders)} shards: {done.samples} samples in {out}.")
+    typer.echo(f"Merged {done.shards} shards: {done.samples} samples in {out}.")
     if done.failed:
         typer.echo(f"{done.failed} failed; to try them again, run the same command without --shard.")
     typer.echo(f"Next:  lcbench score {shlex.quote(str(out))}")

@@ -109,7 +109,7 @@ class _Counting(Watcher):
         elif event.kind == "sample":
             self.finished += 1
             if event.record is not None and event.record.ok:
-                self.time_left.answered(event.record.new_tokens)
+                self.time_left.answered(event.record.new_tokens or 0)
             if self.so_far is not None and event.record is not None:
                 self.score = self.so_far.add(event.method, event.task, event.record)
 

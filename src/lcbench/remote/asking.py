@@ -204,8 +204,8 @@ def _answer_of(data: Any) -> Answer:
         finish = choice.get("finish_reason")
     except (KeyError, IndexError, TypeError, AttributeError):
         raise Again("its answer is no completion") from None
-    if text is None and finish is not None:
-        text = ""  # a model that thought until its tokens were used up
+    if text is None and finish is not None and "message" in choice:
+        text = ""  # a chat model that thought until its tokens were used up
     if not isinstance(text, str):
         raise Again("its answer is no completion")
     usage = data.get("usage")

@@ -100,7 +100,10 @@ def _by_bias(asker: Asker, api: Api, prompt: Any, ends: Ends, most: int) -> Answ
     usage = dict(first.usage)
     if "completion_tokens" in usage and "completion_tokens" in rest.usage:
         usage["completion_tokens"] += rest.usage["completion_tokens"]
-        usage["total_tokens"] = usage.get("prompt_tokens", 0) + usage["completion_tokens"]
+        if "prompt_tokens" in usage:
+            usage["total_tokens"] = usage["prompt_tokens"] + usage["completion_tokens"]
+    else:  # a part of them is no count
+        usage = {name: count for name, count in usage.items() if name == "prompt_tokens"}
     return Answer(first.text + rest.text, rest.finish_reason, usage)
 
 

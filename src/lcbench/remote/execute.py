@@ -181,8 +181,8 @@ def _filled(record: PredictionRecord, answer: Answer, api: Api) -> PredictionRec
     return replace(
         record,
         pred=answer.text,
-        prompt_tokens=usage.get("prompt_tokens", record.prompt_tokens),
-        new_tokens=usage.get("completion_tokens", 0),
+        prompt_tokens=usage.get("prompt_tokens", record.prompt_tokens or None),
+        new_tokens=usage.get("completion_tokens"),
         served={"api": api, "finish_reason": answer.finish_reason, "usage": usage},
     )
 

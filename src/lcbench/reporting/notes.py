@@ -91,7 +91,7 @@ def _shortened(run: RunDirectory, records: Records) -> list[str]:
     seconds: dict[str, list[float]] = {}
     for (method, task), found in records.items():
         for r in found:
-            if r.ok and r.tokens_before:
+            if r.ok and r.tokens_before and r.prompt_tokens is not None:
                 tokens.setdefault(method, []).append((r.tokens_before, r.prompt_tokens))
         if method in tokens:
             seconds.setdefault(method, []).extend(

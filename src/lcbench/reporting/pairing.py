@@ -141,7 +141,7 @@ def why_not(a: Side, b: Side, task: str, both: Sequence[tuple[PredictionRecord, 
     # Runs over different numbers of rows have different hashes; then the prompts that both have must agree in length.
     if any(x.truncated_from != y.truncated_from for x, y in both):
         return f"{task} has another truncation (the same sample was cut differently)"
-    if any(x.prompt_tokens != y.prompt_tokens for x, y in both):
+    if any(x.prompt_tokens != y.prompt_tokens for x, y in both if None not in (x.prompt_tokens, y.prompt_tokens)):
         return f"{task} has other prompts (the same sample has different numbers of tokens)"
     if hash_a is not None and hash_b is not None and facts_a.get("rows") == facts_b.get("rows"):
         return f"{task} has other prompts (prompts_sha256 is {_short(hash_a)} and {_short(hash_b)})"

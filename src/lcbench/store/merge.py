@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lcbench.config.shard import Shard
-from lcbench.errors import NotARun, SpecMismatch, StoreError, UsageError
+from lcbench.errors import CannotWrite, NotARun, SpecMismatch, StoreError, UsageError
 from lcbench.store.files import make_folder, write_bytes, write_text
 from lcbench.store.identity import as_lines, differences, identity_differences, other_differences
 from lcbench.store.lock import is_locked
@@ -23,9 +23,11 @@ _SHOWN = 5
 @dataclass(frozen=True)
 class Merged:
     """Attributes:
-    samples: records written, of which ``failed`` are errors. warnings: differences between shards, in sentences.
+    shards: how many. samples: records written, of which ``failed`` are errors.
+    warnings: differences between shards, in sentences.
     """
 
+    shards: int
     samples: int
     failed: int
     warnings: tuple[str, ...]
@@ -50,7 +52,9 @@ def merge(out: Path, folders: Sequence[Path]) -> Merged:
             different runs, or ``out`` is another run. StoreError: a shard is not finished, or ``out`` has records
             that the shards do not have. RunLocked, CorruptFile, CannotWrite.
     """
-    parts = _opened(folders)
+    if out.exists() and not out.is_dir():
+        raise CannotWrite(f"{out} is a file, not a folder.", "Name the run's folder, or a new one.")
+    parts = _opened([folder for folder in folders if folder.name != BATCHING_FILE])  # which RUN/shards/* holds, too
     _check_complete(parts)
     warnings = _check_same(parts)
     _check_finished(parts)
@@ -69,7 +73,7 @@ def merge(out: Path, folders: Sequence[Path]) -> Merged:
                 write_bytes(path, b"".join(lines))
             samples, failed = samples + len(lines), failed + errors
         _copy_rest(run, parts, files)
-    return Merged(samples, failed, tuple(warnings))
+    return Merged(len(parts), samples, failed, tuple(warnings))
 
 
 # -- checks ----------------------------------------------------------------------------------------------------------

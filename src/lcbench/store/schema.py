@@ -29,9 +29,10 @@ class PredictionRecord:
         id: the row's id, ``_id`` in the file; unique within a task.
         status: "ok" or "error".
         error: one sentence when status is "error", else None.
-        prompt_tokens: tokens fed to the model, after truncation, chat template included.
+        prompt_tokens: tokens fed to the model, after truncation, chat template included; None where a server's model
+            read it and nobody counted.
         kept_tokens: prompt tokens still held after compression, mean over layers and KV heads.
-        new_tokens: tokens generated, the closing eos not counted.
+        new_tokens: tokens generated, the closing eos not counted; None where a server does not tell.
         kv_bytes: bytes of every tensor the method holds right after compression; when ``memory`` is "simulated", the
             bytes it would hold if what it hides were gone.
         kv_bytes_full: bytes of the uncompressed cache of the same prompt.
@@ -65,9 +66,9 @@ class PredictionRecord:
     id: str
     status: str = STATUS_OK
     error: str | None = None
-    prompt_tokens: int = 0
+    prompt_tokens: int | None = 0
     kept_tokens: float | None = 0
-    new_tokens: int = 0
+    new_tokens: int | None = 0
     kv_bytes: int | None = 0
     kv_bytes_full: int | None = 0
     resident_bytes: int | None = 0
@@ -146,9 +147,9 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "length": _COUNT_OR_NULL,
     "status": (lambda value: value in (STATUS_OK, STATUS_ERROR), "ok or error"),
     "error": (lambda value: value is None or isinstance(value, str), "text or null"),
-    "prompt_tokens": _COUNT,
+    "prompt_tokens": _COUNT_OR_NULL,
     "kept_tokens": (lambda value: value is None or _is_amount(value), "a number or null"),
-    "new_tokens": _COUNT,
+    "new_tokens": _COUNT_OR_NULL,
     "kv_bytes": _COUNT_OR_NULL,
     "kv_bytes_full": _COUNT_OR_NULL,
     "resident_bytes": _COUNT_OR_NULL,

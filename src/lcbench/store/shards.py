@@ -94,8 +94,9 @@ def read_plan(folder: Path) -> ShardPlan:
         data = load_object(path)
         shard = Shard(int(data["shard"]), int(data["of"]))
         return ShardPlan(shard, str(data["plan_sha256"]), tuple(map(Share.from_list, data["groups"])))
-    except FileNotFoundError:
-        what = f"it has no {SHARD_FILE}" if folder.exists() else "it does not exist"
+    except (FileNotFoundError, NotADirectoryError):
+        what = "it is a file" if folder.exists() else "it does not exist"
+        what = f"it has no {SHARD_FILE}" if folder.is_dir() else what
         step = "Name folders that `lcbench run --shard` wrote: RUN/shards/1-of-8 and so on."
         raise NotARun(f"{folder} is not a shard: {what}.", step) from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

@@ -126,7 +126,8 @@
       const ratio = held ? ` (${(full / held).toFixed(2)}x smaller)` : "";
       if (held !== null) entry(listing, "kept bytes", `${bytes(held)} of ${bytes(full)}${ratio}${simulated ? ", simulated" : ""}`);
       const was = cutFrom === null ? "" : `, cut from ${cutFrom.toLocaleString("en")}`;
-      entry(listing, "tokens", `prompt ${prompt.toLocaleString("en")}${was}${kept === null ? "" : `; kept ${kept.toLocaleString("en")}`}; new ${made.toLocaleString("en")}`);
+      const counts = [["prompt", prompt, was], ["kept", kept, ""], ["new", made, ""]].filter(([, count]) => count !== null);
+      if (counts.length) entry(listing, "tokens", counts.map(([name, count, more]) => `${name} ${count.toLocaleString("en")}${more}`).join("; "));
     }
     li.append(head, listing);
     return li;
