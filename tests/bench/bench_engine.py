@@ -29,12 +29,13 @@ from sweeps import DOCS, endless
 
 from lcbench.config.home import home
 from lcbench.config.spec import ModelSpec, RunSpec
-from lcbench.engine.answer import Answerer, Result
+from lcbench.engine.answer import Answerer
 from lcbench.engine.answer_text import text_of
 from lcbench.engine.generate import prefill
 from lcbench.engine.groups import make_groups
 from lcbench.engine.memory import Limits, measure_limits
 from lcbench.engine.options import Options
+from lcbench.engine.outcome import Result
 from lcbench.engine.plan import PromptSet
 from lcbench.engine.prepare import prepare
 from lcbench.engine.stacked import Rules, decode_rows

@@ -26,7 +26,7 @@ def measured_sweep(loaded: LoadedModel, methods: int, length: int, prompts: int)
     """Predicted and measured bytes of a sweep, weights included."""
     answerer, groups = sweep(loaded, METHODS[:methods], length, prompts)
     run_all(answerer, groups)
-    answerer.beginnings.clear()
+    answerer.reader.beginnings.clear()
     release(loaded.info.device)
     weights = loaded.info.weight_bytes
     with AllocatorPeak(loaded.info.device, held=weights) as peak, peak.part("sweep"):

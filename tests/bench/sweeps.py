@@ -70,7 +70,7 @@ def endless(task: Task, new_tokens: int) -> Task:
     """The task without early ends, so that every answer takes the same number of steps."""
     kind: Any = type("Endless", (type(task),), {"min_new_tokens": new_tokens, "early_stop": False, "stop": "eos"})
     made: Task = copy.copy(task)
-    made.__class__ = kind
+    object.__setattr__(made, "__class__", kind)  # tasks may be frozen
     return made
 
 
@@ -83,7 +83,7 @@ def sweep(loaded: LoadedModel, methods: Sequence[str], length: int, prompts: int
 
 def run_all(answerer: Answerer, groups: Sequence[Group]) -> int:
     """Answers of all groups; their number. Raises RuntimeError when one failed."""
-    answerer.beginnings.clear()
+    answerer.reader.beginnings.clear()
     results = [result for group in groups for result in answerer.run(group)]
     bad = [result.record.error for result in results if not result.record.ok]
     if bad:

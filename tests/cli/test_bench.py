@@ -40,7 +40,13 @@ def lines(path: str | Path) -> list[dict[str, Any]]:
         (("--lengths", "12,12"), "different", "1,4,16"),
         (("--batch", "-1"), "--batch -1", "1,4,16"),
         (("--random-weights", "llama-3-9b"), "Unknown architecture 'llama-3-9b'", "llama-3-8b"),
+        (("--random-weights", "nowhere/config.json"), "There is no file nowhere/config.json", "qwen3-8b"),
+        (("--random-weights", "config.json"), "There is no file config.json", "config.json, or a name: llama-2-7b"),
         (("--model", "demo"), "both given", "one of them"),
+        (("--max-batch", "--memory", "20"), "--memory 20 is 20 bytes", "--memory 20GiB"),
+        (("--max-batch", "--memory", "5000"), "5,000 bytes", "--memory 4GiB"),
+        (("--method", "full,kivi@group_size=64"), "does not divide this model's head dimension 32", "group_size=32"),
+        (("--method", "full,llmlingua2"), "rewrites the text", "Leave it out"),
         (("--memory", "1GiB"), "--max-batch", "leave --memory out"),
         (("--max-batch", "--memory", "much"), "--memory much is not an amount", "80GiB"),
         (("--max-batch", "--memory", "0GiB"), "--memory 0GiB is not an amount", "80GiB"),
@@ -141,6 +147,18 @@ def test_the_largest_batch_by_the_byte_model(cli: Cli) -> None:
     assert rows[1]["max_batch"] > 2 * rows[0]["max_batch"]
     assert cli(*TINY, *words, "--json", "--out", "r").code == 0
     assert len(lines("r")) == 4  # kept
+
+
+def test_where_not_even_one_fits_it_is_said_what_one_takes(cli: Cli) -> None:
+    words = ("--method", "full", "--lengths", "64", "--max-batch", "--memory", "1200kB", "--out", "r")
+    done = cli(*TINY, *words, "--json")
+    (row,) = (row for row in lines("r") if row["kind"] == "max_batch")
+    model = row["byte_model"]
+    one = model["weights"] + max(model["read"], model["compress"], model["alone"])
+    assert (done.code, row["max_batch"], row["least_bytes"]) == (0, 0, one)
+    sentence = f"full at 64: not one sequence fits 1.14 MiB; with the weights it takes {one / 2**20:.2f} MiB"
+    assert sentence in done.err
+    assert sentence in " ".join(cli(*TINY, *words).out.split())
 
 
 def test_a_cell_that_fails_is_told_and_the_others_are_measured(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -214,6 +214,8 @@ def test_shard_and_memory_are_checked_before_anything_else(
     assert (done.code, "--shard 3/8" in done.err) == (2, True)
     done = cli("run", "--model", model, "--out", tmp_path / "run", "--group-memory", "much")
     assert (done.code, "not an amount of memory" in done.err) == (2, True)
+    done = cli("run", "--model", model, "--out", tmp_path / "run", "--group-memory", "4")
+    assert (done.code, "Name the unit: --group-memory 4GiB." in done.err) == (2, True)
     done = cli("run", "--model", model, "--out", tmp_path / "run", "--ray-gpus", "1")
     assert (done.code, "Add --engine ray" in done.err) == (2, True)
     assert not (tmp_path / "run").exists()

@@ -21,7 +21,7 @@ from lcbench.cli.heart import Heart
 from lcbench.cli.progress import Bars, JsonLog, Lines
 from lcbench.cli.so_far import SoFar
 from lcbench.cli.time_left import Piece, TimeLeft
-from lcbench.engine.answer import Event
+from lcbench.engine.outcome import Event
 
 
 @dataclass

@@ -11,7 +11,7 @@ import pytest
 import torch
 from made_up import Half, Words, go
 
-from lcbench.engine import answer
+from lcbench.engine import outcome
 from lcbench.engine.memory import Limits, measure_limits
 from lcbench.measure.memory import available_bytes
 from lcbench.methods.full import Full
@@ -142,7 +142,7 @@ def test_limits_come_from_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0.49 * one.nbytes < two.nbytes < 0.5 * one.nbytes + 1
     monkeypatch.setattr("lcbench.engine.memory.available_bytes", lambda device: 0)
     assert measure_limits(info).nbytes == 2**26
-    assert answer.sentence(torch.OutOfMemoryError("x")) == "out of memory"
+    assert outcome.sentence(torch.OutOfMemoryError("x")) == "out of memory"
 
 
 def test_a_run_keeps_the_limits_it_began_with(tmp_path: Path) -> None:

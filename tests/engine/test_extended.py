@@ -74,16 +74,16 @@ def test_plain_is_refused_beyond_the_window_and_extended_is_not(cli: Callable[..
 def test_one_prefill_serves_an_extension_and_what_runs_on_it(
     cli: Callable[..., Any], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lcbench.engine import answer
+    from lcbench.engine import reading
 
     read: list[int] = []
-    prefill = answer.prefill
+    prefill = reading.prefill
 
     def counted(loaded: Any, ids: Any, **options: Any) -> Any:
         read.append(tuple(ids.shape))
         return prefill(loaded, ids, **options)
 
-    monkeypatch.setattr(answer, "prefill", counted)
+    monkeypatch.setattr(reading, "prefill", counted)
     task = "passkey@lengths=40,depths=0.5,repeats=1,digits=3,max_new_tokens=4"
     methods = "yarn@factor=4,yarn@factor=4+snapkv@budget=40,yarn@factor=4+snapkv@budget=9000,yarn@factor=4+kivi"
     methods += ",dynamic-ntk,dynamic-ntk+knorm"

@@ -39,16 +39,16 @@ def test_which_configs_do() -> None:
 def test_they_are_not_read_in_pieces(
     cli: Callable[..., Any], tmp_path: Path, rope: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lcbench.engine import answer
+    from lcbench.engine import reading
 
     cuts: list[tuple[int, ...]] = []
-    prefill = answer.prefill
+    prefill = reading.prefill
 
     def noted(*args: Any, **options: Any) -> Any:
         cuts.append(options["cuts"])
         return prefill(*args, **options)
 
-    monkeypatch.setattr(answer, "prefill", noted)
+    monkeypatch.setattr(reading, "prefill", noted)
     folder = save_tiny(tmp_path / "model", **({"rope_parameters": rope} if rope else {}))
     common = ["run", "--model", folder, "--task", TASK, "--method", "full"]
     done = cli(*common, "--out", "run")

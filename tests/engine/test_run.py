@@ -9,8 +9,9 @@ import torch
 from made_up import Failing, Half, Scaled, Shorter, Words, counted_passes, go
 
 from lcbench.config.spec import ModelSpec, RunSpec
-from lcbench.engine.answer import Event, sample_seed
 from lcbench.engine.memory import Limits
+from lcbench.engine.outcome import Event
+from lcbench.engine.reading import sample_seed
 from lcbench.errors import ModelError
 from lcbench.kv.cache import KVCache
 from lcbench.kv.record import PrefillRecord

@@ -17,7 +17,7 @@ from lcbench.kv.cache import CacheShape, KVCache
 from lcbench.kv.record import PrefillRecord
 from lcbench.kv.rope import LayerRope, moved, rotated, unrotated
 from lcbench.methods.registry import resolve
-from lcbench.models import adapter
+from lcbench.models import adapter, routing
 from lcbench.models import rope as rope_module
 from lcbench.models.rope import Rope
 
@@ -133,8 +133,8 @@ def test_moving_is_turning_back_and_turning_again() -> None:
 
 def test_how_a_module_rotates_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, asked = model_of("llama"), []
-    plain = adapter.query_of
-    monkeypatch.setattr(adapter, "query_of", lambda *arguments: asked.append(arguments) or plain(*arguments))
+    plain = routing.query_of
+    monkeypatch.setattr(routing, "query_of", lambda *arguments: asked.append(arguments) or plain(*arguments))
     ids = torch.randint(3, 64, (TOTAL,))
 
     def ropes() -> list[Rope]:

@@ -23,7 +23,7 @@ from lcbench.kv.record import PrefillRecord
 from lcbench.kv.witness import Restores
 from lcbench.methods.base import Method
 from lcbench.methods.registry import all_methods, resolve
-from lcbench.models import adapter
+from lcbench.models import adapter, routing
 from lcbench.models.info import ModelInfo
 from tiny import loaded_tiny, tiny_model
 
@@ -248,15 +248,15 @@ OUT: dict[int, Tensor] = {}
 
 @pytest.fixture(autouse=True)
 def _noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = adapter._attend_rows
+    real = routing._attend_rows
 
     def noting(stores: Any, query: Tensor, key: Tensor, value: Tensor, rule: Any) -> Tensor:
         out = real(stores, query, key, value, rule)
-        _, module = adapter.observed()
+        _, module = routing.observed()
         OUT[int(module.layer_idx)] = out[0]  # type: ignore[arg-type]
         return out
 
-    monkeypatch.setattr(adapter, "_attend_rows", noting)
+    monkeypatch.setattr(routing, "_attend_rows", noting)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

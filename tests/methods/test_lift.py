@@ -311,4 +311,4 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadValue, match="would not be learned"):
         resolve("lift@segment=100,offset=101")
     with pytest.raises(ModelError, match="learns from each prompt"):
-        check_bench(loaded_tiny(), resolve("lift"))
+        check_bench(loaded_tiny().info, resolve("lift"))

@@ -19,7 +19,7 @@ from lcbench.errors import BadValue, ModelError
 from lcbench.methods.extend.positional_hidden import PositionalHidden, attention_modules
 from lcbench.methods.registry import resolve
 from lcbench.models import adapter
-from lcbench.models.adapter import made_of
+from lcbench.models.routing import made_of
 from tiny import loaded_tiny, save_tiny, tiny_model
 
 SPEC = "positional-hidden@channels=5/17,factor=-3,first=1,last=2"

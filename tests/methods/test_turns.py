@@ -15,7 +15,7 @@ from harness import Case, compressed, force, made, models, prefill, tokens
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lcbench.methods.registry import resolve
-from lcbench.models import adapter
+from lcbench.models import routing
 from lcbench.models.read import Reader
 from tiny import VOCAB, byte_tokenizer
 
@@ -37,7 +37,7 @@ def test_a_method_asks_for_the_embedding_exactly_when_it_says_so(case: Case, mon
     def observed() -> Any:
         raise Asked
 
-    monkeypatch.setattr(adapter, "observed", observed)
+    monkeypatch.setattr(routing, "observed", observed)
     method, pair, asked = made(case), models("llama"), False
     try:
         with method.transform_model(pair.ours, case.prompt + 8):

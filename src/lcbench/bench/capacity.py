@@ -68,7 +68,7 @@ def probe(loaded: LoadedModel, method: Method, work: Workload) -> ByteModel:
     Raises:
         ModelError: the method does not serve the model. torch.OutOfMemoryError: not even three sequences fit.
     """
-    check(loaded, method)
+    check(loaded.info, method)
     release(loaded.info.device)
     with method.transform_model(loaded.model, work.prompt_tokens + work.new_tokens):
         run_pass(loaded, method, replace(work, batch=1, new_tokens=2))  # takes the memory that stays: workspaces

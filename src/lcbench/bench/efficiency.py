@@ -26,7 +26,7 @@ from lcbench.measure.clock import Stopwatch
 from lcbench.measure.device import kind_of
 from lcbench.measure.memory import PeakMemory
 from lcbench.methods.base import Method, require
-from lcbench.models.info import LoadedModel
+from lcbench.models.info import LoadedModel, ModelInfo
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def measure(loaded: LoadedModel, method: Method, work: Workload) -> Cell:
     Raises:
         ModelError: the method does not serve the model, or needs the prompt's text. torch.OutOfMemoryError: as it says.
     """
-    check(loaded, method)
+    check(loaded.info, method)
     device, cpu = loaded.info.device, kind_of(loaded.info.device) != "cuda"
     passes, phases = [], {}
     release(device)
@@ -185,10 +185,10 @@ def measure(loaded: LoadedModel, method: Method, work: Workload) -> Cell:
     )
 
 
-def check(loaded: LoadedModel, method: Method) -> None:
-    """Refuse what cannot be measured here. Raises ModelError."""
-    require(method, loaded.shape(), loaded.info.name)
-    method.check(loaded.shape())
+def check(info: ModelInfo, method: Method) -> None:
+    """Refuse what cannot be measured here, before anything is loaded. Raises ModelError."""
+    require(method, info.shape(), info.name)
+    method.check(info.shape())
     if method.learns:
         raise ModelError(
             f"{method.id} learns from each prompt before it reads it, which the bench does not do.",

@@ -14,7 +14,7 @@ import torch
 
 from lcbench import __version__
 from lcbench.bench.capacity import ByteModel, probe, try_largest
-from lcbench.bench.efficiency import Cell, Workload, measure
+from lcbench.bench.efficiency import Cell, Workload, check, measure
 from lcbench.config.spec import ModelSpec
 from lcbench.engine.generate import check_chunk
 from lcbench.errors import BadValue, LcbenchError, ModelError, StoreError
@@ -89,6 +89,8 @@ class Bench:
         for one in methods:
             require(one, self.info.shape(), self.info.name)
         self.methods: list[Method] = [one.bind(self.info, home) for one in methods]
+        for one in self.methods:
+            check(self.info, one)
         self.machine = machine(self.info.device)
         self.memory = spec.memory or total_bytes(self.info.device)
         if spec.memory is not None and kind_of(self.info.device) == "cuda":
@@ -218,12 +220,13 @@ class Bench:
 
     def _largest(self, method: Method, work: Workload) -> Row:
         loaded = self._ready()
-        self._say(f"{method.id}, {work.prompt_tokens:,} tokens: the largest batch in {self.memory / 2**30:.1f} GiB …")
+        self._say(f"{method.id}, {work.prompt_tokens:,} tokens: the largest batch in {self.memory / 2**20:,.0f} MiB …")
         model: ByteModel = probe(loaded, method, work)
         predicted = model.largest(self.memory)
         tried = kind_of(loaded.info.device) == "cuda"
         found = try_largest(loaded, method, work, self.memory, predicted) if tried else predicted
-        return {"max_batch": found, "predicted": predicted, "tried": tried, "byte_model": asdict(model)}
+        sizes = {"least_bytes": model.peak(1), "byte_model": asdict(model)}
+        return {"max_batch": found, "predicted": predicted, "tried": tried, **sizes}
 
 
 def cell_row(cell: Cell, method: Method, loaded: LoadedModel, bandwidth: float) -> Row:

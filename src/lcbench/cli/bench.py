@@ -134,7 +134,9 @@ def _go(wanted: BenchSpec, out: Path | None, console: Console, *, again: bool, a
         except KeyboardInterrupt:
             console.print(f"Stopped. {len(rows)} measurements are in {path}; the same command measures the rest.")
             raise typer.Exit(130) from None
-    if not as_json:
+    if as_json:
+        _tell_no_room(rows, console)
+    else:
         _show(rows, path)
     if kept and not quiet:
         console.print(f"{kept} of {len(rows)} were measured before and kept; --again measures them anew.")
@@ -149,6 +151,14 @@ def _show(rows: list[dict[str, Any]], path: Path) -> None:
 
     table = Console(highlight=False)
     table.print(render(rows_of(rows, str(path)), table))
+
+
+def _tell_no_room(rows: list[dict[str, Any]], console: Console) -> None:
+    """Below a table it stands among the notes."""
+    from lcbench.reporting.efficiency import no_room, rows_of
+
+    for sentence in no_room(rows_of(rows)):
+        console.print(f"{escape(sentence)}.")
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

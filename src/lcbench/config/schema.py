@@ -46,7 +46,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "group_memory": {
         "anyOf": [
             {"type": "string", "pattern": rf"^(?=[0-9.\s]*[1-9]){sizes.WRITTEN}$"},
-            {"type": "number", "minimum": 1, "maximum": 1e15},
+            {"type": "number", "minimum": sizes.LEAST, "maximum": 1e15},
         ]
     },
     "settings": {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}},

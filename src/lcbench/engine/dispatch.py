@@ -18,9 +18,10 @@ from typing import Any, Protocol
 
 import lcbench.errors
 from lcbench.config.spec import ModelSpec
-from lcbench.engine.answer import Answerer, Event, Listener, Result
+from lcbench.engine.answer import Answerer
 from lcbench.engine.groups import Group
 from lcbench.engine.options import Options
+from lcbench.engine.outcome import Event, Listener, Result
 from lcbench.engine.plan import PromptSet
 from lcbench.engine.run import Outcome, Owing, Writer, owing, samples_of
 from lcbench.errors import LcbenchError

@@ -33,6 +33,7 @@ from lcbench.kv.layer import DenseLayer, outside_window
 from lcbench.models import adapter
 from lcbench.models.info import LoadedModel
 from lcbench.models.rule import AttentionRule
+from lcbench.models.stores import LayerStore
 
 Kind = Literal["retrieval", "reasoning"]
 SAMPLES = 30
@@ -206,7 +207,7 @@ class _Watcher:
         key: Tensor,
         value: Tensor,
         start: int,
-        store: adapter.LayerStore,
+        store: LayerStore,
         rule: AttentionRule,
     ) -> None:
         assert isinstance(store, DenseLayer)

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lcbench.engine.answer import Answerer, Event, Listener, Result, cost_of
+from lcbench.engine.answer import Answerer
 from lcbench.engine.groups import Group
 from lcbench.engine.options import Options
+from lcbench.engine.outcome import Event, Listener, Result, cost_of
 from lcbench.engine.plan import PromptSet
 from lcbench.models.info import LoadedModel
 from lcbench.store.rundir import RunDirectory

@@ -23,8 +23,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from lcbench.engine.answer import sentence
 from lcbench.engine.dispatch import Desk, Dispatch, Job, Loaded, Work, packed
+from lcbench.engine.outcome import sentence
 from lcbench.errors import BadValue, LcbenchError, ModelError
 from lcbench.models.place import AUTO_MAP
 

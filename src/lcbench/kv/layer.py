@@ -31,7 +31,7 @@ class LayerKV(ABC):
 
     def beside(self, query: Tensor, key: Tensor) -> bool:
         """Told, before new tokens come, the queries ``[H, q, d]`` and keys ``[Hk, q, d]`` that a method made of another
-        input (`models.adapter.other_input`). True when the store takes both; else it gets these instead."""
+        input (`models.routing.other_input`). True when the store takes both; else it gets these instead."""
         return False
 
     @abstractmethod

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from lcbench.kv.layer import DenseLayer
 from lcbench.kv.weights import weight_sums
-from lcbench.models.adapter import LayerStore
 from lcbench.models.rule import AttentionRule
+from lcbench.models.stores import LayerStore
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class PrefillObserver:
         store: LayerStore,
         rule: AttentionRule,
     ) -> None:
-        """See `models.adapter.Observer`. Must be overridden."""
+        """See `models.stores.Observer`. Must be overridden."""
         raise TypeError(f"{type(self).__name__} does not observe")
 
     def fork(self, prompt_tokens: int) -> PrefillObserver | None:

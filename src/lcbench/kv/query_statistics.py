@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from lcbench.kv.observe import Observation, PrefillObserver
-from lcbench.models.adapter import LayerStore
 from lcbench.models.rope import Rope, observed_rope
 from lcbench.models.rule import AttentionRule
+from lcbench.models.stores import LayerStore
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lcbench.kv.observe import Observation, PrefillObserver
-from lcbench.models.adapter import LayerStore
 from lcbench.models.rope import observed_rope
 from lcbench.models.rule import AttentionRule
+from lcbench.models.stores import LayerStore
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 """A prompt that is read with the model's own keys and leaves others behind, for methods that change what a layer's
-queries and keys are made of (`models.adapter.other_input`)."""
+queries and keys are made of (`models.routing.other_input`)."""
 
 from __future__ import annotations
 

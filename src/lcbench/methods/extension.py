@@ -19,7 +19,7 @@ from torch import Tensor
 from lcbench.errors import ModelError
 from lcbench.kv.distances import Distances
 from lcbench.methods.base import Method, ModelTransform, WiderWindow
-from lcbench.models import adapter
+from lcbench.models import routing
 from lcbench.models.info import trained_window
 from lcbench.models.rope import Rope, observed_rope
 from lcbench.models.rope_facts import RopeFacts, frequencies, inverse_frequencies, rope_facts
@@ -136,7 +136,7 @@ class DistanceChange(Extension):
 
     def transform_model(self, model: Any, length: int) -> AbstractContextManager[Any]:
         window = trained_window(model.config.get_text_config(decoder=True))
-        return adapter.distances(model, lambda: self.distances(observed_rope(), window))
+        return routing.distances(model, lambda: self.distances(observed_rope(), window))
 
     def refuse_model(self, info: ModelInfo) -> None:
         if info.rope.kind == "none":

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lcbench.errors import ModelError
 from lcbench.models import adapter
+from lcbench.models.stores import CacheStore, Observer
 
 
 class _Enough(Exception):
@@ -29,8 +30,8 @@ def hidden_states(
     model: Any,
     ids: Tensor,
     layers: int,
-    cache: adapter.CacheStore,
-    observers: Sequence[adapter.Observer] = (),
+    cache: CacheStore,
+    observers: Sequence[Observer] = (),
 ) -> Tensor:
     """Hidden states behind the first ``layers`` layers, no norm applied; the layers above them are not run.
 
@@ -48,8 +49,8 @@ def hidden_states_at(
     model: Any,
     ids: Tensor,
     layers: Sequence[int],
-    cache: adapter.CacheStore,
-    observers: Sequence[adapter.Observer] = (),
+    cache: CacheStore,
+    observers: Sequence[Observer] = (),
 ) -> list[Tensor]:
     """As `hidden_states`, behind each of several numbers of layers, ascending, in one pass."""
     stack, found = decoder_layers(model), []

@@ -30,8 +30,8 @@ def describe_random(spec: ModelSpec) -> ModelInfo:
         spec: ``name`` is one of `architectures`, or a config.json (or a folder with one) of any supported model.
 
     Raises:
-        UnknownName: no such architecture. ModelError: a config that cannot be served, a device or dtype that is not
-            there, or ``load_in``, which needs weights that were trained. BadValue: a device that is not one.
+        UnknownName: no such architecture. ModelError: no such file, a config that cannot be served, a device or dtype
+            that is not there, or ``load_in``, which needs weights that were trained. BadValue: a device that is none.
     """
     placement = _placement(spec)
     return _info(spec, _skeleton(spec, placement, torch.device("meta")), placement)
@@ -72,6 +72,10 @@ def _config(name: str) -> Any:
     if name not in architectures():
         file = Path(name).expanduser()
         file = file / "config.json" if file.is_dir() else file
+        if not file.is_file() and (file.suffix == ".json" or len(file.parts) > 1):
+            raise ModelError(
+                f"There is no file {file}.", f"Give the path of a config.json, or a name: {', '.join(architectures())}."
+            )
         if not file.is_file():
             raise UnknownName("architecture", name, architectures())
     try:

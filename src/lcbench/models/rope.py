@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lcbench.errors import ModelError
-from lcbench.models import adapter
+from lcbench.models import adapter, routing
 
 _PROBED = (1, 2, 5)  # positions; the fastest pair turns by a radian from one to the next
 
@@ -63,13 +63,13 @@ class Rope:
 def observed_rope() -> Rope | None:
     """The embedding in force in the layer that is attending; None where the layer has none (NoPE).
 
-    For observers of a forward pass (`models.adapter.Observer`) and for stores that rotate keys or queries themselves.
+    For observers of a forward pass (`models.stores.Observer`) and for stores that rotate keys or queries themselves.
     Frequencies that depend on the prompt's length are those of this pass.
 
     Raises:
         ModelError: the model rotates in a way that is not understood.
     """
-    model, attention = adapter.observed()
+    model, attention = routing.observed()
     found = _found.get(attention)
     if found is None or not found.valid:
         found = _find(model, attention)
@@ -190,8 +190,8 @@ def _convention(model: Any, attention: Any, rotary: Any, kind: str | None) -> bo
     rotary = copy.deepcopy(rotary)  # some adapt their frequencies to the positions they are asked for
     try:
         cos, sin = rotary(hidden, positions[None], **({} if kind is None else {"layer_type": kind}))
-        plain = adapter.query_of(attention, hidden, (torch.ones_like(cos), torch.zeros_like(sin))).float()
-        rotated = adapter.query_of(attention, hidden, (cos, sin)).float()
+        plain = routing.query_of(attention, hidden, (torch.ones_like(cos), torch.zeros_like(sin))).float()
+        rotated = routing.query_of(attention, hidden, (cos, sin)).float()
         if torch.equal(plain, rotated):
             return None
         for interleaved in (False, True):

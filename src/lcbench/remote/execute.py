@@ -14,7 +14,7 @@ from typing import Any
 
 from lcbench.config.spec import Api
 from lcbench.endpoint.client import NoReply, Stopped
-from lcbench.engine.answer import Result, cost_of
+from lcbench.engine.outcome import Result, cost_of
 from lcbench.engine.plan import PromptSet
 from lcbench.engine.run import Listener, Outcome, Owing, Writer
 from lcbench.measure.clock import Stopwatch

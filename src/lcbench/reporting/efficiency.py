@@ -26,7 +26,7 @@ class EfficiencyRow:
         limit: tokens a second if a step did nothing but move ``step_bytes`` at the measured copy bandwidth.
         memory: "simulated" where ``kv_bytes`` only count as dropped.
         fits: sequences that fit ``fits_memory`` bytes; None where it was not asked. tried: found by running them, else
-            by the byte model.
+            by the byte model. fits_least: bytes that one sequence takes, by that model.
         error: why there is no measurement, else None. Then the numbers are None.
         run: folder it comes from.
     """
@@ -52,6 +52,7 @@ class EfficiencyRow:
     memory: Literal["real", "simulated"] = "real"
     fits: int | None = None
     fits_memory: int | None = None
+    fits_least: int | None = None
     tried: bool = False
     error: str | None = None
     run: str = ""
@@ -113,11 +114,24 @@ def efficiency_notes(rows: Iterable[EfficiencyRow]) -> list[str]:
         for size, tried in sizes:
             how = "by running it" if tried else "by the byte model, not run"
             notes.append(f"fits: largest batch within {bytes_text(size)}, {how}")
+    notes += no_room(rows)
     failed: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         if row.error:
             failed.setdefault((row.method, row.error), []).append(f"{row.prompt_tokens} x {row.batch}")
     return [*notes, *(f"{method} at {', '.join(cells)}: {error}" for (method, error), cells in failed.items())]
+
+
+def no_room(rows: Iterable[EfficiencyRow]) -> list[str]:
+    """A sentence for each method and length of which not even one sequence fits the memory that was asked for."""
+    return list(
+        dict.fromkeys(
+            f"{row.method} at {row.prompt_tokens}: not one sequence fits {bytes_text(row.fits_memory)}"
+            + ("" if row.fits_least is None else f"; with the weights it takes {bytes_text(row.fits_least)}")
+            for row in rows
+            if row.fits == 0
+        )
+    )
 
 
 def _setting(row: EfficiencyRow) -> str:
@@ -144,6 +158,7 @@ def _row(row: Mapping[str, Any], fits: Mapping[str, Any] | None, run: str) -> Ef
         machine=str(machine.get("words", "")) if isinstance(machine, Mapping) else "",
         fits=fits["max_batch"] if fits else None,
         fits_memory=_number(fits.get("memory_bytes")) if fits else None,
+        fits_least=_number(fits.get("least_bytes")) if fits else None,
         tried=bool(fits and fits.get("tried")),
         error=str(row.get("error") or "failed") if row.get("status", "ok") != "ok" else None,
         run=run,

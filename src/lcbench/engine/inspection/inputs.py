@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lcbench.config.spec import RunSpec
-from lcbench.engine.answer import FULL, sample_seed
+from lcbench.engine.answer import FULL
 from lcbench.engine.inspection.text import pieces_of
 from lcbench.engine.prepare import prepare, prompt_text
+from lcbench.engine.reading import sample_seed
 from lcbench.engine.rewriting import Rewriters
 from lcbench.errors import BadValue, SampleError, UsageError
 from lcbench.inspected import Piece

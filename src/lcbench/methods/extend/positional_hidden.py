@@ -19,7 +19,7 @@ from lcbench.methods.base import Method, Traits
 from lcbench.methods.calibration import Calibration, bound, load_json, missing
 from lcbench.methods.extension import Extension
 from lcbench.methods.registry import method
-from lcbench.models import adapter
+from lcbench.models import routing
 
 if TYPE_CHECKING:
     from lcbench.models.info import ModelInfo
@@ -113,7 +113,7 @@ class PositionalHidden(Extension):
                 f"Use 0 to {width - 1}.",
             )
         chosen = self.layers(len(attentions))
-        return adapter.other_input(model, {attentions[layer]: self._scale for layer in chosen})
+        return routing.other_input(model, {attentions[layer]: self._scale for layer in chosen})
 
     def _scale(self, hidden: Tensor) -> Tensor:
         """The attention's input ``[B, q, hidden]`` with its channels multiplied."""

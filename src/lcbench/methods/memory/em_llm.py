@@ -139,7 +139,7 @@ class EMLLM(WiderWindow, AttentionMethod):
 
 
 class EventCache(KVCache):
-    """A cache that watches what the model foretells while it reads a prompt (`models.adapter.ReadsInRuns`).
+    """A cache that watches what the model foretells while it reads a prompt (`models.stores.ReadsInRuns`).
 
     Args:
         rules: the method. prompt_tokens: of the prompt that will be read.

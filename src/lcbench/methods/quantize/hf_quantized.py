@@ -19,7 +19,7 @@ from lcbench.kv.layer import LayerKV, outside_window, text_positions
 from lcbench.kv.record import LayerRecord
 from lcbench.methods.base import CacheTransform, Traits
 from lcbench.methods.registry import method
-from lcbench.models import adapter, quanto_build
+from lcbench.models import quantized_layer, quanto_build
 from lcbench.models.rule import AttentionRule
 
 _BITS = {"quanto": (2, 4), "hqq": (1, 2, 3, 4, 8)}
@@ -102,7 +102,7 @@ class HfQuantized(CacheTransform):
     def library_layer(self) -> Any:
         """An empty layer of the library's. Raises ModelError where the backend is not installed."""
         try:
-            return adapter.quantized_layer(
+            return quantized_layer.empty(
                 self.backend,
                 bits=self.bits,
                 axis_key=self.axis_key,
@@ -213,10 +213,10 @@ class LibraryLayer(LayerKV):
 
     def restored(self) -> list[tuple[Tensor, Tensor]]:
         """See `kv.witness.Restores`."""
-        return list(zip(*adapter.quantized_layer_contents(self._library), strict=True))
+        return list(zip(*quantized_layer.contents(self._library), strict=True))
 
     def tensors(self) -> Iterator[Tensor]:
-        yield from adapter.quantized_layer_tensors(self._library)
+        yield from quantized_layer.tensors(self._library)
 
     def fork(self) -> LibraryLayer:
         assert self._pending is None, "attend must follow append"
