@@ -12,7 +12,7 @@ from made_runs import failed, make, passkey, right
 pytest.importorskip("matplotlib")
 
 from lcbench.reporting.build import build
-from lcbench.reporting.figures import bars, efficiency, heatmap, lengths, pareto, radar
+from lcbench.reporting.figures import bars, efficiency, heatmap, labels, lengths, pareto, radar, style
 from lcbench.reporting.figures.make import figures_of
 from lcbench.reporting.samples import samples_of
 from lcbench.reporting.words import short_names
@@ -37,6 +37,18 @@ def apart(found: list[Any]) -> bool:
         min(a.x1, b.x1) > max(a.x0, b.x0) and min(a.y1, b.y1) > max(a.y0, b.y0)
         for a, b in itertools.combinations(found, 2)
     )
+
+
+@pytest.mark.parametrize("text", ["streamingllm@budget=0.25", "snapkv@budget=0.1", "", " ", "$x$"])
+def test_room_is_made_for_a_text_as_svg_draws_it_and_not_only_as_the_screen_does(text: str) -> None:
+    from matplotlib.textpath import TextPath
+
+    with style.styled():
+        figure = style.new_figure(7.2, 4.6)
+        width, height = labels._size(figure.add_subplot(), text, fontsize=7.5)
+        drawn = TextPath((0, 0), text, size=7.5).get_extents().x1 if text.strip() else 0.0
+    assert width * 72 / figure.dpi >= drawn - 1e-6
+    assert height >= 0
 
 
 def test_a_curve_is_named_at_its_right_end_whatever_the_order_of_its_lengths() -> None:

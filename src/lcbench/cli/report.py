@@ -103,7 +103,10 @@ def _agree(chosen: str, out: Path | None) -> None:
     """Refuse a file whose name says another format than ``--format``."""
     said = _SUFFIXES.get(out.suffix.lower()) if out else None
     if said not in (None, "table", chosen):  # .txt may hold anything
-        raise BadValue(f"{out} is named as {said}, and --format says {chosen}.", "Leave out --format, or name it anew.")
+        raise BadValue(
+            f"{out} is named as {said}, and --format says {chosen}.",
+            "Leave out --format, or give the file another ending.",
+        )
 
 
 def _extras(text: str, chosen: str) -> list[str]:

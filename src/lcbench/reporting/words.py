@@ -66,7 +66,7 @@ def interval_text(low: float | None, high: float | None) -> str:
 
 
 NO_WIDTH = (
-    "a 95 % interval without width, such as [75.0, 75.0], comes of samples (or of contexts with all their samples) "
+    "a 95 % interval without width, such as [75.0, 75.0], comes from samples (or from contexts with all their samples) "
     "that score alike: drawn again they cannot differ, which does not make the score certain"
 )
 """For readers of a table that has such an interval."""

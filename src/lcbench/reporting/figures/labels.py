@@ -177,10 +177,17 @@ def halo(text: Any) -> None:
 
 
 def _size(ax: Axes, text: str, **style: Any) -> tuple[float, float]:
+    """Width and height in pixels. A text measured for the screen has its letters moved to whole pixels, which makes it
+    some 5 % narrower than the outlines that SVG and PDF hold; the wider of the two counts."""
+    from matplotlib.textpath import TextPath
+
     probe = ax.text(0, 0, text, transform=None, **style)
     box = probe.get_window_extent()
+    figure: Any = ax.figure
+    font = probe.get_fontproperties()
+    outlines = TextPath((0, 0), text, prop=font).get_extents().x1 if text.strip() else 0.0
     probe.remove()
-    return box.width, box.height
+    return max(box.width, outlines * figure.dpi / 72), box.height
 
 
 def spread(values: Sequence[float], gap: float) -> list[float]:
