@@ -15,6 +15,7 @@ from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are slower on several, and peaks of memory depend on them
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does: waiting threads must not spin
 if shutil.which("nvidia-smi") is None:  # before anything imports Triton, which reads it once
     os.environ.setdefault("TRITON_INTERPRET", "1")
