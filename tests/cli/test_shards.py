@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from lcbench.cli import main
 from lcbench.config.shard import Shard
 from lcbench.errors import BadValue
 from lcbench.store.shards import shared_batching
@@ -39,8 +40,12 @@ def words(model: Path, out: Path, *more: str) -> list[str]:
 def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The undivided run; tests only read it."""
     folder = tmp_path_factory.mktemp("whole")
-    command = [sys.executable, "-m", "lcbench", *words(model, folder / "whole")]
-    subprocess.run(command, check=True, env={**os.environ, "LCBENCH_HOME": str(folder / "home")}, timeout=240)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LCBENCH_HOME", str(folder / "home"))
+        patch.setattr(sys, "argv", ["lcbench", *words(model, folder / "whole")])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert ended.value.code == 0
     return folder / "whole"
 
 

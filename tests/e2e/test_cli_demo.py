@@ -26,8 +26,13 @@ def kivi_bytes(tokens: int, bits: int, layers: int = 30, heads: int = 3, dim: in
     return int(layers * heads * dim * total)
 
 
-def test_passkey_with_the_demo_model(cli: Callable[..., Any], demo_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LCBENCH_HOME", str(demo_home))
+@pytest.fixture(autouse=True)
+def demo_models(own_home: Path, demo_home: Path) -> None:
+    own_home.mkdir()
+    (own_home / "models").symlink_to(demo_home / "models")
+
+
+def test_passkey_with_the_demo_model(cli: Callable[..., Any]) -> None:
     task = "passkey@lengths=256,depths=3,repeats=1,max_new_tokens=10"
     arguments = ["run", "--method", "full,kivi@bits=2,kivi@bits=4,streamingllm", "--task", task, "--out", "run"]
     done = cli(*arguments)
@@ -49,10 +54,7 @@ def test_passkey_with_the_demo_model(cli: Callable[..., Any], demo_home: Path, m
     assert "100.0" in text
 
 
-def test_qasper_rows_with_the_demo_model(
-    cli: Callable[..., Any], demo_home: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LCBENCH_HOME", str(demo_home))
+def test_qasper_rows_with_the_demo_model(cli: Callable[..., Any], shared_data: Path) -> None:
     downloaded = cli("download", "--from", shared_data / "longbench", "qasper")
     assert downloaded.code == 0, downloaded.err
     arguments = ["run", "--method", "kivi", "--task", "qasper", "--limit", 2, "--max-input-tokens", 500]
