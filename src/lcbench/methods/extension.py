@@ -3,7 +3,8 @@ other methods can work on the extended model (`methods.compose`).
 
 `RopeChange` is the kind that replaces the rotary frequencies: a subclass says which. Nothing else of the model changes,
 and the frequencies are put back when the method has run. `DistanceChange` is the kind that leaves the model alone and
-changes at which distances its queries see keys.
+changes at which distances its queries see keys. `RunByRun` is what methods with a long text's own kind of attention
+share (`infllm`, `em-llm`, `longcache`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from lcbench.errors import ModelError
 from lcbench.kv.distances import Distances
-from lcbench.methods.base import Method, ModelTransform, WiderWindow
+from lcbench.methods.base import AttentionMethod, Method, ModelTransform, WiderWindow
 from lcbench.models import routing
 from lcbench.models.info import trained_window
 from lcbench.models.rope import Rope, observed_rope
@@ -121,6 +122,21 @@ def refuse_moving_frequencies(method: str, info: ModelInfo) -> None:
             "move keys that are cached.",
             _PLAIN,
         )
+
+
+@dataclass(frozen=True)
+class RunByRun(WiderWindow, AttentionMethod):
+    """A method that reads a prompt in runs of its own and looks parts of the text up for each, which are then seen at
+    other distances than they stand at; `runs` says how long they are."""
+
+    turns: ClassVar[bool] = True
+
+    @abstractmethod
+    def runs(self) -> tuple[int, int]: ...
+
+    def bind(self, info: ModelInfo, home: Path) -> Method:
+        refuse_moving_frequencies(self.name, info)
+        return super().bind(info, home)
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -17,21 +16,18 @@ from lcbench.kv.distant import DistantLayer
 from lcbench.kv.events import Cutting, Segments
 from lcbench.kv.rope import moved
 from lcbench.kv.runs import Runs
-from lcbench.methods.base import AttentionMethod, Method, Traits, WiderWindow
-from lcbench.methods.extension import refuse_moving_frequencies
+from lcbench.methods.base import Traits
+from lcbench.methods.extension import RunByRun
 from lcbench.methods.registry import method
 from lcbench.models.rope import observed_rope
 from lcbench.models.rule import AttentionRule
-
-if TYPE_CHECKING:
-    from lcbench.models.info import ModelInfo
 
 REFINED_SHARE = 0.6  # of the layers, from which on keys are compared
 
 
 @method("em-llm", paper="arXiv:2407.09450", traits=Traits(family="memory", prefill="own"))
 @dataclass(frozen=True)
-class EMLLM(WiderWindow, AttentionMethod):
+class EMLLM(RunByRun):
     """Episodic memory of the distant text (arXiv:2407.09450, section 3; rules as in em-llm/EM-LLM-model).
 
     The prompt is read in runs of `exc_block_size` tokens, its last token and every token after it being a run of its
@@ -64,7 +60,6 @@ class EMLLM(WiderWindow, AttentionMethod):
     its own sees nothing beyond it.
     """
 
-    turns: ClassVar[bool] = True
     proof: ClassVar[str] = (
         "Teacher-forced logits of tiny Llama, Mistral (sliding window) and Qwen2 models, of the prompt and of 64 "
         "tokens after it, against attention written query by query in fp64, run by run from its own surprise: with "
@@ -98,10 +93,6 @@ class EMLLM(WiderWindow, AttentionMethod):
                 f"em-llm@min_block={self.min_block} is more than max_block={self.max_block}.",
                 "Use a smaller min_block.",
             )
-
-    def bind(self, info: ModelInfo, home: Path) -> Method:
-        refuse_moving_frequencies(self.name, info)
-        return super().bind(info, home)
 
     def runs(self) -> tuple[int, int]:
         return self.exc_block_size, 0

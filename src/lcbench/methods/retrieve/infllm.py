@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -15,12 +14,9 @@ from lcbench.errors import BadValue
 from lcbench.kv.cache import CacheShape, KVCache
 from lcbench.kv.distant import DistantLayer
 from lcbench.kv.runs import Runs
-from lcbench.methods.base import AttentionMethod, Method, Traits, WiderWindow
-from lcbench.methods.extension import refuse_moving_frequencies
+from lcbench.methods.base import Traits
+from lcbench.methods.extension import RunByRun
 from lcbench.methods.registry import method
-
-if TYPE_CHECKING:
-    from lcbench.models.info import ModelInfo
 
 PRESETS = {"2x": 0.5, "4x": 0.25, "6x": 0.17, "8x": 0.125}  # tokens seen, as a share of the prompt
 INIT_SHARE, BLOCK_SHARE = 0.021, 0.324  # of those tokens: first ones, looked-up ones
@@ -29,7 +25,7 @@ DEFAULTS = (128, 4096, 16)  # n_init, n_local, topk of the authors' configuratio
 
 @method("infllm", paper="arXiv:2402.04617", traits=Traits(family="retrieve", prefill="own"))
 @dataclass(frozen=True)
-class InfLLM(WiderWindow, AttentionMethod):
+class InfLLM(RunByRun):
     """Looks up blocks of the distant text (arXiv:2402.04617, section 3; rules as in thunlp/InfLLM
     inf_llm/attention/context_manager.py, which henryzhongsc/longctx_bench runs).
 
@@ -61,7 +57,6 @@ class InfLLM(WiderWindow, AttentionMethod):
     remainder; a step reads ``2 Hk d e (n_init + block_size topk + window and remainder)`` and the blocks' vectors.
     """
 
-    turns: ClassVar[bool] = True
     proof: ClassVar[str] = (
         "Teacher-forced logits of tiny Llama, Mistral (sliding window) and Qwen2 models over 64 tokens, prompt "
         "included, against attention written query by query with explicit regions and angles in fp64, for masked and "
@@ -97,10 +92,6 @@ class InfLLM(WiderWindow, AttentionMethod):
                 "are read together.",
                 "Use a larger n_local or a smaller exc_block_size.",
             )
-
-    def bind(self, info: ModelInfo, home: Path) -> Method:
-        refuse_moving_frequencies(self.name, info)
-        return super().bind(info, home)
 
     def runs(self) -> tuple[int, int]:
         return self.exc_block_size, 0

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,19 +19,16 @@ from lcbench.kv.sections import Section, over_sections
 from lcbench.kv.weights import ELEMENTS
 from lcbench.kv.whole import WholeLayer
 from lcbench.kv.witness import tell_fetched
-from lcbench.methods.base import AttentionMethod, Method, Traits, WiderWindow
-from lcbench.methods.extension import refuse_moving_frequencies
+from lcbench.methods.base import Traits
+from lcbench.methods.extension import RunByRun
 from lcbench.methods.registry import method
 from lcbench.models.rope import Rope, observed_rope
 from lcbench.models.rule import AttentionRule
 
-if TYPE_CHECKING:
-    from lcbench.models.info import ModelInfo
-
 
 @method("longcache", paper="arXiv:2407.15176", traits=Traits(family="retrieve", prefill="own"))
 @dataclass(frozen=True)
-class LongCache(WiderWindow, AttentionMethod):
+class LongCache(RunByRun):
     """Positionless look-up of spans (LongCache, later ReAttention: arXiv:2407.15176, section 2; rules as in
     OpenMOSS/ReAttention cache_utils_v0921.py and its LongBench configuration).
 
@@ -59,7 +55,6 @@ class LongCache(WiderWindow, AttentionMethod):
     ``2 Hk d e`` bytes for each token seen, and reads the middle's keys to choose them.
     """
 
-    turns: ClassVar[bool] = True
     proof: ClassVar[str] = (
         "Teacher-forced logits of tiny Llama, Mistral (sliding window) and Qwen2 models over 64 tokens, prompt "
         "included, against attention written query by query with explicit sets and positions in fp64, for new and "
@@ -96,10 +91,6 @@ class LongCache(WiderWindow, AttentionMethod):
     def attended(self) -> int:
         """Most tokens that a run sees, once it looks up."""
         return self.global_size + self.local_size + self.span_size * self.recall_clip
-
-    def bind(self, info: ModelInfo, home: Path) -> Method:
-        refuse_moving_frequencies(self.name, info)
-        return super().bind(info, home)
 
     def runs(self) -> tuple[int, int]:
         return self.chunk_size, self.scope
