@@ -17,6 +17,9 @@ import pytest
 from tiny import save_tiny
 
 TASK = "passkey@lengths=20/60,depths=3,repeats=1,digits=3,max_new_tokens=5"
+PROMPT_BY_PROMPT = (
+    "128500KiB"  # little more than one prompt needs: several groups, so that there is work left to break off
+)
 METHODS = "full,kivi@group_size=32,residual_length=64,streamingllm@budget=64"
 
 
@@ -125,7 +128,7 @@ def test_a_second_process_is_refused_and_ctrl_c_says_how_to_go_on(
     arguments: list[str], tmp_path: Path, cli: Callable[..., Any]
 ) -> None:
     run = tmp_path / "shared"
-    asked = [*arguments, "--out", str(run), "--group-memory", "128500KiB"]  # a prompt at a time: work is left to stop
+    asked = [*arguments, "--out", str(run), "--group-memory", PROMPT_BY_PROMPT]
     first = _start(asked)
     _wait_for_records(first, run, 3)
     os.kill(first.pid, signal.SIGSTOP)
@@ -152,16 +155,17 @@ def test_kill_at_any_moment_and_the_run_ends_the_same(
     arguments: list[str], tmp_path: Path, cli: Callable[..., Any]
 ) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert cli(*arguments, "--out", whole).code == 0
+    asked = [*arguments, "--group-memory", PROMPT_BY_PROMPT, "--out"]
+    assert cli(*asked, whole).code == 0
     for records in (1, 9):  # a new run; one that goes on
-        process = _start([*arguments, "--out", str(broken)])
+        process = _start([*asked, str(broken)])
         _wait_for_records(process, broken, records)
         process.kill()
-        process.wait(timeout=60)
+        assert process.wait(timeout=60) == -signal.SIGKILL, "it ended before it could be killed"
     (torn,) = (broken / "predictions" / "full").glob("*.jsonl")
     with torn.open("ab") as file:
         file.write(b'{"pred": "torn')  # what a kill in the middle of a write leaves
-    done = cli(*arguments, "--out", broken)
+    done = cli(*asked, broken)
     assert done.code == 0, done.err
     assert "unfinished last line" in done.err
     assert predictions(broken) == predictions(whole)

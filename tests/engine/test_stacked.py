@@ -61,7 +61,10 @@ def caches(loaded: LoadedModel, lengths: tuple[int, ...], specs: tuple[str, ...]
 
 @pytest.mark.parametrize("kind", ["llama", "mistral"])
 def test_stacked_tokens_equal_one_by_one(kind: str) -> None:
-    """Every kind of store, three prompt lengths, more steps than a block of a stack's memory holds."""
+    """Every kind of store, two prompt lengths, more steps than a block of a stack's memory holds.
+
+    All are decoded together; each kind is compared at one of the lengths, and each length with half of the kinds.
+    """
     window = {"sliding_window": 100} if kind == "mistral" else {}
     loaded = loaded_tiny(kind, **window)
     lengths = (60, 131)
@@ -70,11 +73,12 @@ def test_stacked_tokens_equal_one_by_one(kind: str) -> None:
     assert torch.equal(logits, same)
     rules = Rules(max_new_tokens=68)
     stacked = decode_rows(loaded, together, logits, rules)
-    single = [decode(loaded, cache, row, max_new_tokens=68) for cache, row in zip(alone, logits, strict=True)]
-    for one, other in zip(stacked, single, strict=True):
+    assert len(SPECS) % 2 == 1  # every second row: the odd kinds of one length, the even ones of the other
+    single = [decode(loaded, cache, row, max_new_tokens=68) for cache, row in zip(alone[::2], logits[::2], strict=True)]
+    for one, other in zip(stacked[::2], single, strict=True):
         if one != other:  # only where two candidates lay closer than rounding moves them, and that is said
             assert one.near_ties + other.near_ties > 0
-    assert sum(a == b for a, b in zip(stacked, single, strict=True)) >= len(single) - 1
+    assert sum(a == b for a, b in zip(stacked[::2], single, strict=True)) >= len(single) - 1
     assert len({len(a.ids) for a in stacked}) > 1  # some left early
 
 
