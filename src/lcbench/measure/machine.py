@@ -37,8 +37,12 @@ def _in_words(facts: dict[str, Any]) -> str:
     """``2 cores (Some CPU), 2 threads, 24 GiB memory, no GPU``."""
     if facts["gpu"]:
         return f"{facts['gpu']}, {facts['gpu_memory_bytes'] / 2**30:.0f} GiB"
-    memory, threads = f"{facts['memory_bytes'] / 2**30:.0f} GiB memory", facts["threads"]
-    return f"{facts['cores']} cores ({facts['cpu']}), {threads} threads, {memory}, no GPU"
+    memory, threads = f"{facts['memory_bytes'] / 2**30:.0f} GiB memory", _counted(facts["threads"], "thread")
+    return f"{_counted(facts['cores'], 'core')} ({facts['cpu']}), {threads}, {memory}, no GPU"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def total_bytes(device: object = "cpu") -> int:
