@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +24,15 @@ from lcbench.models.random_weights import load_random
 
 # Facts of the architecture "tiny": layers, KV heads, head dimension, vocabulary, hidden size; bytes of fp32.
 N, HK, D, VOCAB, HIDDEN, E = 4, 2, 32, 260, 64, 4
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Each further thread has scratch memory, a quarter of a MiB, beside the byte model: much for a tiny model."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
