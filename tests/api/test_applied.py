@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 import lcbench
+from lcbench.engine.answer import Answerer
+from lcbench.engine.answer_text import text_of
+from lcbench.engine.groups import make_groups
+from lcbench.engine.memory import Limits
+from lcbench.engine.options import Options
+from lcbench.engine.plan import PreparedPrompt, PromptSet
 from lcbench.engine.single import answer_one
 from lcbench.engine.stacked import Rules
 from lcbench.errors import LcbenchError, ModelError, UsageError
 from lcbench.methods.registry import resolve
+from lcbench.tasks.base import Row
+from lcbench.tasks.passkey import Passkey
 from tiny import loaded, tiny_model
 
 NEW = 12
@@ -24,7 +33,15 @@ METHODS = [
     "tova@budget=32",
     "snapkv@budget=0.5,window=8+kivi@bits=4,group_size=32,residual_length=32",
     "infllm",
+    "positional-hidden@channels=3,factor=0,first=0,last=1",
+    "positional-hidden@channels=3,factor=0,first=0,last=1+kivi@bits=2,group_size=32,residual_length=32",
+    "selfextend@group=4,neighbours=32",
+    "yarn@factor=2+snapkv@budget=0.25,window=8",
+    "em-llm",
+    "gemfilter@budget=64",
 ]
+# What `generate` does not tell a method: the length of its text.
+ALONE = [*METHODS, "dynamic-ntk@factor=2", "selfextend@group=4,neighbours=32+kivi@bits=4,group_size=32"]
 
 
 def ids_of(seed: int, length: int) -> list[int]:
@@ -52,6 +69,18 @@ def engine() -> Any:
 
 def ours(engine: Any, method: str, row: list[int]) -> list[int]:
     return answer_one(engine, resolve(method), row, Rules(NEW), seed=42).generated.ids
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_one_prompt_alone_is_answered_as_in_a_run(engine: Any, name: str) -> None:
+    """`answer_one`, behind `lcbench.generate` and `lcbench serve`, against the groups of a run."""
+    method, row = resolve(name), ids_of(3, 150)
+    shared, prompt = method.reading is not None, PreparedPrompt(Row("r", {}, ("",)), tuple(row), len(row))
+    task = replace(Passkey(), max_new_tokens=NEW)
+    one = PromptSet(task, (method,), shared, (prompt,), NEW, "", ("", ""), reading=method.reading or "")
+    (group,) = make_groups([one], engine.shape(), Limits(4, 2**14, 2**30))
+    (result,) = Answerer(engine, [one], Options()).run(group)
+    assert result.record.pred == text_of(engine, ours(engine, name, row))
 
 
 @pytest.mark.parametrize("method", METHODS)

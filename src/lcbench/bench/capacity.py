@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from lcbench.bench.efficiency import Workload, check, release, run_pass
-from lcbench.engine.generate import empty_cache, prefill
+from lcbench.engine.generate import read_alone
 from lcbench.kv.cache import KVCache
 from lcbench.methods.base import Method
 from lcbench.models.info import LoadedModel
@@ -131,8 +131,7 @@ def _runs(loaded: LoadedModel, method: Method, work: Workload, batch: int) -> bo
 def _copied(loaded: LoadedModel, method: Method, work: Workload) -> KVCache:
     """The compressed cache of the workload's first prompt."""
     ids = replace(work, batch=1).prompts(loaded.info.vocab)[0]
-    empty = empty_cache(loaded, method, len(ids))
-    return method.compress(prefill(loaded, ids, observe=method.observes(), cache=empty, chunk=work.prefill_chunk))
+    return method.compress(read_alone(loaded, method, ids, chunk=work.prefill_chunk))
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lcbench.engine.generate import chosen_tokens, empty_cache, prefill
+from lcbench.engine.generate import read_alone
 from lcbench.engine.stacked import Rules, decode_rows
 from lcbench.errors import ModelError
 from lcbench.kv.cache import KVCache, storage_nbytes
@@ -274,9 +274,7 @@ def _read(
 ) -> tuple[KVCache, Tensor, dict[str, int]]:
     """One prompt to its compressed cache, the logits ``[vocab]`` at its last token, and bytes of caches by part."""
     with _part(meter, "read"):
-        chosen, _ = chosen_tokens(loaded, method, ids)
-        empty = empty_cache(loaded, method, chosen.shape[1])
-        record = prefill(loaded, chosen, observe=method.observes(), cache=empty, chunk=work.prefill_chunk)
+        record = read_alone(loaded, method, ids, chunk=work.prefill_chunk)
     with _part(meter, "compress"):
         cache = method.compress(record)
     if meter is None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from lcbench.engine.generate import chosen_tokens, empty_cache, prefill
+from lcbench.engine.generate import read_alone
 from lcbench.errors import ModelError, UsageError
 from lcbench.kv.cache import KVCache
 from lcbench.methods.base import Method
@@ -164,10 +164,7 @@ class _Run:
     @torch.inference_mode()
     def _prompt(self, ids: Tensor) -> tuple[KVCache, Tensor]:
         loaded, method = self._loaded, self._method
-        own = method.reading is None
-        tokens, _ = chosen_tokens(loaded, method, ids)
-        cache = empty_cache(loaded, method, tokens.shape[-1]) if own else None
-        record = prefill(loaded, tokens, observe=method.observes(), cache=cache)
+        record = read_alone(loaded, method, ids)
         with torch.random.fork_rng():  # generate may be sampling with the caller's seed
             torch.manual_seed(self._seed)
             return method.compress(record), record.logits

@@ -22,7 +22,7 @@ from lcbench.methods.base import Method
 from lcbench.models import adapter
 from lcbench.models.info import LoadedModel, ModelInfo
 
-__all__ = ["Generated", "check_chunk", "chosen_tokens", "decode", "empty_cache", "prefill", "read_on"]
+__all__ = ["Generated", "check_chunk", "chosen_tokens", "decode", "empty_cache", "prefill", "read_alone", "read_on"]
 
 _QUESTION = 256  # tokens of a question that are read at once: attention over a compressed cache makes a q x n table
 
@@ -90,8 +90,17 @@ def prefill(
     )
 
 
+def read_alone(
+    loaded: LoadedModel, method: Method, ids: Sequence[int] | Tensor, *, chunk: int | None = None
+) -> PrefillRecord:
+    """Read a prompt for one method: the tokens it chooses, into its own kind of cache, with what it wants observed."""
+    tokens, _ = chosen_tokens(loaded, method, ids)
+    cache = empty_cache(loaded, method, tokens.shape[-1])
+    return prefill(loaded, tokens, observe=method.observes(), cache=cache, chunk=chunk)
+
+
 def empty_cache(loaded: LoadedModel, method: Method, length: int) -> KVCache:
-    """The cache that a prompt of ``length`` tokens is read into for a method with a prefill of its own."""
+    """The cache that a prompt of ``length`` tokens is read into for a method that reads alone."""
     if loaded.info.state is not None:
         return NativeCache(method.native_state(loaded.model))
     return method.prefill_cache(loaded.shape(), length)

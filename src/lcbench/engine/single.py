@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lcbench.engine.generate import chosen_tokens, empty_cache, prefill
+from lcbench.engine.generate import read_alone
 from lcbench.engine.stacked import Generated, Rules, decode_rows
 from lcbench.methods.base import Method
 from lcbench.models.info import LoadedModel
@@ -50,12 +50,9 @@ def answer_one(
         seed: for methods that draw. chunk: tokens a forward pass of the prompt reads at once; None for all.
     """
     shape = loaded.shape()
-    own = method.reading is None
     learning = method.adapt(loaded.model, ids, seed) if method.learns else nullcontext()
     with method.transform_model(loaded.model, len(ids) + rules.max_new_tokens), learning, torch.inference_mode():
-        tokens, _ = chosen_tokens(loaded, method, ids)
-        cache = empty_cache(loaded, method, tokens.shape[-1]) if own else None
-        record = prefill(loaded, tokens, observe=method.observes(), cache=cache, chunk=chunk)
+        record = read_alone(loaded, method, ids, chunk=chunk)
         torch.manual_seed(seed)
         cache = method.compress(record)
         held = cache.storage_nbytes
