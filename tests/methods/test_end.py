@@ -18,7 +18,7 @@ from lcbench.methods.probing import auroc, fit, probability
 from lcbench.methods.prompt.end import END
 from lcbench.methods.rewriting import PromptText
 from lcbench.models.load import load
-from tiny import save_tiny
+from tiny import loaded_tiny, save_tiny
 
 
 def features(count: int, *, shift: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -61,6 +61,25 @@ def test_training_texts_hold_both_kinds_of_chunks(tmp_path: Path) -> None:
         assert len(chunks) > 2
 
 
+@pytest.mark.parametrize("samples", [8, 16, 40])
+def test_texts_of_both_kinds_are_held_out(tmp_path: Path, samples: int) -> None:
+    found = examples(tmp_path, samples, (500,), 0)
+    for held_out in (True, False):
+        kinds = {(one.kind, one.wanted) for one in found if one.held_out is held_out}
+        assert kinds == {("passkey", True), ("passkey", False), ("key-value", True), ("key-value", False)}
+    assert {one.kind for one in found if "pass key" in one.text.lower()} == {"passkey"}
+
+
+def test_a_model_that_cannot_be_calibrated_is_refused_at_once(tmp_path: Path) -> None:
+    from lcbench.models.info import ModelInfo
+
+    mamba = replace(loaded_tiny().info, state=object())  # type: ignore[arg-type]
+    assert isinstance(mamba, ModelInfo)
+    with pytest.raises(ModelError, match="cache of another kind"):
+        END().bind(mamba, tmp_path)
+    assert END(threshold=0.0).bind(mamba, tmp_path).id
+
+
 def test_calibrated_and_used(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "model", layers=2)
     spec = ModelSpec(name=str(folder), device="cpu", chat="none")
@@ -71,6 +90,8 @@ def test_calibrated_and_used(tmp_path: Path) -> None:
     stored = load_tensors("end", loaded.info, tmp_path / "home")
     assert stored.provenance["samples"] == 8
     assert set(stored.provenance["auroc"]) == {"1", "2"}
+    assert set(stored.provenance["recall_by_kind"]) == {"passkey", "key-value"}
+    assert all(0 <= share <= 1 for share in stored.provenance["recall_by_kind"].values())
     assert int(stored.tensors["layer"]) in (1, 2)
     method = END(rate=0.5).bind(loaded.info, tmp_path / "home")
     assert method.calibration == stored.sha256
@@ -86,6 +107,10 @@ def test_calibrated_and_used(tmp_path: Path) -> None:
     assert half == "".join(staying)
     assert 3 <= len(staying) <= 4
     assert everything == text
+    short = "\n".join(f"Passage {i}:\n" + f"ka lo mi {i} " * 12 for i in range(1, 4))
+    with torch.inference_mode():  # a share is a share of few chunks, too
+        left = method.rewrite(PromptText(f"Read.\n{short}\nAsk?", (6, 6 + len(short)), "Ask?"), loaded)  # type: ignore[attr-defined]
+    assert left in split(short, 180)
     with pytest.raises(ModelError, match="no end calibration") as caught:
         END().bind(loaded.info, tmp_path / "elsewhere")
     assert "lcbench calibrate end" in caught.value.next_step

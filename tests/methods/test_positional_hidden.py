@@ -15,6 +15,7 @@ from harness import LAYERS, Models, force, largest_difference, models, prefill, 
 from test_families import FAMILIES
 from torch import Tensor
 
+from lcbench.engine import calibrate_positional
 from lcbench.errors import BadValue, ModelError
 from lcbench.methods.extend.positional_hidden import PositionalHidden, attention_modules
 from lcbench.methods.registry import resolve
@@ -163,9 +164,20 @@ def test_calibrated_end_to_end(cli: Callable[..., Any], tmp_path: Path) -> None:
     ]
     again = cli("calibrate", "positional-hidden", "--model", folder, "--samples", 4, "--lengths", 120, "--json")
     assert json.loads(path.read_text())["provenance"]["losses"] == losses, again.err
-    for option in (("--text", path), ("--from", path), ("--lengths", "5")):
+    for option in (("--text", path), ("--from", path), ("--lengths", "5"), ("--lengths", "5000")):
         wrong = cli("calibrate", "positional-hidden", "--model", folder, *option)
         assert wrong.code == 2, option
+
+
+def test_a_window_too_short_for_its_prompts_is_known_before_strings_are_read(
+    cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[object] = []
+    monkeypatch.setattr(calibrate_positional, "mean_inputs", lambda *args, **more: read.append(args))
+    folder = save_tiny(tmp_path / "model", window=256)
+    refused = cli("calibrate", "positional-hidden", "--model", folder, "--samples", 4, "--lengths", 120)
+    assert (refused.code, read) == (2, [])
+    assert "too short for prompts of pairs" in refused.err
 
 
 def test_another_model_in_the_context_is_left_alone() -> None:

@@ -29,6 +29,7 @@ from lcbench.store.provenance import software
 from lcbench.tasks.hundred.context import texts as pair_texts
 from lcbench.tasks.passkey import Passkey
 
+KINDS = ("passkey", "key-value")  # of the texts, in turn
 SAMPLES = 40
 LENGTHS = (500, 700, 900)  # words of background
 LONGEST = 10_000  # words
@@ -41,11 +42,20 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Example:
-    """A chunk with its question, and whether the answer stands in it."""
+    """A chunk with its question, and whether the answer stands in it. ``source``: number of its text."""
 
     text: str
     wanted: bool
     source: int
+
+    @property
+    def kind(self) -> str:
+        return KINDS[self.source % 2]
+
+    @property
+    def held_out(self) -> bool:
+        """A fourth of the texts of either kind, which the prober is judged by."""
+        return self.source // 2 % 4 == 3
 
 
 def calibrate_end(request: Request, *, say: Callable[[str], None], progress: Progress) -> list[Made]:
@@ -63,12 +73,15 @@ def calibrate_end(request: Request, *, say: Callable[[str], None], progress: Pro
         raise BadValue(f"--lengths {max(lengths)} is more than {LONGEST} words.", "Use shorter texts.")
     found = examples(request.home, samples, lengths, request.seed)
     labels = torch.tensor([one.wanted for one in found])
-    held_out = torch.tensor([one.source % 4 == 3 for one in found])
+    held_out = torch.tensor([one.held_out for one in found])
     require_both(labels, held_out)
     loaded = load(request.model, request.home, say=say)
     layers = sweep(loaded.info.layers)
     states = _states(loaded, found, layers, progress)
     result = choose(layers, states, labels, held_out)
+    recalls = {
+        kind: result.recall_of(torch.tensor([one.kind == kind for one in found]) & held_out & labels) for kind in KINDS
+    }
     tensors = {**result.prober, "layer": torch.tensor(result.layer), "threshold": torch.tensor(result.threshold)}
     provenance = {
         "samples": samples,
@@ -79,6 +92,7 @@ def calibrate_end(request: Request, *, say: Callable[[str], None], progress: Pro
         "texts_sha256": hashlib.sha256("\n".join(one.text for one in found).encode()).hexdigest(),
         "auroc": {str(layer): round(value, 4) for layer, value in result.scores.items()},
         "recall": round(result.recall, 4),
+        "recall_by_kind": {kind: round(share, 4) for kind, share in recalls.items()},
         "dropped": round(result.dropped, 4),
         "dtype": loaded.info.dtype,
         "device": loaded.info.device,
@@ -90,15 +104,19 @@ def calibrate_end(request: Request, *, say: Callable[[str], None], progress: Pro
             "end",
             path,
             f"layer {result.layer} of {loaded.info.layers}, AUROC {result.scores[result.layer]:.3f} on held-out texts; "
-            f"threshold {result.threshold:.3g} finds {result.recall:.0%} of the wanted chunks and drops "
-            f"{result.dropped:.0%} of the others",
+            f"threshold {result.threshold:.3g} finds {result.recall:.0%} of the wanted chunks ("
+            + ", ".join(f"{kind} {share:.0%}" for kind, share in recalls.items())
+            + f") and drops {result.dropped:.0%} of the others",
         )
     ]
 
 
 @dataclass(frozen=True)
 class Result:
-    """The prober of the chosen layer and how it does on held-out texts: AUROC by layer, recall, noise dropped."""
+    """The prober of the chosen layer and how it does on held-out texts: AUROC by layer, recall, noise dropped.
+
+    ``values``: p ``[n]`` of all chunks.
+    """
 
     layer: int
     prober: dict[str, Tensor]
@@ -106,6 +124,11 @@ class Result:
     scores: dict[int, float]
     recall: float
     dropped: float
+    values: Tensor
+
+    def recall_of(self, chosen: Tensor) -> float:
+        """Share of some chunks, bool ``[n]``, that the threshold lets stay."""
+        return float((self.values[chosen] >= self.threshold).double().mean())
 
 
 def require_both(labels: Tensor, held_out: Tensor) -> None:
@@ -142,6 +165,7 @@ def choose(layers: Sequence[int], states: Sequence[Tensor], labels: Tensor, held
         scores,
         float((seen[wanted] >= threshold).double().mean()),
         float((seen[~wanted] < threshold).double().mean()),
+        values[at],
     )
 
 

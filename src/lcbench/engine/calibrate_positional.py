@@ -47,6 +47,12 @@ def calibrate_positional(request: Request, *, say: Say, progress: Progress) -> l
     loaded = load(request.model, request.home, say=say)
     samples = request.samples or SAMPLES
     length = min((request.lengths or (LENGTH,))[0], loaded.info.window)
+    if request.lengths is not None and request.lengths[0] > length:
+        raise BadValue(
+            f"--lengths {request.lengths[0]} is beyond the window of {loaded.info.name}, {length} tokens.",
+            f"Use --lengths {length} or less.",
+        )
+    asked = list(questions(loaded, request.seed))
     curves = mean_inputs(loaded, samples, length, request.seed, lambda done: progress("strings", done, samples))
     ranked = candidates(curves)
     if not ranked:
@@ -54,7 +60,6 @@ def calibrate_positional(request: Request, *, say: Say, progress: Progress) -> l
             f"No hidden channel of {loaded.info.name} follows the position in more than a quarter of the layers.",
             f"Read more or longer strings (--samples {4 * samples} --lengths {LENGTH}), or choose another model.",
         )
-    asked = list(questions(loaded, request.seed))
     tried = [channel for channel, _ in ranked[:CANDIDATES]]
     losses: dict[int, float] = {}
     for done, channel in enumerate(tried, start=1):

@@ -157,9 +157,9 @@ class Rewriters:
                     self._loaded[helper] = load(spec, self._home, say=self._say)
                     if self._loaded[helper].info.state is not None:
                         raise ModelError(
-                            f"{spec.name} runs on a state beside keys and values, and texts are read through keys and "
+                            f"{spec.name} runs on a cache of its own kind, and texts are read through plain keys and "
                             "values here.",
-                            "Choose a model whose layers are all attention.",
+                            "Choose a model whose layers are all plain attention.",
                         )
             method.check_helper(self._loaded[helper])
         return self._loaded[helper]

@@ -119,7 +119,9 @@ def refuse_cache_method(method: Method, model: str) -> None:
     if helper is not None and not helper.name:
         raise ModelError(
             f"{method.id} reads the prompts with the model under test, and the weights of {model} are not here.",
-            f"Name a model of this machine: {method.name}@{helper.parameter}=MODEL.",
+            f"Name a model of this machine: {method.name}@{helper.parameter}=MODEL."
+            if hasattr(method.rewriter, helper.parameter)
+            else "It can read with no other model; use a method that can, such as selective-context.",
         )
 
 

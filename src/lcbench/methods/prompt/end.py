@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from lcbench.config.options import param
+from lcbench.errors import ModelError
 from lcbench.methods import passages
 from lcbench.methods.base import Method, PromptTransform, Traits
 from lcbench.methods.calibration import Calibration, bound, load_tensors, missing
@@ -33,7 +34,7 @@ class END(PromptTransform):
     a logistic regression on the last token's standardised state gives p. Chunks with p below the threshold of the
     calibration go (recall of 0.98 on its validation texts), but `keep` of them always stay, and so does everything
     outside the context. With `rate` the chunks with the highest p stay until that share of the context's tokens is
-    reached. Order is kept, dropped chunks leave nothing behind.
+    reached, one at least, whatever `keep` says. Order is kept, dropped chunks leave nothing behind.
 
     `lcbench calibrate end --model M` trains the prober on passkey and key-value texts that are made for it (no
     benchmark's rows). A summary or a few examples have no chunk that holds the answer: there the prober was never
@@ -46,12 +47,13 @@ class END(PromptTransform):
         "kept chunks, joined."
     )
     asks: ClassVar[bool] = True
+    revision: ClassVar[int] = 2
 
     rate: float | None = param(None, "share of the context that stays; none: by threshold", minimum=0.01, maximum=1)
     threshold: float | None = param(
         None, "least p of a chunk that stays; none: the calibration's", minimum=0, maximum=1
     )
-    keep: int = param(3, "chunks that stay whatever the prober says", minimum=1)
+    keep: int = param(3, "chunks that stay whatever the prober says, without a rate", minimum=1)
 
     @property
     def idle(self) -> bool:
@@ -70,6 +72,12 @@ class END(PromptTransform):
         return "" if self._prober is None else self._prober.sha256
 
     def bind(self, info: ModelInfo, home: Path) -> Method:
+        if info.state is not None and not self.idle:  # `calibrate end` could not read it either
+            raise ModelError(
+                f"end reads texts through the keys and values of the model's early layers, and {info.name} runs on a "
+                "cache of another kind.",
+                "Choose another method, or a model whose layers are all plain attention.",
+            )
         return self if self.idle else bound(self, _calibrated=load_tensors("end", info, home))
 
     def rewrite(self, prompt: PromptText, helper: LoadedModel) -> str:
@@ -77,7 +85,7 @@ class END(PromptTransform):
         if prober is None:
             raise missing("end", helper.info)
         chunks = passages.split(prompt.passage, CHUNK_WORDS)
-        if len(chunks) <= self.keep:
+        if self.rate is None and len(chunks) <= self.keep:
             return prompt.passage
         layer = int(prober.tensors["layer"])
         texts = [probe_text(chunk, prompt.asked) for chunk in chunks]
