@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -37,7 +39,7 @@ def test_values_are_means_of_the_plain_models_losses(helper: LoadedModel) -> Non
         words = units_of(sentence, "word", helper)
         (whole,) = units_of(sentence, "sentence", helper)
         every = units_of(sentence, "token", helper)
-    assert [word.text for word in words] == ["ka ", "lomi, ", "ren ", "山", " ", "sol."]
+    assert [word.text for word in words] == ["ka", " lomi,", " ren", " 山", " sol."]
     at = 0
     for word in words:
         size = len(word.text.encode())
@@ -56,6 +58,30 @@ def test_a_token_over_two_units_counts_for_both() -> None:
     assert units[1].value == pytest.approx((2 + 3) / 1.5)
 
 
+def test_sentences_end_where_the_published_pattern_ends_them() -> None:
+    text = "See e.g. Mr. Smith. Is it so? Yes. 是的。好 the end"
+    assert sentences(text) == ["See e.g. Mr. Smith.", " Is it so?", " Yes.", " 是的。", "好 the end"]
+
+
+def test_no_token_of_a_word_level_tokenizer_reaches_over_two_units(helper: LoadedModel) -> None:
+    """Tokens of GPT-2 and its like carry the blank before a word: so do units, and each has its own tokens' mean."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["The", "Ġgrass", "Ġis", "Ġgreen", ".", "ĠIt", "Ġgrows", "<eos>"]
+    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<eos>"))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    loaded = replace(helper, tokenizer=PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<eos>"))
+    with torch.inference_mode():
+        for sentence in sentences("The grass is green. It grows."):
+            units, tokens = units_of(sentence, "word", loaded), units_of(sentence, "token", loaded)
+            assert [unit.text for unit in units[:-1]] == [
+                token.text for token in tokens[:-2]
+            ]  # the last: word and stop
+            assert [unit.value for unit in units[:-1]] == [token.value for token in tokens[:-2]]
+            assert units[-1].value == pytest.approx((tokens[-2].value + tokens[-1].value) / 2)
+
+
 @pytest.mark.parametrize("level", ["sentence", "word", "token"])
 def test_the_least_surprising_units_go_first(helper: LoadedModel, level: str) -> None:
     text = texts()["prose"][:900]
@@ -71,8 +97,8 @@ def test_the_least_surprising_units_go_first(helper: LoadedModel, level: str) ->
         least = ranked[0] + 0.0
         at = (1 - rate) * (len(ranked) - 1)
         least = ranked[int(at)] + (at - int(at)) * (ranked[min(int(at) + 1, len(ranked) - 1)] - ranked[int(at)])
-        gone = "... " if level == "sentence" else ""
-        assert left == "".join(u.text if u.value >= least else gone for u in units).strip()
+        gone = (lambda text: " ..." if text[0] == " " else "...") if level == "sentence" else lambda text: ""
+        assert left == "".join(u.text if u.value >= least else gone(u.text) for u in units).strip()
     assert lengths == sorted(lengths)
     assert lengths[0] < lengths[-1]
 

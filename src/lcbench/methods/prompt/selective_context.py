@@ -17,8 +17,9 @@ from lcbench.methods.rewriting import PromptText
 from lcbench.methods.surprisal import LanguageModelTransform, Stream, with_offsets
 from lcbench.models.info import LoadedModel
 
-_SENTENCE_END = re.compile(r"(?<=[.?])\s|(?<=[。？！])")
-_WORD = re.compile(r"[\u3040-\u9fff]|[^\s\u3040-\u9fff]+\s?|\s")
+# Behind a full stop or a question mark, but not those of "e.g." or "Mr."; and behind 。？！.
+_SENTENCE_END = re.compile(r"(?<!\w\.\w.)(?<![A-Z][a-z]\.)(?<=[.?])(?=\s)|(?<=[。？！])")
+_WORD = re.compile(r"\s?[\u3040-\u9fff]|\s?[^\s\u3040-\u9fff]+|\s")  # with the blank before it, as tokens have it
 _LONGEST = 1023  # tokens of a sentence that are read at once: GPT-2's window less the token before them
 OMITTED = "..."
 
@@ -38,14 +39,15 @@ class Unit:
 class SelectiveContext(LanguageModelTransform):
     """Selective-Context (arXiv:2310.06201; rules as in liyucheng09/Selective_Context).
 
-    White space is collapsed and the context cut into sentences behind ``.`` and ``?`` (and 。？！). A causal language
-    model reads each sentence by itself, behind its end-of-text token; the self-information of a unit is the mean of
-    ``-ln p`` of its tokens, one that reaches over several units counting for each in equal parts. Units below the
-    percentile ``100 (1 - rate)`` of all go: words and tokens without a trace, a sentence leaves "...".
+    White space is collapsed and the context cut into sentences behind ``.`` and ``?`` (and 。？！), but not behind
+    "e.g." or "Mr.". A causal language model reads each sentence by itself, behind its end-of-text token; the self-
+    information of a unit is the mean of ``-ln p`` of its tokens, one that reaches over several units counting for
+    each in equal parts. Units below the percentile ``100 (1 - rate)`` of all go: words and tokens without a trace, a
+    sentence leaves "...".
 
-    The published code asks spaCy for noun phrases; here the unit is a word (a character of a script without spaces):
-    our choice, one less dependency. Its model is GPT-2, here the demo model unless `model` names another. `rate`
-    counts units, not tokens; the published default is 0.65.
+    The published code asks spaCy for noun phrases; here the unit is a word (a character of a script without spaces)
+    with the blank before it: our choice, one less dependency. Its model is GPT-2, here the demo model unless `model`
+    names another. `rate` counts units, not tokens; the published default is 0.65.
     """
 
     proof: ClassVar[str] = (
@@ -53,6 +55,8 @@ class SelectiveContext(LanguageModelTransform):
         "their value; rate 1 leaves the text as it is. The package itself needs spaCy's models and GPT-2 from the hub: "
         "not compared."
     )
+
+    revision: ClassVar[int] = 2
 
     rate: float = param(0.65, "share of the units that stays", minimum=0.01, maximum=1)
     level: Level = param("word", "what stays or goes as a whole: sentence, word or token")
@@ -64,22 +68,29 @@ class SelectiveContext(LanguageModelTransform):
         if not units:
             return prompt.passage
         least = float(np.percentile([unit.value for unit in units], 100 * (1 - self.rate)))
-        gone = OMITTED + " " if self.level == "sentence" else ""
-        left = "".join(unit.text if unit.value >= least else gone for unit in units)
+        left = "".join(unit.text if unit.value >= least else self._gone(unit.text) for unit in units)
         begin, end = (re.match(p, prompt.passage) for p in (r"\s*", r"(?s).*?(\s*)$"))
         # The white space at the ends belongs to the template around the context.
         return (begin.group() if begin else "") + left.strip() + (end.group(1) if end else "")
 
+    def _gone(self, text: str) -> str:
+        """What stands for a unit that goes."""
+        return text[: len(text) - len(text.lstrip())] + OMITTED if self.level == "sentence" else ""
+
 
 def sentences(text: str) -> list[str]:
-    """A text cut behind its sentences; joined by nothing they are the text."""
+    """A text cut behind its sentences, each but the first with the blank before it; joined by nothing they are the
+    text."""
     cuts = [0, *(match.end() for match in _SENTENCE_END.finditer(text)), len(text)]
     return [text[a:b] for a, b in pairwise(cuts) if b > a]
 
 
 def units_of(sentence: str, level: Level, helper: LoadedModel) -> list[Unit]:
-    """The units of a sentence with their self-information."""
-    ids, offsets = with_offsets(helper, sentence)
+    """The units of a sentence with their self-information. A blank before the sentence is not read; it belongs to the
+    first unit."""
+    text = sentence.lstrip()
+    gap = sentence[: len(sentence) - len(text)]
+    ids, offsets = with_offsets(helper, text)
     if not ids:
         return []
     values = self_information(helper, ids)
@@ -87,10 +98,11 @@ def units_of(sentence: str, level: Level, helper: LoadedModel) -> list[Unit]:
         return [Unit(sentence, sum(values) / len(values))]
     if level == "token":
         starts = [begin for begin, _ in offsets]
-        spans = list(zip(starts, [*starts[1:], len(sentence)], strict=True))
+        spans = list(zip(starts, [*starts[1:], len(text)], strict=True))
     else:
-        spans = [match.span() for match in _WORD.finditer(sentence)]
-    return _shared_out(sentence, spans, offsets, values)
+        spans = [match.span() for match in _WORD.finditer(text)]
+    first, *others = _shared_out(text, spans, offsets, values)
+    return [Unit(gap + first.text, first.value), *others]
 
 
 def self_information(helper: LoadedModel, ids: Sequence[int]) -> list[float]:
