@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lcbench.errors import ModelError
 from lcbench.methods.prompt.perception_compressor import (
     PerceptionCompressor,
     choose,
@@ -101,3 +102,17 @@ def test_guiding_questions_are_what_the_model_writes(helper: LoadedModel, monkey
         left = PerceptionCompressor(rate=0.5, guides=1).rewrite(prompt, helper)
     assert 0.35 < len(left) / len(text) < 0.65
     assert PerceptionCompressor(rate=1).idle
+
+
+def test_a_helper_whose_window_is_too_short_is_refused_before_it_reads() -> None:
+    small = loaded_tiny(layers=2, window=256)
+    with pytest.raises(ModelError, match="window of 256") as caught:
+        PerceptionCompressor().check_helper(small)
+    assert "segment=191" in caught.value.next_step
+    PerceptionCompressor(segment=191).check_helper(small)
+    text = "ka lo mi. " * 200
+    with torch.inference_mode():
+        left = PerceptionCompressor(segment=191, guides=0, rate=0.5).rewrite(
+            PromptText(text, (0, len(text)), "Ask?"), small
+        )
+    assert 0 < len(left) < len(text)

@@ -48,6 +48,21 @@ def test_resolve() -> None:
         resolve("full").name = "other"  # type: ignore[misc]
 
 
+@pytest.mark.parametrize(
+    ("name", "title", "step"),
+    [
+        ("rwkv-5", "RWKV-5", "lcbench convert rwkv5"),
+        ("mha2mla", "MHA2MLA", "lcbench convert mha2mla"),
+        ("mamba", "Mamba", "--model MODEL --method full"),
+        ("qwen3-next", "Qwen3-Next", "--model MODEL --method full"),
+    ],
+)
+def test_an_architecture_is_told_from_a_method(name: str, title: str, step: str) -> None:
+    with pytest.raises(UsageError, match=f"{title} is an architecture and no method") as caught:
+        resolve(name)
+    assert step in caught.value.next_step
+
+
 def test_unknown_names_offer_the_nearest() -> None:
     with pytest.raises(UnknownName, match="Unknown method 'kivvi'") as caught:
         resolve("kivvi")

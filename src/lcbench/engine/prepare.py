@@ -82,7 +82,9 @@ def _prepare(
                     prompts.append(prompt)
                 if on_prompt is not None:
                     on_prompt(task.id, i + 1, len(loaded.rows))
-            notes = [note for note in (loaded.note, *maker.notes(len(loaded.rows))) if note]
+            whose = "" if shared and not group[0].reading else ", ".join(method.id for method in group) + ": "
+            own = [whose + note for note in maker.notes(len(loaded.rows)) if note]
+            notes = [loaded.note, *own] if loaded.note else own
             if maker.window != info.window:
                 notes.append(_other_window(group, maker.window, info))
             elif maker.too_long and isinstance(group[0], WiderWindow):

@@ -231,8 +231,8 @@ def require(method: Method, shape: CacheShape, model: str) -> None:
     if shape.state is None or method.leaves_model_alone or type(method).native_state is not Method.native_state:
         return
     raise ModelError(
-        f"{model} runs on the cache it brings along, which holds other things than plain keys and values; "
-        f"{method.id} works on those alone.",
+        f"{model} runs on the cache it brings along, which holds a state or latents; "
+        f"{method.id} works on keys and values alone.",
         "Use --method full, or a model whose layers are all plain attention.",
     )
 

@@ -28,7 +28,8 @@ from lcbench.models.rope_facts import RopeFacts, frequencies, inverse_frequencie
 if TYPE_CHECKING:
     from lcbench.models.info import ModelInfo
 
-_PLAIN = "Choose a model with plain rotary embedding (Llama-2 and 3, Mistral, Qwen2, SmolLM2, …), or selfextend."
+_PLAIN = "Choose a model with plain rotary embedding (Llama-2 and 3, Mistral, Qwen2, SmolLM2, …)"
+_BY_LENGTH = ("dynamic", "longrope")
 
 
 @dataclass(frozen=True)
@@ -99,18 +100,19 @@ class RopeChange(Extension):
 def refuse_stretched(method: str, model: str, facts: RopeFacts) -> None:
     """Raises ModelError for a model whose rotary frequencies are not the plain ``theta^(-2i/d)``."""
     if facts.kind == "none":
-        raise ModelError(f"{model} has no rotary position embedding for {method} to change.", _PLAIN)
+        raise ModelError(f"{model} has no rotary position embedding for {method} to change.", f"{_PLAIN}.")
     if facts.kind == "by layer":
         raise ModelError(
-            f"{model} has rotary frequencies of its own for each kind of layer, which {method} does not serve.", _PLAIN
+            f"{model} has rotary frequencies of its own for each kind of layer, which {method} does not serve.",
+            f"{_PLAIN}, or selfextend.",
         )
     if facts.kind != "default":
         raise ModelError(
             f"The rotary frequencies of {model} are stretched already ({facts.kind}), and {method} would replace that.",
-            _PLAIN,
+            f"{_PLAIN}." if facts.kind in _BY_LENGTH else f"{_PLAIN}, or selfextend.",
         )
     if facts.dims < 4 or facts.theta <= 1:
-        raise ModelError(f"The rotary frequencies of {model} cannot be read off its config.", _PLAIN)
+        raise ModelError(f"The rotary frequencies of {model} cannot be read off its config.", f"{_PLAIN}.")
 
 
 def refuse_moving_frequencies(method: str, info: ModelInfo) -> None:
@@ -120,7 +122,7 @@ def refuse_moving_frequencies(method: str, info: ModelInfo) -> None:
         raise ModelError(
             f"{info.name} chooses its rotary frequencies by the length of the text, so that {method} could not "
             "move keys that are cached.",
-            _PLAIN,
+            f"{_PLAIN}.",
         )
 
 
@@ -156,7 +158,7 @@ class DistanceChange(Extension):
 
     def refuse_model(self, info: ModelInfo) -> None:
         if info.rope.kind == "none":
-            raise ModelError(f"{info.name} has no rotary position embedding for {self.name} to use.", _PLAIN)
+            raise ModelError(f"{info.name} has no rotary position embedding for {self.name} to use.", f"{_PLAIN}.")
         refuse_moving_frequencies(self.name, info)
 
     def refuse_method(self, method: Method) -> str:

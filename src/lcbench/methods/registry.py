@@ -15,9 +15,11 @@ from lcbench.config.options import PRESET, Item, build, check_name, parse_item, 
 from lcbench.errors import BadValue, UnknownName, UsageError
 from lcbench.methods.base import Method, Traits
 from lcbench.methods.compose import compose
+from lcbench.models import families
 
 M = TypeVar("M", bound=type[Method])
 
+_CONVERTED = ("rwkv5", "mha2mla")  # no hub has models of them that transformers reads
 _registered: dict[str, type[Method]] = {}
 _broken: dict[str, UsageError] = {}
 
@@ -114,6 +116,13 @@ def _build(item: Item) -> Method:
     if item.name not in methods:
         if item.name in _broken:
             raise _broken[item.name]
+        found = families.named(item.name)
+        if found is not None:
+            made = f", made by lcbench convert {found[0]}" if found[0] in _CONVERTED else ""
+            raise UsageError(
+                f"{found[1].title} is an architecture and no method.",
+                f"Run a model of it{made}: --model MODEL --method full (docs/architectures.md).",
+            )
         raise UnknownName("method", item.name, methods, listing="lcbench list methods")
     cls = methods[item.name]
     fields = {field.name for field in dataclasses.fields(cls)}

@@ -83,17 +83,35 @@ def titles() -> list[str]:
     return sorted((family.title for family in FAMILIES.values()), key=str.lower)
 
 
+def named(name: str) -> tuple[str, Family] | None:
+    """The ``model_type`` and family that someone may mean by a name, however it is written; None for no such."""
+    wanted = _letters(name)
+    return next(
+        ((kind, one) for kind, one in FAMILIES.items() if wanted in (_letters(kind), _letters(one.title))), None
+    )
+
+
+def _letters(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())
+
+
+_OWN_CODE = "#rwkv-5-and-mha2mla"
+
+
 def table() -> str:
-    """The families as a Markdown table."""
+    """The families as a Markdown table. What was run is what the tests hold every one of them to, by the numbers of
+    the list below it (`tests/models/test_native.py`, `tests/engine/test_native_models.py`)."""
     lines = [
-        "| architecture | `model_type` | layers | read in chunks | answers decode | state lies in |",
-        "|---|---|---|---|---|---|",
+        "| architecture | `model_type` | layers | read in chunks | answers decode | state lies in | what was run |",
+        "|---|---|---|---|---|---|---|",
     ]
     for model_type, family in FAMILIES.items():
         place = "its modules" if family.on_modules else "its cache"
         chunks = "yes" if family.continues else "no"
         decode = "together" if family.stacks else "one by one"
-        lines.append(f"| {family.title} | `{model_type}` | {family.layers} | {chunks} | {decode} | {place} |")
+        run = "random weights, 1 to 6" + (f"; converted, [below]({_OWN_CODE})" if "own code" in family.layers else "")
+        cells = (family.title, f"`{model_type}`", family.layers, chunks, decode, place, run)
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lcbench.config.options import param
+from lcbench.errors import ModelError
 from lcbench.kv.cache import KVCache
 from lcbench.methods import passages
 from lcbench.methods.base import Traits
@@ -38,8 +39,8 @@ class PerceptionCompressor(LanguageModelTransform):
     """Perception Compressor (arXiv:2409.19272; rules as in Twilightaaa/PerceptionCompressor).
 
     Passages are ranked by ``sum_q c_q nll(q | passage)`` over the question and its guiding questions, where c_q is how
-    near q is to the question; the best come first and are kept until ``1 / rate`` of the tokens are used up; the one
-    that crosses the line stays, and its overshoot is taken out of tokens. In segments of 200 tokens segment i of n
+    near q is to the question; the best come first and are kept until the share ``rate`` of all tokens is used up; the
+    one that crosses the line stays, and its overshoot is taken out of tokens. In segments of 200 tokens segment i of n
     keeps the share ``1 - overshoot / tokens + k1 (n - 1 - 2 i) / (n - 1)``: a part
     ``tau - k2 (n - 1 - 2 i) / (n - 1)`` of it the tokens with the largest ``nll(t | kept) - nll(t | question, kept)``,
     the rest the least surprising of the others (`reverse`: the most surprising).
@@ -64,6 +65,15 @@ class PerceptionCompressor(LanguageModelTransform):
     k2: float = param(0.1, "how much that part grows along the text", minimum=0)
     reverse: bool = param(False, "keep the most surprising of the other tokens, not the least")
 
+    def check_helper(self, helper: LoadedModel) -> None:
+        room = helper.info.window - _anchor(helper) - 1
+        if self.segment > room:
+            raise ModelError(
+                f"{self.name} reads {self.segment} tokens at once behind the question, and {helper.info.name} has a "
+                f"window of {helper.info.window}.",
+                f"Use {self.name}@segment={room} or less, or another model to read with.",
+            )
+
     def rewrite(self, prompt: PromptText, helper: LoadedModel) -> str:
         documents = [text.strip() for text in passages.split(prompt.passage, 200) if text.strip()]
         if not documents:
@@ -86,7 +96,7 @@ class PerceptionCompressor(LanguageModelTransform):
         """A text less about ``overshoot`` of its tokens."""
         ids, offsets = with_offsets(helper, text)
         count = -(-len(ids) // self.segment)
-        alone, behind = Stream(helper), Stream(helper, anchor=min(512, helper.info.window // 4))
+        alone, behind = Stream(helper), Stream(helper, anchor=_anchor(helper))
         behind.read(tokens(helper, question + "\n\n"))
         kept: list[int] = []
         for i in range(count):
@@ -103,6 +113,11 @@ class PerceptionCompressor(LanguageModelTransform):
             for stream in (alone, behind):
                 stream.read([piece[j] for j in chosen])
         return joined(text, offsets, kept)
+
+
+def _anchor(helper: LoadedModel) -> int:
+    """Tokens of the question that stay before whatever is read."""
+    return min(512, helper.info.window // 4)
 
 
 def choose(plain: Tensor, asked: Tensor, share: float, tau: float, *, reverse: bool) -> list[int]:
