@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,15 @@ def test_a_command_line_that_cannot_be_read(cli: Callable[..., Any], words: str,
     assert first.startswith(f"Error: {said}")
     assert second.startswith("Next:  ")
     assert step in second
+
+
+@pytest.mark.parametrize("wish", ["--log json", "--log=json"])
+def test_a_log_in_json_tells_an_unreadable_command_line_in_json(cli: Callable[..., Any], wish: str) -> None:
+    done = cli("run", *wish.split(), "--bogus")
+    assert done.code == 2
+    told = [json.loads(line) for line in done.err.splitlines()]
+    assert told[-1]["event"] == "error"
+    assert "Unknown option '--bogus'" in told[-1]["message"]
 
 
 def test_help_is_no_error(cli: Callable[..., Any]) -> None:

@@ -405,6 +405,10 @@ def test_what_nobody_expects_of_a_short_prompt_is_remarked(cli: Cli, whole: Path
     assert "window=32 stays whatever the budget." in wide
     assert "stays whatever" not in words("snapkv@budget=20,window=4")
     assert "stays whatever" not in words("quest@budget=8,page_size=4")  # holds all, and looks 8 up
+    assert "infllm looked nothing up in the 8 steps after this prompt." in words("infllm")
+    assert "looked nothing up" not in words("quest@budget=8,page_size=4")
+    refused = cli("inspect", "--model", whole, "--prompt", "prompt.txt", "--method", "perception-compressor@guides=0")
+    assert (refused.code, "this prompt has none" in refused.err) == (2, True), refused.err
     exact = words("kivi@bits=2,residual_length=64")
     assert f"holds the prompt's {given} tokens as the model made them: it keeps the newest 64 tokens exact" in exact
     assert "as the model made them" not in words("kivi@bits=2,residual_length=32")

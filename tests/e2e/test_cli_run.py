@@ -99,6 +99,8 @@ def test_a_prompt_beyond_the_window_is_an_error_row(cli: Callable[..., Any], fol
     done = cli("run", "--model", folder, "--task", task, "--out", "out")
     assert done.code == 1
     assert "window" in done.out
+    assert "another try would not change; --over-length says what to do" in done.out
+    assert "run the same command" not in done.out
     assert [r["status"] for r in lines(Path("out"))] == ["ok", "ok", "error", "error"]
     scored = cli("score", "out")
     assert scored.code == 1, scored.err  # counted and shown, in no mean

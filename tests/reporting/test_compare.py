@@ -407,5 +407,7 @@ def test_all_against_one_is_one_line_a_method(tmp_path: Path, monkeypatch: pytes
 
 
 def test_numbers_as_words() -> None:
-    assert [signed(x) for x in (1.25, -3.4, 0.04, -0.04)] == ["+1.2", "−3.4", "0.0", "0.0"]
+    assert [signed(x) for x in (1.25, -3.4, 0.0, 1e-15)] == ["+1.2", "−3.4", "0.0", "0.0"]
+    # An end of an interval shows on which side of 0 it lies.
+    assert [signed(x) for x in (0.04, -0.02, 0.004, -2e-5)] == ["+0.04", "−0.02", "+0.004", "−2e-05"]
     assert [p_text(p) for p in (0.5, 0.0123, 0.00123, 0.00001)] == ["p = 0.50", "p = 0.012", "p = 0.0012", "p < 0.0001"]

@@ -83,6 +83,10 @@ def test_the_terminal_brackets_what_no_head_kept_where_there_are_no_colours(widt
     assert re.search(r"1\s+█·····\s+16.7 %\s+200 B", text)
 
 
+def test_where_every_token_was_kept_no_brackets_are_explained() -> None:
+    assert "every token was kept by some of the 4 heads" in " ".join(printed(inspection(["a"], count=1)).split())
+
+
 def test_the_terminal_shades_by_the_heads_that_kept_a_token() -> None:
     text = printed(inspection(["a", "b", "c", "d", "e", "f"]), colours=True)
     body = text[text.rindex("more") :]

@@ -143,6 +143,7 @@ def test_a_method_is_set_against_its_own_published_line(
     report = build([make(tmp_path / "r", {(method, "passage_retrieval_en"): rows})])
     table, published = find("published:longctx_bench/llama3-8b")
     found = beside(report, table, published, {method: parameters})
+    assert not any("says nothing of" in note for note in found.notes)
     (column,) = report.columns
     assert found.line_for(column).label == (label or "baseline")
     said = verdict(found, column)
@@ -151,3 +152,13 @@ def test_a_method_is_set_against_its_own_published_line(
     assert said.endswith("; 1 own interval has no width, which tells nothing.")  # all four are right
     assert "inside" not in said
     assert found.to_dict()["against"] == {method: label or "baseline"}
+
+
+def test_parameters_that_a_published_table_does_not_name_are_told(tmp_path: Path) -> None:
+    answer = {"pred": "Paragraph 3", "answers": ["Paragraph 3"]}
+    rows = [right(i, kv_bytes=200, kv_bytes_full=1000, **answer) for i in range(4)]
+    method = "kivi@bits=2,group_size=16"
+    report = build([make(tmp_path / "r", {(method, "passage_retrieval_en"): rows})])
+    table, published = find("published:longctx_bench/llama3-8b")
+    notes = beside(report, table, published, {method: {"bits": "2"}}).notes
+    assert f"{method}: the table says nothing of group_size=16, which may make it another setting" in notes

@@ -5,9 +5,11 @@ Nothing heavy is imported here or at the top of the subcommand modules, so that 
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import sys
+from collections.abc import Sequence
 
 import typer
 from rich.console import Console
@@ -34,6 +36,7 @@ from lcbench.cli import (
     serve,
 )
 from lcbench.cli.command_line import NOT_READ, explained
+from lcbench.cli.progress import watcher
 from lcbench.errors import LcbenchError
 
 app = typer.Typer(
@@ -96,6 +99,11 @@ def show_error(error: LcbenchError) -> None:
         console.print(Text.assemble(("Next:  ", "bold"), Text(visible(error.next_step))))
 
 
+def _wants_json_log(words: Sequence[str]) -> bool:
+    """Whether ``--log json`` was typed, on a command line that could not be read."""
+    return "--log=json" in words or ("--log", "json") in itertools.pairwise(words)
+
+
 def main() -> None:
     """Entry point of the ``lcbench`` command. Exit codes: 0 done, 1 some samples failed, 2 wrong usage or input."""
     # OpenMP threads that spin while they wait can make decoding many times slower on a machine that is busy with other
@@ -111,7 +119,9 @@ def main() -> None:
         show_error(error)
         sys.exit(2)
     except NOT_READ as error:
-        show_error(explained(error, words, app))
+        told = explained(error, words, app)
+        if not (_wants_json_log(words) and watcher("json", quiet=False).error(told)):
+            show_error(told)
         sys.exit(2)
     except BrokenPipeError:
         # The reader of our output went away (`lcbench report | head`): not an error of ours.

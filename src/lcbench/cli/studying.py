@@ -176,7 +176,8 @@ def _run(session: Session | RemoteSession, path: Path, watcher: Watcher, shard: 
         finally:
             watcher.end()
     watcher.done(outcome, path)
-    return _report_outcome(outcome, path, watcher)
+    never = sum(len(s.methods) for s in running.sets for prompt in s.prompts if prompt.error is not None)
+    return _report_outcome(outcome, path, watcher, never)
 
 
 def _release() -> None:
@@ -190,7 +191,8 @@ def _release() -> None:
         release(torch.device("cuda"))
 
 
-def _report_outcome(outcome: Outcome, path: Path, watcher: Watcher) -> bool:
+def _report_outcome(outcome: Outcome, path: Path, watcher: Watcher, never: int) -> bool:
+    """``never``: samples that fail every time, since their prompts do not fit."""
     command = " ".join(shlex.quote(word) for word in ["lcbench", *sys.argv[1:]])
     total = outcome.written + outcome.reused
     if watcher.tables and watcher.so_far is not None and watcher.so_far.cells:
@@ -213,7 +215,10 @@ def _report_outcome(outcome: Outcome, path: Path, watcher: Watcher) -> bool:
             typer.echo(f"  {line}")
         if len(outcome.errors) > 10:
             typer.echo(f"  … and {len(outcome.errors) - 10} more; they are in the predictions with status=error.")
-        typer.echo(f"To try them again, run the same command:\n  {command}")
+        if outcome.failed > never:
+            typer.echo(f"To try them again, run the same command:\n  {command}")
+        else:
+            typer.echo("Their prompts do not fit, which another try would not change; --over-length says what to do.")
     return outcome.failed > 0
 
 

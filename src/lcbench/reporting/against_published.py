@@ -20,6 +20,7 @@ from lcbench.reporting.table import Cell, Column, Report
 from lcbench.reporting.words import clean, has_no_width, score_text
 
 FULL = "full"
+_MATCHED = ("bits", "budget", "preset")  # parameters that say how many bits, or what ratio
 _ALIKE = 0.1  # a ratio this close to a published one is taken for the same setting
 _PART = ("fewer rows than the test set has", "only the first rows of each task")
 
@@ -109,6 +110,7 @@ def beside(
         *report.notes,
     ]
     known = parameters or {}
+    notes += [note for column in report.columns if (note := _unmatched(column))]
     pairs = ((column, counterpart(report, column, rows, known.get(column.method, {}))) for column in report.columns)
     against = {column: row for column, row in pairs if row is not None}
     part = any(note.startswith(_PART) for note in report.notes)
@@ -127,6 +129,15 @@ def counterpart(
         return next((row for row in rows if row.method.lower() in UNCOMPRESSED), None)
     found = [row for row in rows if row.method.lower() == name and _is_setting(report, column, row, parameters)]
     return found[0] if len(found) == 1 else None
+
+
+def _unmatched(column: Column) -> str:
+    """What was written of a method beside the bits or the ratio that a table names; "" for nothing."""
+    given = [option for option in column.method.partition("@")[2].split(",") if option]
+    others = [option for option in given if option.partition("=")[0] not in _MATCHED]
+    return f"{column.method}: the table says nothing of {', '.join(others)}, which may make it another setting" * bool(
+        others
+    )
 
 
 def _is_setting(report: Report, column: Column, row: PublishedRow, parameters: Mapping[str, str]) -> bool:

@@ -126,7 +126,9 @@ def _tests(found: Comparison) -> str:
 
 
 def _change(change: Change) -> list[RenderableType]:
-    head = f"{change.task.partition('@')[0]} {change.id}: {change.first:.0f} → {change.second:.0f}"
+    digits = next(n for n in (0, 1, 2, 6) if n == 6 or round(change.first, n) != round(change.second, n))
+    scores = f"{change.first:.{digits}f} → {change.second:.{digits}f}"
+    head = f"{change.task.partition('@')[0]} {change.id}: {scores}"
     lines: list[RenderableType] = [Padding(Text(clean(visible(head)), "bold"), (0, 0, 0, 1))]
     for label, text in (
         ("A", change.first_text),

@@ -218,9 +218,12 @@ def _pairs(n: int) -> str:
 
 
 def signed(points: float) -> str:
-    """``+1.2``, ``−3.4``, ``0.0``."""
-    text = f"{abs(points):.1f}"
-    return text if text == "0.0" else f"{'−' if points < 0 else '+'}{text}"
+    """``+1.2``, ``−3.4``, ``0.0``; what one digit would round to nothing has a digit that shows its side of 0."""
+    size = abs(points)
+    if size < 1e-9:
+        return "0.0"
+    digits = next((n for n in (1, 2, 3) if round(size, n)), None)
+    return ("−" if points < 0 else "+") + (f"{size:.0e}" if digits is None else f"{size:.{digits}f}")
 
 
 def p_text(p: float) -> str:

@@ -108,7 +108,7 @@ def _side(word: str) -> Side:
 
 def _method(run: RunDirectory, name: str) -> str:
     if name not in run.methods:
-        raise UnknownName("method", name, run.methods, where=f" in {run.path}")
+        raise UnknownName("method", name, run.methods, where=f" in {run.path}, and no run")
     return name
 
 

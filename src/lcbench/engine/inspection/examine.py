@@ -160,7 +160,7 @@ def examine(
         resident_bytes=resident,
         pieces=read.pieces,
         shortened_from=given,
-        remark=_remark(method, read, given, kept, errors),
+        remark=_remark(method, read, given, kept, errors) or _nothing_fetched(method, fetched, len(fed)),
         fed=tuple(fed),
         logits=rows,
     )
@@ -195,6 +195,13 @@ def _remark(
         why = f": it keeps the newest {newest} tokens exact (residual_length={newest})" if newest else ""
         return f"{method.id} holds the prompt's {len(read.ids):,} tokens as the model made them{why}."
     return _over_budget(method, len(read.ids), kept)
+
+
+def _nothing_fetched(method: Method, fetched: Sequence[object], steps: int) -> str:
+    """That a method which looks parts of a prompt up did not."""
+    if method.traits.family not in ("retrieve", "memory") or not steps or any(fetched):
+        return ""
+    return f"{method.id} looked nothing up in the {steps} steps after this prompt."
 
 
 def _over_budget(method: Method, tokens: int, kept: Sequence[Sequence[Sequence[int]]]) -> str:

@@ -95,8 +95,8 @@ def row_of(source: Source, home: Path) -> tuple[Task, Row]:
     assert source.task is not None
     tasks = resolve(source.task, home)
     if len(tasks) != 1:
-        names = ", ".join(task.id for task in tasks[:3])
-        raise UsageError(f"--task {source.task} names {len(tasks)} tasks ({names}, …).", "Name one of them.")
+        names = ", ".join(task.id for task in tasks[:3]) + (", …" if len(tasks) > 3 else "")
+        raise UsageError(f"--task {source.task} names {len(tasks)} tasks ({names}).", "Name one of them.")
     rows = tasks[0].load(home, source.index + 1).rows
     if source.index >= len(rows):
         raise UsageError(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lcbench.config.options import param
-from lcbench.errors import ModelError
+from lcbench.errors import ModelError, SampleError
 from lcbench.kv.cache import KVCache
 from lcbench.methods import passages
 from lcbench.methods.base import Traits
@@ -78,6 +78,8 @@ class PerceptionCompressor(LanguageModelTransform):
         documents = [text.strip() for text in passages.split(prompt.passage, 200) if text.strip()]
         if not documents:
             return prompt.passage
+        if not prompt.asked:
+            raise SampleError(f"{self.name} keeps what a question needs, and this prompt has none.")
         question = prompt.asked[-helper.info.window :]  # characters: far fewer tokens than the window
         asked = [question, *guiding_questions(helper, question, self.guides)]
         order = perceived(helper, documents, asked)

@@ -133,7 +133,9 @@ def _text(found: Inspection, *, plain: bool) -> Iterator[RenderableType]:
     """Legend and prompt; without colours, what no head kept stands in brackets."""
     counts, total = found.kept_by(), max(1, found.stored_heads)
     name = "The shortened prompt" if is_shortened(found) else "The prompt"
-    if plain:
+    if plain and all(counts):
+        yield Text(f"{name}; every token was kept by some of the {total} heads of all layers")
+    elif plain:
         yield Text(f"{name}; ⟦…⟧ was kept by none of the {total} heads of all layers")
     else:
         legend = Text(f"{name}; kept by, of the {total} heads of all layers: ")
