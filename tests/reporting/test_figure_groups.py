@@ -190,7 +190,11 @@ def test_a_method_of_one_length_is_in_the_figure_and_one_of_none_in_its_title(tm
         tmp_path / "r",
         {("full", "passkey"): keys(5), ("snapkv", "passkey"): part, ("knorm", "passkey"): bad},
     )
-    alt = figures([run])[0]["length-passkey"].alt
+    drawn = figures([run])[0]
+    assert "passkey; 8 failed and left out" in drawn["passkey"].title
+    whole = make(tmp_path / "whole", {("full", "passkey"): keys(5), ("snapkv", "passkey"): keys(3)})
+    assert all("left out" not in one.title + one.alt for one in figures([whole])[0].values())
+    alt = drawn["length-passkey"].alt
     assert "snapkv, 5 of 10 rows: 256 100.00" in alt
     assert "no scores: knorm" in alt
 

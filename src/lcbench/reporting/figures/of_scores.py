@@ -29,6 +29,7 @@ def pareto_of(part: ModelPart, runs: Sequence[RunDirectory]) -> Iterator[Drawn]:
     what = names[tasks[0].name] if len(tasks) == 1 else f"mean of {len(tasks)} tasks"
     if len(points) < len(part.columns):
         what += f"; {len(points)} of {len(part.columns)} methods have it"
+    what += _left_out(part, tasks)
     held = next((c for c in columns if c.method == REFERENCE), columns[0])
     whole = [part.report.cells[t, held].kv_bytes_full for t in tasks]
     full = statistics.fmean(w for w in whole if w) if any(whole) else None
@@ -36,6 +37,12 @@ def pareto_of(part: ModelPart, runs: Sequence[RunDirectory]) -> Iterator[Drawn]:
     figure = pareto.draw(points, title=title + part.title, full_bytes=full, score_label=f"score, {what}")
     front = ", ".join(f"{p.method} {score_text(p.score)} at {bytes_text(p.kv_bytes)}" for p in pareto.front_of(points))
     yield Drawn("pareto", title, f"{title}, {what}, {len(points)} methods. On the Pareto front: {front}.", figure)
+
+
+def _left_out(part: ModelPart, tasks: Sequence[Line]) -> str:
+    """What the figure of some tasks does not show: samples that failed; "" for none."""
+    found = [s for t in tasks for c in part.columns for s in part.samples.get((t, c), ()) if s.score is None]
+    return f"; {len(found)} failed and left out" if found else ""
 
 
 def _point(part: ModelPart, tasks: Sequence[Line], column: Column) -> pareto.MethodPoint | None:
@@ -125,7 +132,7 @@ def passkeys_of(part: ModelPart, runs: Sequence[RunDirectory]) -> Iterator[Drawn
                 grids.append(heatmap.Grid(part.label(column), cells, part.report.part_of(task, column)))
         if not grids:
             continue
-        title = f"Keys found by length and depth: {names[task.name]}"
+        title = f"Keys found by length and depth: {names[task.name]}{_left_out(part, [task])}"
         alt = ", ".join(f"{grid.method} {100 * grid.mean:.0f} %" for grid in grids)
         name = "passkey" if number == 0 else f"passkey-{number + 1}"
         yield Drawn(name, title, f"{title}. Found in all: {alt}.", heatmap.draw(grids, title=title + part.title))
