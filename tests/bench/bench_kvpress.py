@@ -174,8 +174,8 @@ def compare(python: str, rows: int) -> str:
         f"transformers {theirs[0]['version']}; load average {load_before:.1f} at the start, "
         f"{os.getloadavg()[0]:.1f} at the end. {same} of {len(results)} answers are the same text. "
         "kvpress reads each prompt once a method, lcbench once in all; on an x86 CPU lcbench's float32 products are "
-        "oneDNN's (models/linear.py), kvpress's those of torch as it comes, which is part of the ratio. Each side takes "
-        "its own defaults but for the budget, so that texts need not be equal; the work is."
+        "oneDNN's (models/linear.py), kvpress's those of torch as it comes, which is part of the ratio. Each side "
+        "takes its own defaults but for the budget, so that texts need not be equal; the work is."
     )
     return f"{words}\n\n{table(lines)}"
 
