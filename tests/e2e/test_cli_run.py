@@ -83,6 +83,17 @@ def test_dry_run_says_each_note_once(cli: Callable[..., Any], folder: Path) -> N
     assert (done.out + done.err).count("longer than the window") == 1, done.out + done.err
 
 
+def test_run_json_keeps_the_notes_of_every_method(cli: Callable[..., Any], folder: Path) -> None:
+    task = "passkey@lengths=20/2000,depths=1,repeats=1,max_new_tokens=2"
+    done = cli("run", "--model", folder, "--task", task, "--method", "full,infllm,lift@epochs=0", "--out", "out")
+    assert done.code == 1, done.err
+    (facts,) = json.loads(Path("out/run.json").read_text())["provenance"]["tasks"].values()
+    too_long = "2 of 4 prompts are longer than the window and will be errors"
+    assert {too_long, "lift@epochs=0: 2 of 4 prompts are cut in the middle to fit the window"} <= set(facts["notes"])
+    assert any(note.startswith("infllm") for note in facts["notes"])
+    assert len(facts["notes"]) == len(set(facts["notes"]))
+
+
 def test_yaml_and_command_line(cli: Callable[..., Any], folder: Path, tmp_path: Path) -> None:
     config = tmp_path / "study.yaml"
     config.write_text(f"model: {folder}\nmethods: [full, kivi]\ntask: '{TASK}'\nset: {{bits: 4}}\nlimit: 1\n")

@@ -265,7 +265,7 @@ def task_facts(tasks: Sequence[tuple[Task, Loaded]], sets: Sequence[PromptSet]) 
             "max_new_tokens": own[0].max_new_tokens,
             "prompt_begins": own[0].sample[0],
             "prompt_ends": own[0].sample[1],
-            "notes": list(own[0].notes),
+            "notes": list(dict.fromkeys(note for s in own for note in s.notes)),
             "once": task.once,
             **own[0].counts,
         }
