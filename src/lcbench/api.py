@@ -98,6 +98,8 @@ def generate(
 ) -> list[Generation]:
     """Greedy answers to prompts with a method, each prompt read and answered alone.
 
+    What a method learns first (`lift`) is the whole prompt; one beyond the window is then read cut in its middle.
+
     Args:
         model: from `load_model`, or a name for it. prompts: texts (a single one counts as a list of one).
         method: as on the command line, e.g. ``"snapkv@budget=0.25"``.
@@ -110,6 +112,7 @@ def generate(
     """
     from lcbench.engine.single import answer_one
     from lcbench.engine.stacked import Rules
+    from lcbench.tasks.truncation import LEAST_LENGTH, exact_ids
 
     place = _home(home)
     _whole("max_new_tokens", max_new_tokens, least=1)
@@ -118,14 +121,16 @@ def generate(
     loaded = load_model(model, home=place) if isinstance(model, str) else _loaded(model)
     bound = _bound(method, loaded, place)
     answers = []
-    for ids in _encoded(loaded, texts, bound, chat, chat_format, place):
-        window = bound.window_of(loaded.info.window)
+    for lesson in _encoded(loaded, texts, bound, chat, chat_format, place):
+        ids, window = lesson, bound.window_of(loaded.info.window)
+        if bound.learns and window is not None and window - max_new_tokens >= LEAST_LENGTH:
+            ids = list(exact_ids(lesson, window - max_new_tokens).ids)
         if window is not None and not loaded.info.unbounded and len(ids) + max_new_tokens > window:
             raise BadValue(
                 f"A prompt of {len(ids)} tokens and an answer of {max_new_tokens} do not fit the window of {window}.",
                 "Shorten the prompt, or ask for fewer new tokens.",
             )
-        made = answer_one(loaded, bound, ids, Rules(max_new_tokens), seed=seed)
+        made = answer_one(loaded, bound, ids, Rules(max_new_tokens), seed=seed, lesson=lesson)
         new = made.generated
         text = str(loaded.tokenizer.decode(new.ids, skip_special_tokens=True))
         answers.append(

@@ -12,6 +12,8 @@ import lcbench
 from lcbench.engine.answer import Answerer
 from lcbench.engine.answer_text import text_of
 from lcbench.engine.groups import make_groups
+from lcbench.engine.inspection.examine import examine
+from lcbench.engine.inspection.inputs import Read
 from lcbench.engine.memory import Limits
 from lcbench.engine.options import Options
 from lcbench.engine.plan import PreparedPrompt, PromptSet
@@ -81,6 +83,13 @@ def test_one_prompt_alone_is_answered_as_in_a_run(engine: Any, name: str) -> Non
     (group,) = make_groups([one], engine.shape(), Limits(4, 2**14, 2**30))
     (result,) = Answerer(engine, [one], Options()).run(group)
     assert result.record.pred == text_of(engine, ours(engine, name, row))
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_inspection_takes_the_steps_of_an_answer(engine: Any, name: str) -> None:
+    row = ids_of(3, 150)
+    answer = ours(engine, name, row)
+    assert list(examine(engine, resolve(name), Read(row), steps=len(answer)).fed) == answer
 
 
 @pytest.mark.parametrize("method", METHODS)

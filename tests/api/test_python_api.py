@@ -16,6 +16,7 @@ import pytest
 import lcbench
 from lcbench.errors import BadValue, LcbenchError, ModelError, UnknownName
 from lcbench.methods.full import Full
+from lcbench.methods.memory.lift import Lift
 from tiny import save_tiny
 
 TASK = "passkey@lengths=20,depths=3,repeats=1,digits=3,max_new_tokens=5"
@@ -63,6 +64,27 @@ def test_generate_tells_the_answer_and_the_bytes(model: Any) -> None:
     assert lcbench.generate(model, prompts[0], max_new_tokens=6) == full[:1]
     chat = lcbench.generate(model, prompts[0], max_new_tokens=6, chat=True)
     assert chat[0].prompt_tokens > full[0].prompt_tokens
+
+
+def test_lift_learns_a_text_beyond_the_window_and_reads_it_cut(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = lcbench.load_model(str(save_tiny(folder.parent / "small", window=128, seed=1)))
+    learned: list[int] = []
+    learn = Lift._learn
+
+    def listening(self: Any, model: Any, weights: Any, lesson: Any, draws: Any) -> list[float]:
+        learned.append(len(lesson))
+        return learn(self, model, weights, lesson, draws)
+
+    monkeypatch.setattr(Lift, "_learn", listening)
+    quick = "lift@segment=64,offset=64,epochs=1,rank=4"
+    (cut,) = lcbench.generate(small, "The key is 4711. " * 20, quick, max_new_tokens=8)
+    assert cut.prompt_tokens == 120
+    assert learned[0] > 300
+    (idle,) = lcbench.generate(small, "a" * 400, "lift@epochs=0", max_new_tokens=8)
+    (full,) = lcbench.generate(small, "a" * 119, max_new_tokens=8)  # a start of text, then letters
+    assert (idle.token_ids, idle.prompt_tokens) == (full.token_ids, full.prompt_tokens)
+    with pytest.raises(BadValue, match="do not fit the window of 128"):
+        lcbench.generate(small, "abc", quick, max_new_tokens=127)
 
 
 def test_wrong_calls_say_what_is_wrong(model: Any) -> None:

@@ -40,6 +40,12 @@ def entries(*arguments: str) -> list[dict[str, Any]]:
     return parsed
 
 
+def test_methods_say_that_architectures_are_models() -> None:
+    printed = " ".join(run("methods").stdout.split())
+    assert "are no methods but models, run with --model MODEL" in printed
+    assert all(f"lcbench convert {kind}" in printed for kind in ("rwkv5", "mha2mla"))
+
+
 def test_methods_json_lists_every_method_with_buildable_defaults() -> None:
     listed = entries("methods")
     classes = methods.all_methods()

@@ -169,6 +169,16 @@ def test_calibrated_end_to_end(cli: Callable[..., Any], tmp_path: Path) -> None:
         assert wrong.code == 2, option
 
 
+def test_channels_that_a_model_has_not_are_refused_before_the_run_has_a_directory(
+    cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = save_tiny(tmp_path / "model", window=4096)
+    task = "passkey@lengths=3,depths=0.5,repeats=1,digits=3,max_new_tokens=3"
+    refused = cli("run", "--model", folder, "--task", task, "--method", "positional-hidden@channels=64", "--out", "run")
+    assert (refused.code, Path("run").exists()) == (2, False)
+    assert "not one of the model's 64 hidden channels" in refused.err
+
+
 def test_a_window_too_short_for_its_prompts_is_known_before_strings_are_read(
     cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,6 +29,10 @@ _LEGEND = (
     "others. Simulated memory: what it drops is not freed. Needs: nothing, a calibration that `lcbench calibrate` "
     "makes, or what somebody trained."
 )
+_ARCHITECTURES = (
+    "Architectures (Mamba, RWKV-5, MHA2MLA and others: lcbench list models) are no methods but models, run with "
+    "--model MODEL --method full; lcbench convert rwkv5 and lcbench convert mha2mla make models of those two."
+)
 
 
 def list_(
@@ -81,6 +85,7 @@ def _methods_table(entries: list[dict[str, Any]]) -> list[Any]:
     return [
         *grouped,
         _LEGEND,
+        _ARCHITECTURES,
         *_parameter_table(entries, "method", "parameter"),
         "Set one with --method name@parameter=value; two together: snapkv@budget=0.25+kivi@bits=2.",
     ]

@@ -41,6 +41,7 @@ def answer_one(
     *,
     seed: int,
     chunk: int | None = None,
+    lesson: Sequence[int] | None = None,
 ) -> Answered:
     """Read a prompt, compress its cache as the method does, and decode greedily.
 
@@ -48,9 +49,10 @@ def answer_one(
         method: bound to the model and checked (`Method.bind`, `Method.check`).
         ids: of the prompt, at least one.
         seed: for methods that draw. chunk: tokens a forward pass of the prompt reads at once; None for all.
+        lesson: what a method that learns is to learn; None for the prompt.
     """
     shape = loaded.shape()
-    learning = method.adapt(loaded.model, ids, seed) if method.learns else nullcontext()
+    learning = method.adapt(loaded.model, ids if lesson is None else lesson, seed) if method.learns else nullcontext()
     with method.transform_model(loaded.model, len(ids) + rules.max_new_tokens), learning, torch.inference_mode():
         record = read_alone(loaded, method, ids, chunk=chunk)
         torch.manual_seed(seed)

@@ -51,6 +51,7 @@ class ModelInfo:
             read in pieces is not the prompt read at once.
         rope: how positions become angles.
         state: of a model that runs on the cache it brings along, else None.
+        hidden: width of the hidden states, 0 where the config does not say.
     """
 
     name: str
@@ -79,6 +80,7 @@ class ModelInfo:
     rope_follows_length: bool = False
     rope: RopeFacts = RopeFacts()
     state: StateShape | None = None
+    hidden: int = 0
 
     @property
     def unbounded(self) -> bool:
@@ -135,6 +137,7 @@ def model_facts(model: Any, tokenizer: Any) -> dict[str, Any]:
         **(_attention_facts(model) if native.family_of(model) is None else _native_facts(model)),
         "window": trained_window(config),
         "vocab": int(config.vocab_size),
+        "hidden": int(getattr(config, "hidden_size", None) or 0),
         "parameters": sum(p.numel() for p in model.parameters()),
         "weight_bytes": weight_bytes(model),
         "eos_ids": eos_ids(model, tokenizer),

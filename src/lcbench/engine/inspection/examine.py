@@ -129,8 +129,8 @@ def examine(
     with ExitStack() as stack:
         stack.enter_context(method.transform_model(loaded.model, len(read.ids) + steps))
         stack.enter_context(method.adapt(loaded.model, read.ids, read.seed))
-        read = _chosen(loaded, method, read) if own else read
-        empty = empty_cache(loaded, method, len(read.ids)) if own else None
+        read = _chosen(loaded, method, read)
+        empty = empty_cache(loaded, method, len(read.ids))  # as `read_alone` does, once the tokens are chosen
         record = prefill(loaded, read.ids, observe=method.observes(), cache=empty, chunk=chunk)
         torch.manual_seed(read.seed)
         with watching(witness):

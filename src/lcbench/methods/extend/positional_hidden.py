@@ -83,6 +83,8 @@ class PositionalHidden(Extension):
 
     def bind(self, info: ModelInfo, home: Path) -> Method:
         self.layers(info.layers)
+        if self.channels is not None and info.hidden:
+            refuse_channels(self.channels, info.hidden)
         return self if self.channels is not None else bound(self, _calibration=load_json(NAME, info, home))
 
     def check(self, shape: CacheShape) -> None:
@@ -107,11 +109,7 @@ class PositionalHidden(Extension):
     def transform_model(self, model: Any, length: int) -> AbstractContextManager[Any]:
         attentions = list(attention_modules(model))
         width = model.config.get_text_config(decoder=True).hidden_size
-        if max(self.scaled) >= width:
-            raise ModelError(
-                f"{NAME}@channels={max(self.scaled)} is not one of the model's {width} hidden channels.",
-                f"Use 0 to {width - 1}.",
-            )
+        refuse_channels(self.scaled, width)
         chosen = self.layers(len(attentions))
         return routing.other_input(model, {attentions[layer]: self._scale for layer in chosen})
 
@@ -128,6 +126,15 @@ class PositionalHidden(Extension):
             for i in range(shape.layers)
         ]
         return KVCache(layers)
+
+
+def refuse_channels(channels: Sequence[int], width: int) -> None:
+    """Raises ModelError for channels that a model of so many hidden channels does not have."""
+    if max(channels) >= width:
+        raise ModelError(
+            f"{NAME}@channels={max(channels)} is not one of the model's {width} hidden channels.",
+            f"Use 0 to {width - 1}.",
+        )
 
 
 def attention_modules(model: Any) -> Iterator[nn.Module]:
