@@ -110,9 +110,8 @@ def generate(
         UnknownName, UsageError: a method that is none.
         ModelError: a method that cannot serve the model.
     """
-    from lcbench.engine.single import answer_one
+    from lcbench.engine.single import answer_one, read_of
     from lcbench.engine.stacked import Rules
-    from lcbench.tasks.truncation import LEAST_LENGTH, exact_ids
 
     place = _home(home)
     _whole("max_new_tokens", max_new_tokens, least=1)
@@ -122,9 +121,8 @@ def generate(
     bound = _bound(method, loaded, place)
     answers = []
     for lesson in _encoded(loaded, texts, bound, chat, chat_format, place):
-        ids, window = lesson, bound.window_of(loaded.info.window)
-        if bound.learns and window is not None and window - max_new_tokens >= LEAST_LENGTH:
-            ids = list(exact_ids(lesson, window - max_new_tokens).ids)
+        window = bound.window_of(loaded.info.window)
+        ids = read_of(lesson, bound, window, max_new_tokens)
         if window is not None and not loaded.info.unbounded and len(ids) + max_new_tokens > window:
             raise BadValue(
                 f"A prompt of {len(ids)} tokens and an answer of {max_new_tokens} do not fit the window of {window}.",

@@ -15,6 +15,7 @@ from lcbench.engine.generate import read_alone
 from lcbench.engine.stacked import Generated, Rules, decode_rows
 from lcbench.methods.base import Method
 from lcbench.models.info import LoadedModel
+from lcbench.tasks.truncation import LEAST_LENGTH, exact_ids
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,14 @@ class Answered:
     kept_tokens: float
     kv_bytes: int
     kv_bytes_full: int
+
+
+def read_of(ids: Sequence[int], method: Method, window: int | None, answer_tokens: int) -> Sequence[int]:
+    """What is read of a prompt: all of it, and for a method that learns the prompt first what fits the window with the
+    answer, its middle left out. ``window``: None for none."""
+    if not method.learns or window is None or window - answer_tokens < LEAST_LENGTH:
+        return ids
+    return exact_ids(ids, window - answer_tokens).ids
 
 
 def answer_one(
