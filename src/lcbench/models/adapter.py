@@ -306,7 +306,7 @@ def _forward_native(
     if any(watching for watching in observers) or not all(hasattr(row, "native") for row in rows):
         raise ModelError(
             f"{type(model).__name__} runs on its own cache, which nothing can watch or replace.",
-            "Use --method full, or a model whose layers are all attention.",
+            "Use --method full, or a model whose layers are all plain attention.",
         )
     states = [row.native for row in rows]
     if len(states) > 1 and input_ids.shape[1] == 1 and native.may_step_together(model, states):
