@@ -37,6 +37,24 @@ def test_a_row_does_not_depend_on_its_neighbours(inner: int, outer: int) -> None
             assert torch.equal(linear.product(some[:count], weight), together[:count])
 
 
+@needs_onednn
+def test_torch_multiplies_where_onednn_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    def poor(*args: object) -> torch.Tensor:
+        raise RuntimeError(said[-1])
+
+    weight, some = rows(80, 48, seed=1), rows(3, 48)
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", poor)
+    with torch.inference_mode():
+        for words in linear.OUT_OF_MEMORY:
+            said.append(words)
+            assert torch.equal(linear.product(some, weight), nn.functional.linear(some, weight))
+        said.append("mat1 and mat2 shapes cannot be multiplied")
+        with pytest.raises(RuntimeError, match="shapes"):
+            linear.product(some, weight)
+
+
 def test_gradients_flow() -> None:
     layer = nn.Linear(8, 4)
     linear.by_onednn(layer)

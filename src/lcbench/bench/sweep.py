@@ -10,13 +10,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lcbench import __version__
 from lcbench.bench.capacity import ByteModel, probe, try_largest
 from lcbench.bench.efficiency import Cell, Workload, check, measure
 from lcbench.config.spec import ModelSpec
 from lcbench.engine.generate import check_chunk
+from lcbench.engine.memory import is_out_of_memory
 from lcbench.errors import BadValue, LcbenchError, ModelError, StoreError
 from lcbench.measure.bandwidth import copy_bandwidth
 from lcbench.measure.device import kind_of
@@ -190,12 +189,9 @@ class Bench:
             raise
         except LcbenchError as error:
             problem = error.message
-        except (torch.OutOfMemoryError, MemoryError):
-            problem = "out of memory"
         except Exception as error:
             text = " ".join(str(error).split())
-            memory = "can't allocate memory" in text  # torch's allocator of the CPU raises a plain RuntimeError
-            problem = "out of memory" if memory else f"{type(error).__name__}: {text}"[:500]
+            problem = "out of memory" if is_out_of_memory(error) else f"{type(error).__name__}: {text}"[:500]
         return {"status": "error", "error": problem}
 
     def _ready(self) -> LoadedModel:

@@ -19,6 +19,7 @@ from lcbench.config.budget import Budget
 from lcbench.measure.memory import available_bytes
 from lcbench.methods.base import Method
 from lcbench.models.info import ModelInfo
+from lcbench.models.linear import OUT_OF_MEMORY
 from lcbench.models.shape import CacheShape
 
 _ACTIVATIONS = (
@@ -26,7 +27,6 @@ _ACTIVATIONS = (
 )
 _SCORES = 2**27  # what observers and scorers take for a moment: two blocks of weights (kv.weights) and their sorting
 _LEAST = 2**26
-_ONEDNN = ("could not create a primitive", "could not create a memory object", "could not execute a primitive")
 _GPU_RESERVE = 2**30  # CUDA context, cuBLAS workspaces, fragments
 
 
@@ -103,7 +103,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     told = "out of memory" in text or "can't allocate memory" in text
-    return isinstance(error, RuntimeError) and (told or text in _ONEDNN)
+    return isinstance(error, RuntimeError) and (told or text in OUT_OF_MEMORY)
 
 
 def release(device: torch.device) -> None:

@@ -197,10 +197,12 @@ class Reader:
                 self._ran_out(prompts, batch, error)
             answer.problem = sentence(error)
             return answer
-        answer.cache, answer.logits = cache, record.logits
         answer.plain = prompts.shared and is_untouched(cache, record, prompt.tokens + prompts.max_new_tokens)
+        if answer.plain:
+            cache = record.cache.fork()  # without what the method keeps to act later: it is the full cache's row
+        answer.cache, answer.logits = cache, record.logits
         answer.kept, answer.held, answer.resident = cache.entries, cache.storage_nbytes, cache.resident_nbytes
-        if method.traits.memory == "simulated":
+        if method.traits.memory == "simulated" and not answer.plain:
             answer.held = method.logical_nbytes(self.loaded.shape(), record.length)
         if record.length < len(prompts.read_first(prompt)):
             answer.read = record.length

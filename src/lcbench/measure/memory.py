@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
+from lcbench.measure.confines import bytes_left
 from lcbench.measure.device import kind_of, synchronize
 
 _STATUS = Path("/proc/self/status")
@@ -72,13 +73,16 @@ def peak_resident_bytes() -> int:
 
 def available_bytes(device: object = "cpu") -> int:
     """Memory that a process could take on ``device`` now: free on a GPU (what this process has cached but does not use
-    counts as free); on a CPU what the system calls available, or half of all memory where it does not say."""
+    counts as free); on a CPU what the system calls available, or half of all memory where it does not say, and no more
+    than limits of the process and of its container leave (`measure.confines`)."""
     if kind_of(device) == "cuda":
         import torch
 
         free, _ = torch.cuda.mem_get_info(str(device))
         return int(free + torch.cuda.memory_reserved(str(device)) - torch.cuda.memory_allocated(str(device)))
-    return _field(_MEMORY, "MemAvailable") or _physical_bytes() // 2
+    free = _field(_MEMORY, "MemAvailable") or _physical_bytes() // 2
+    left = bytes_left()
+    return free if left is None else min(free, left)
 
 
 def _physical_bytes() -> int:

@@ -5,6 +5,9 @@ library that torch computes 16-bit products with. Moreover a row of oneDNN's pro
 stand beside it, from two on, so that answers decoded together come out to the bit as those decoded one by one; a single
 row is computed twice for that.
 
+Where memory is short oneDNN may fail to make a product, and once it has, go on failing when there is room again.
+torch's own product is then taken: correct, though its last bits may depend on the neighbours.
+
 While gradients are recorded (test-time training), and on every other device and dtype, torch's own product is taken.
 """
 
@@ -18,6 +21,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 _ONEDNN = platform.machine().lower() in ("x86_64", "amd64") and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+# What oneDNN says for want of memory, in whole and in lower case.
+OUT_OF_MEMORY = (
+    "could not create a primitive",
+    "could not create a memory object",
+    "could not execute a primitive",
+    "std::bad_alloc",
+)
 
 
 def product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -36,7 +46,12 @@ def product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     single = len(flat) == 1
     if single:
         flat = flat.repeat(2, 1)
-    made: Tensor = torch.ops.mkldnn._linear_pointwise(flat, weight, bias, "none", [], "")
+    try:
+        made: Tensor = torch.ops.mkldnn._linear_pointwise(flat, weight, bias, "none", [], "")
+    except RuntimeError as error:
+        if str(error).lower() not in OUT_OF_MEMORY:
+            raise
+        return functional.linear(rows, weight, bias)
     if single:
         made = made[:1].clone()  # a view would keep both rows in memory
     return made.view(*rows.shape[:-1], weight.shape[0])
