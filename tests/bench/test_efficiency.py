@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -127,6 +129,29 @@ def test_the_limit_counts_what_a_step_reads(tiny: LoadedModel) -> None:
     assert full.step_bytes == full.read_bytes + prompt + 4 * token // 2  # four tokens are fed back: two, on average
     assert quest.kv_bytes >= prompt  # keeps everything
     assert quest.step_bytes < full.read_bytes + prompt / 2  # and reads a part of it
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral", "jetmoe"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_limit_counts_the_experts_that_were_chosen(tmp_path: Path, kind: str, batch: int) -> None:
+    config = {"model_type": kind, "hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 48}
+    config |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 99}
+    config |= {"num_experts": 16, "num_local_experts": 16, "num_experts_per_tok": 2, "head_dim": 8, "kv_channels": 16}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    try:
+        loaded = load_random(ModelSpec(name=str(tmp_path)))
+    except ModelError as error:
+        pytest.skip(error.message)
+    cell = measure(loaded, resolve("full"), Workload(40, batch=batch, new_tokens=5, repeats=1))
+    owners = [m for m in loaded.model.modules() if any(p.ndim == 3 for p in m.parameters(recurse=False))]
+    experts = sum(p.numel() * E for m in owners for p in m.parameters(recurse=False))
+    rest = efficiency.weights_read(loaded.model) - experts
+    assert owners
+    if batch == 1:  # two of sixteen in every layer and step
+        assert cell.read_bytes == pytest.approx(rest + experts / 8, abs=len(owners))
+    else:
+        assert rest + experts / 8 - len(owners) <= cell.read_bytes <= rest + 6 * experts / 16
+    assert not any(m._forward_pre_hooks for m in loaded.model.modules())  # nothing is left behind
 
 
 @pytest.mark.parametrize("name", ["full", "kivi@bits=2", "snapkv@budget=64", "streamingllm@budget=64", "h2o@budget=64"])

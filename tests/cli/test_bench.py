@@ -47,6 +47,10 @@ def lines(path: str | Path) -> list[dict[str, Any]]:
         (("--lengths", "0"), "--lengths 0", "1,4,16"),
         (("--lengths", "12,x"), "--lengths 12,x", "1,4,16"),
         (("--lengths", "12,12"), "different", "1,4,16"),
+        (("--lengths", "99999999999999999999"), "is not a list", "1,4,16"),
+        (("--method", "full,full"), "full is given twice", "once"),
+        (("--random-weights", ""), "names nothing", "list models"),
+        (("--revision", "main"), "no revision", "--model"),
         (("--batch", "-1"), "--batch -1", "1,4,16"),
         (("--random-weights", "llama-3-9b"), "Unknown architecture 'llama-3-9b'", "llama-3-8b"),
         (("--random-weights", "nowhere/config.json"), "There is no file nowhere/config.json", "qwen3-8b"),
@@ -74,6 +78,59 @@ def test_bad_input_is_one_sentence_and_a_next_step(cli: Cli, words: tuple[str, .
     assert step in done.err
     assert "Traceback" not in done.err
     assert not Path("runs").exists()
+
+
+def small(folder: Path, **facts: Any) -> Path:
+    config = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 32, "vocab_size": 99}
+    config |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, **facts}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder / "config.json"
+
+
+@pytest.mark.parametrize(
+    ("facts", "sentence"),
+    [
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+        ({"num_hidden_layers": -2}, "num_hidden_layers is -2"),
+        ({"vocab_size": 0}, "vocab_size is 0"),
+        ({"hidden_size": 33}, "The hidden size (33) is not a multiple"),
+        ({"num_attention_heads": 0}, "config of a model"),
+    ],
+)
+def test_a_config_that_makes_no_model(cli: Cli, tmp_path: Path, facts: dict[str, int], sentence: str) -> None:
+    done = cli("bench", "--random-weights", small(tmp_path, **facts), "--lengths", "8")
+    assert done.code == 2
+    assert sentence in done.err
+    assert "Traceback" not in done.err
+
+
+def test_a_config_that_changed_is_another_model(cli: Cli, tmp_path: Path) -> None:
+    command = ("bench", "--random-weights", tmp_path / "config.json", "--method", "full", "--lengths", "8")
+    command += ("--new-tokens", "2", "--repeats", "1", "--out", "r")
+    small(tmp_path)
+    cli(*command)
+    small(tmp_path, num_hidden_layers=3)
+    done = cli(*command)
+    assert done.code == 0
+    assert "measured before" not in done.err
+    two, three = lines("r")
+    assert two["identity"] != three["identity"]
+    assert two["weight_bytes"] < three["weight_bytes"]
+    assert "1 of 1 were measured before" in cli(*command).err
+
+
+def test_lengths_beyond_the_window(cli: Cli, tmp_path: Path) -> None:
+    options = ("--method", "full", "--new-tokens", "2", "--repeats", "1")
+    learned = {"model_type": "gpt2", "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}
+    done = cli("bench", "--random-weights", small(tmp_path, **learned), "--lengths", "63", *options)
+    assert done.code == 0, done.err  # the second new token is not fed back: positions 0 to 63
+    done = cli("bench", "--random-weights", tmp_path / "config.json", "--lengths", "8,64", *options)
+    assert done.code == 2
+    assert "learned positions for 64 tokens" in done.err
+    rotated = small(tmp_path, max_position_embeddings=64)
+    done = cli("bench", "--random-weights", rotated, "--lengths", "80", *options)
+    assert done.code == 0
+    assert "was trained for 64 tokens" in done.err
 
 
 def test_an_architecture_larger_than_memory_is_refused_before_it_is_made(cli: Cli, tmp_path: Path) -> None:

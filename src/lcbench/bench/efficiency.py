@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lcbench.bench.experts import watching
 from lcbench.engine.generate import read_alone
 from lcbench.engine.stacked import Rules, decode_rows
 from lcbench.errors import ModelError
@@ -80,6 +81,7 @@ class Pass:
         kv_bytes: memory behind the R caches right after compression. kv_read: bytes of it that the first step reads.
         phases: by name "read" (the last prompt's forward pass), "compress" (its cache being made), "decode"; empty
             in passes whose memory was not measured.
+        unread: bytes of experts that a decoding step left alone (`experts`); 0 in passes that did not look.
     """
 
     first: tuple[float, ...]
@@ -88,6 +90,7 @@ class Pass:
     kv_bytes: int
     kv_read: int
     phases: dict[str, Phase] = field(default_factory=dict)
+    unread: int = 0
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,8 @@ class Cell:
     Attributes:
         passes: the timed ones, in order. phases: memory by part (see `Pass`); from a pass of its own on a CPU, where
             counting memory takes time.
-        weight_bytes: of the model. read_bytes: weights that one decoding step must read.
+        weight_bytes: of the model. read_bytes: weights that one decoding step must read; of a mixture of experts those
+            that the steps of the first pass chose, mean.
         kv_bytes_full: of R uncompressed caches of the prompts.
         resident_bytes: highest resident set of the process, 0 on a GPU.
     """
@@ -164,22 +168,24 @@ def measure(loaded: LoadedModel, method: Method, work: Workload) -> Cell:
     """
     check(loaded.info, method)
     device, cpu = loaded.info.device, kind_of(loaded.info.device) != "cuda"
-    passes, phases = [], {}
+    passes, phases, unread = [], {}, 0
     release(device)
     with PeakMemory(device) as resident, method.transform_model(loaded.model, work.prompt_tokens + work.new_tokens):
         for attempt in range(work.repeats + 1):
             # On a GPU counting costs nothing, and a first pass takes memory (workspaces) that later ones do not.
             metered = attempt == (0 if cpu else 1)
-            done = run_pass(loaded, method, work, metered=metered)
+            done = run_pass(loaded, method, work, metered=metered, watched=not attempt)
             phases.update(done.phases)
             if attempt:
                 passes.append(done)
+            else:
+                unread = done.unread
     return Cell(
         work=work,
         passes=tuple(passes),
         phases=phases,
         weight_bytes=loaded.info.weight_bytes,
-        read_bytes=weights_read(loaded.model),
+        read_bytes=weights_read(loaded.model) - unread,
         kv_bytes_full=work.batch * loaded.shape().full_bytes(work.prompt_tokens),
         resident_bytes=resident.bytes if cpu else 0,
     )
@@ -219,12 +225,19 @@ def weights_read(model: object) -> int:
 
 
 def run_pass(
-    loaded: LoadedModel, method: Method, work: Workload, *, metered: bool = False, held: Sequence[KVCache] = ()
+    loaded: LoadedModel,
+    method: Method,
+    work: Workload,
+    *,
+    metered: bool = False,
+    watched: bool = False,
+    held: Sequence[KVCache] = (),
 ) -> Pass:
     """Read R prompts, compress, decode together.
 
     Args:
         metered: also measure memory by part, for the last prompt (when the other R - 1 caches are held) and decoding.
+        watched: also look which experts decoding reads, which takes time.
         held: further caches that decode along, as if their prompts had been read before (see `capacity`).
     """
     device, weights = loaded.info.device, loaded.info.weight_bytes
@@ -250,6 +263,7 @@ def run_pass(
         rules = Rules(work.new_tokens, min_new_tokens=work.new_tokens)
         rows = [logits[0]] * len(held) + logits
         logits.clear()
+        seeing = stack.enter_context(watching(loaded.model)) if watched else None
         with _part(meter, "decode"), Stopwatch(device) as decoding:
             decode_rows(loaded, caches, torch.stack(rows), rules)
     phases = {}
@@ -257,7 +271,8 @@ def run_pass(
         # Rows that decoded together share tensors. Asking each for its own would take them apart, in new memory.
         kv["decode"] = meter.left["decode"] - meter.start - sum(row.untyped_storage().nbytes() for row in rows)
         phases = {name: Phase(most - weights, kv[name]) for name, most in meter.parts.items()}
-    return Pass(tuple(firsts), reading.seconds, decoding.seconds, kv_bytes, kv_read, phases)
+    unread = 0 if seeing is None else seeing.unread
+    return Pass(tuple(firsts), reading.seconds, decoding.seconds, kv_bytes, kv_read, phases, unread)
 
 
 def _part(meter: AllocatorPeak | None, name: str) -> AbstractContextManager[None]:

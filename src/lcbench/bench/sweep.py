@@ -15,8 +15,8 @@ from lcbench.bench.capacity import ByteModel, probe, try_largest
 from lcbench.bench.efficiency import Cell, Workload, check, measure
 from lcbench.config.spec import ModelSpec
 from lcbench.engine.generate import check_chunk
-from lcbench.engine.memory import is_out_of_memory
-from lcbench.errors import BadValue, LcbenchError, ModelError, StoreError
+from lcbench.engine.outcome import sentence
+from lcbench.errors import BadValue, LcbenchError, ModelError, StoreError, UsageError
 from lcbench.measure.bandwidth import copy_bandwidth
 from lcbench.measure.device import kind_of
 from lcbench.measure.machine import machine, total_bytes
@@ -85,9 +85,13 @@ class Bench:
             turned_by = [method.id for method in methods if method.turns]
             self.info = describe(spec.model, home, say=say, turned_by=turned_by)[0]
         check_chunk(self.info, spec.prefill_chunk)
+        _check_lengths(self.info, spec, say)
         for one in methods:
             require(one, self.info.shape(), self.info.name)
         self.methods: list[Method] = [one.bind(self.info, home) for one in methods]
+        for one in {m.id: m for m in self.methods}.values():
+            if sum(m.id == one.id for m in self.methods) > 1:
+                raise UsageError(f"The method {one.id} is given twice with the same parameters.", "Give it once.")
         for one in self.methods:
             check(self.info, one)
         self.machine = machine(self.info.device)
@@ -190,8 +194,7 @@ class Bench:
         except LcbenchError as error:
             problem = error.message
         except Exception as error:
-            text = " ".join(str(error).split())
-            problem = "out of memory" if is_out_of_memory(error) else f"{type(error).__name__}: {text}"[:500]
+            problem = sentence(error)
         return {"status": "error", "error": problem}
 
     def _ready(self) -> LoadedModel:
@@ -223,6 +226,23 @@ class Bench:
         found = try_largest(loaded, method, work, self.memory, predicted) if tried else predicted
         sizes = {"least_bytes": model.peak(1), "byte_model": asdict(model)}
         return {"max_batch": found, "predicted": predicted, "tried": tried, **sizes}
+
+
+def _check_lengths(info: ModelInfo, spec: BenchSpec, say: Say) -> None:
+    """Refuse lengths at which a model has no positions, and tell of those that it was not trained for."""
+    longest = max(spec.lengths) + spec.new_tokens
+    if longest - 1 <= info.window or info.state is not None:  # the last new token is not fed back
+        return
+    if info.rope.kind == "none":
+        raise BadValue(
+            f"{info.name} has learned positions for {info.window:,} tokens, and {max(spec.lengths):,} with "
+            f"{spec.new_tokens} new ones are {longest:,}.",
+            "Ask for shorter --lengths.",
+        )
+    say(
+        f"{info.name} was trained for {info.window:,} tokens; at {max(spec.lengths):,} its speed and memory are "
+        "measured, and what it says there means nothing."
+    )
 
 
 def cell_row(cell: Cell, method: Method, loaded: LoadedModel, bandwidth: float) -> Row:

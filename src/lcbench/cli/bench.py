@@ -21,6 +21,7 @@ from lcbench.errors import BadValue, UsageError
 if TYPE_CHECKING:
     from lcbench.bench.sweep import BenchSpec
 
+_MOST = 2**31 - 1
 _WHAT, _HOW, _MODEL = "What to measure", "How", "Model"
 
 
@@ -90,6 +91,8 @@ def bench(
     """
     if model is not None and random_weights is not None:
         raise UsageError("--model and --random-weights were both given.", "Give one of them.")
+    if random_weights is not None and not random_weights.strip():
+        raise UsageError("--random-weights names nothing.", "`lcbench list models` shows the architectures.")
     if memory is not None and not max_batch:
         raise UsageError("--memory says how much --max-batch may fill.", "Add --max-batch, or leave --memory out.")
     names = [m for text in method or ["full,kivi"] for m in split_items(text)]
@@ -166,7 +169,7 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
         numbers = [int(piece) for piece in text.split(",")]
     except ValueError:
         numbers = []
-    if not numbers or min(numbers) < 1 or len(set(numbers)) < len(numbers):
+    if not numbers or min(numbers) < 1 or max(numbers) > _MOST or len(set(numbers)) < len(numbers):
         raise BadValue(f"{option} {text} is not a list of different whole numbers from 1.", f"Write {option} 1,4,16.")
     return tuple(numbers)
 

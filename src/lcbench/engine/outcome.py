@@ -74,7 +74,8 @@ def sentence(error: BaseException) -> str:
         return error.message
     if is_out_of_memory(error):
         return "out of memory"
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+    text = str(error).partition("\nException raised from ")[0]  # torch's own frames below its sentence
+    return f"{type(error).__name__}: {' '.join(text.split())}"[:500]
 
 
 def ends_the_run(error: Exception) -> bool:

@@ -128,10 +128,12 @@ def is_hub_failure(error: BaseException) -> bool:
 
 
 def plain(error: BaseException) -> str:
-    """First line of an exception's text, tokens removed, at most 300 characters."""
+    """First line of an exception's text (and the next where it ends with a colon), tokens removed, at most 300
+    characters."""
     from huggingface_hub import get_token
 
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    text = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
     token = get_token()
     if token:
         text = text.replace(token, "***")

@@ -30,8 +30,8 @@ class ModelInfo:
         name: what the user asked for: "demo", a hub id, a folder or a GGUF file.
         source: where the weights came from; "memory" for a model that was handed over, "random" for drawn ones.
         architecture: class name, e.g. "LlamaForCausalLM".
-        revision: commit of a hub model. weights_sha256: hex digest of local weights. One of them is set, except
-            for models in memory.
+        revision: commit of a hub model. weights_sha256: hex digest of local weights, or of the config and
+            seed that random ones are drawn from. One of them is set, except for models in memory.
         layers, heads, kv_heads, head_dim: N, H, Hk, d; H, Hk and d are 0 without attention layers.
         scaling: factor on the attention logits.
         window: positions the model was trained for, RoPE scaling of its config included; `UNBOUNDED` where the config

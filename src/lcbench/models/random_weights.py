@@ -7,6 +7,7 @@ for; no copy in another dtype or place is made on the way. There is no tokenizer
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ from lcbench.models.info import LoadedModel, ModelInfo, library_versions, model_
 from lcbench.models.place import FLASH, Placement, attention_kernel, place
 from lcbench.models.quiet import quiet
 
+_AT_LEAST_ONE = ("num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size")
 
-def describe_random(spec: ModelSpec) -> ModelInfo:
+
+def describe_random(spec: ModelSpec, *, seed: int = 0) -> ModelInfo:
     """Facts of an architecture without making its weights.
 
     Args:
@@ -31,10 +34,11 @@ def describe_random(spec: ModelSpec) -> ModelInfo:
 
     Raises:
         UnknownName: no such architecture. ModelError: no such file, a config that cannot be served, a device or dtype
-            that is not there, or ``load_in``, which needs weights that were trained. BadValue: a device that is none.
+            that is not there, or ``load_in`` or ``revision``, which are of weights that were trained. BadValue: a
+            device that is none.
     """
     placement = _placement(spec)
-    return _info(spec, _skeleton(spec, placement, torch.device("meta")), placement)
+    return _info(spec, _skeleton(spec, placement, torch.device("meta")), placement, seed)
 
 
 def load_random(spec: ModelSpec, *, seed: int = 0) -> LoadedModel:
@@ -51,7 +55,7 @@ def load_random(spec: ModelSpec, *, seed: int = 0) -> LoadedModel:
         raise ModelError(
             f"{spec.name} does not fit into memory on {placement.device}.", "Use --dtype bfloat16 or a smaller one."
         ) from None
-    info = _info(spec, model, placement)
+    info = _info(spec, model, placement, seed)
     adapter.install(model)
     if info.attn == FLASH:
         flash.use_in(model)
@@ -59,6 +63,8 @@ def load_random(spec: ModelSpec, *, seed: int = 0) -> LoadedModel:
 
 
 def _placement(spec: ModelSpec) -> Placement:
+    if spec.revision is not None:
+        raise ModelError("Random weights have no revision.", "Leave --revision out, or name a model with --model.")
     if spec.load_in is not None:
         raise ModelError("Random weights cannot be loaded in 8 or 4 bits.", "Leave --load-in out, or name a model.")
     return place(spec)
@@ -91,21 +97,36 @@ def _skeleton(spec: ModelSpec, placement: Placement, device: torch.device) -> An
     from transformers import AutoModelForCausalLM
 
     config = _config(spec.name)
+    _check_sizes(spec.name, config)
     try:
         with quiet(), device:
             model = AutoModelForCausalLM.from_config(config, dtype=placement.dtype, attn_implementation="eager")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError) as error:
         raise ModelError(f"No model can be made from {spec.name}: {plain(error)}.", "Give another config.") from None
     support.check(model)
     return model
 
 
-def _info(spec: ModelSpec, model: Any, placement: Placement) -> ModelInfo:
+def _check_sizes(name: str, config: Any) -> None:
+    text = config.get_text_config(decoder=True)
+    for key in _AT_LEAST_ONE:
+        size = getattr(text, key, None)
+        if isinstance(size, int) and size < 1:
+            raise ModelError(f"No model can be made from {name}: {key} is {size}.", "Give another config.")
+
+
+def _digest(model: Any, seed: int) -> str:
+    """Hex digest of what the weights are drawn from."""
+    facts = model.config.to_json_string(use_diff=False)
+    return hashlib.sha256(f"{seed}\n{facts}".encode()).hexdigest()
+
+
+def _info(spec: ModelSpec, model: Any, placement: Placement, seed: int) -> ModelInfo:
     return ModelInfo(
         name=spec.name,
         source="random",
         revision=None,
-        weights_sha256=None,
+        weights_sha256=_digest(model, seed),
         dtype=str(placement.dtype).removeprefix("torch."),
         device=str(placement.device),
         attn=attention_kernel(model, spec, placement),
