@@ -11,6 +11,7 @@ from made_up import LIMITS, Words, counted_passes, go
 
 from lcbench.config.spec import ModelSpec, RunSpec
 from lcbench.engine.answer import Answerer
+from lcbench.engine.estimate import MachineRates, estimate
 from lcbench.engine.generate import prefill
 from lcbench.engine.groups import make_groups
 from lcbench.engine.options import Options
@@ -151,6 +152,46 @@ def test_a_run_reads_the_common_text_once_and_answers_as_without(tmp_path: Path)
     for m in shared.methods:
         for record in shared.records(m, "onetext"):
             assert record == apart[m, record.id]
+
+
+@dataclass(frozen=True)
+class ThreeTexts(Words):
+    """Four questions on each of three texts of nearly the same length, in turn."""
+
+    name = "threetexts"
+
+    def load(self, home: Path, limit: int | None = None) -> Loaded:
+        texts = [f"{word} again and again, " * 12 for word in ("one thing", "two things", "a third")]
+        rows = [
+            Row(f"t{t}q{q}", {"text": f"{text}{q} is asked here" + "?" * (4 * q + t)}, ("a",), length=9)
+            for q in range(4)
+            for t, text in enumerate(texts)
+        ]
+        return Loaded(rows)
+
+    def prompt(self, row: Row, home: Path) -> Prompt:
+        return Prompt(row.fields["text"])
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8])
+def test_texts_are_read_once_though_their_questions_lie_in_several_groups(tmp_path: Path, rows: int) -> None:
+    loaded, task, limits = loaded_tiny(), ThreeTexts(), replace(LIMITS, rows=rows)
+    with counted_passes(loaded) as passes:
+        go(loaded, tmp_path / "run", [resolve("full")], task=task, limits=limits)
+    read = sum(n for n in passes if n > 1)
+    spec = RunSpec(model=ModelSpec(name="tiny"))
+    texts = [(task, task.load(Path()))]
+    sets = prepare(spec, loaded.info, loaded.tokenizer, [resolve("full")], texts, Path())
+    groups = make_groups(sets, loaded.shape(), limits)
+    assert read == estimate(loaded.info, sets, groups, MachineRates(1.0, 1.0)).read_tokens
+    parts = {
+        p: (cuts[-1], sets[0].prompts[p].tokens) for g in groups for p, cuts in zip(g.prompts, g.cuts, strict=True)
+    }
+    assert len(parts) == 12
+    once = sum(cut for cut, _ in parts.values()) / 4 + sum(length - cut for cut, length in parts.values())
+    # The group that needs most comes first; where it is not the first of its text, one text is read twice.
+    assert once <= read + 3 * 30
+    assert read <= once + max(cut for cut, _ in parts.values()) + 3 * 30
 
 
 def _cut(loaded: LoadedModel) -> int:

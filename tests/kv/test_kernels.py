@@ -237,6 +237,24 @@ def test_what_the_kernels_do_not_do_stays_with_torch(monkeypatch: pytest.MonkeyP
 
 
 @needs_triton
+def test_rows_that_stay_with_torch_take_no_others_with_them() -> None:
+    def made(chosen: tuple[int, ...]) -> Tensor:
+        stores = [
+            KiviLayer(*text(1, 200 + r, 64, r, torch.float16), bits=2, group=32, residual=(128, 64, 128)[r])
+            for r in chosen
+        ]
+        query, key, value = new_tokens(3, 2, 1, 64, 7, torch.float16)
+        rows = list(chosen)
+        out = KiviLayer.attend_rows(stores, query[rows], key[rows], value[rows], AttentionRule(0.1))
+        assert [store.place is not None for store in stores] == [r != 1 for r in chosen]
+        return out
+
+    together = made((0, 1, 2))
+    for r in range(3):
+        assert torch.equal(made((r,))[0], together[r])
+
+
+@needs_triton
 def test_a_model_decodes_alike_either_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits of two ragged rows through transformers and the adapter, over a flush of the second."""
     model = tiny_model(layers=2, heads=4, kv_heads=2, head_dim=64, dtype=torch.float16 if GPU else torch.float32)

@@ -250,6 +250,25 @@ def test_a_row_comes_out_the_same_whatever_is_computed_beside_it() -> None:
         assert torch.equal(made([r])[0], together[r])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nor_whatever_else_the_others_do(dtype: torch.dtype) -> None:
+    """A row with a policy, or with keys for every query head, attends in a way of its own; its neighbours do not."""
+    texts = [tuple(part.to(dtype) for part in tokens(L + 5, seed)) for seed in range(4)]
+    twice = [head for head in KEPT for _ in range(2)]
+
+    def made(chosen: Sequence[int]) -> list[Tensor]:
+        (_, a, b), (_, c, d), (_, e, f), (_, g, h) = texts
+        acting = ragged(c, d, OTHER, policy=DropOldest(4))
+        layers = [ragged(a, b), acting, ragged(e, f, twice), ragged(g, h, OTHER)]
+        some, words = [layers[r] for r in chosen], [texts[r] for r in chosen]
+        return [step(some, words, at) for at in range(L, L + 5)]
+
+    together = made([0, 1, 2, 3])
+    for r in range(4):
+        for alone, beside in zip(made([r]), together, strict=True):
+            assert torch.equal(alone[0], beside[r])
+
+
 def test_a_window_that_bites_ends_the_stack() -> None:
     query, key, value = tokens(L + 6)
     layer, held = ragged(key, value), [list(head) for head in KEPT]

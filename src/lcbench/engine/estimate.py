@@ -34,13 +34,15 @@ class MachineRates:
 @dataclass(frozen=True)
 class Estimate:
     """Attributes:
-    seconds: of prefill and decoding, all methods. prefills: prompts to be read. answers: samples to be made.
+    seconds: of prefill and decoding, all methods. prefills: prompts to be read. read_tokens: of them, in one process,
+        without beginnings that were read for another prompt. answers: samples to be made.
     weight_bytes: of the model. kv_bytes: full cache of the longest prompt and its answer.
     peak_bytes: weights, and caches and activations of the largest group (`engine.memory`).
     """
 
     seconds: float
     prefills: int
+    read_tokens: int
     answers: int
     weight_bytes: int
     kv_bytes: int
@@ -91,12 +93,12 @@ def estimate(
     linear = 2.0 * max(info.parameters - info.vocab * width, 0)
     attending = shape.layers if shape.state is None else shape.state.attention_layers
     exact = exact or (shape.state is not None and not shape.state.stacks)
-    seconds, prefills, answers, longest = 0.0, 0, 0, 0
+    seconds, prefills, tokens, answers, longest = 0.0, 0, 0, 0, 0
     for group in groups:
         prompts = sets[group.set_index]
         lengths = [prompts.prompts[i].tokens for i in group.prompts if prompts.prompts[i].error is None]
         shared = [cuts[-1] if cuts else 0 for cuts in group.cuts]
-        read = [n - (cut if i else 0) for i, (n, cut) in enumerate(zip(lengths, shared, strict=False))]
+        read = [n - (cut if i else group.begun) for i, (n, cut) in enumerate(zip(lengths, shared, strict=False))]
         for length, new in zip(lengths, read, strict=True):
             seconds += (linear * new + 2.0 * attending * width * length * new) / rates.flops
         steps, rows = prompts.max_new_tokens, len(prompts.methods)
@@ -106,7 +108,8 @@ def estimate(
         if not exact:
             seconds += steps * rows * len(lengths) * linear / rates.flops
         prefills += len(lengths)
+        tokens += sum(read)
         answers += rows * len(lengths)
         longest = max([longest, *(n + steps for n in lengths)])
     peak = info.weight_bytes + max((group.nbytes for group in groups), default=0)
-    return Estimate(seconds, prefills, answers, info.weight_bytes, shape.full_bytes(longest), peak)
+    return Estimate(seconds, prefills, tokens, answers, info.weight_bytes, shape.full_bytes(longest), peak)

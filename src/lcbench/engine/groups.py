@@ -6,13 +6,17 @@ worker of it, makes the same list; that is what lets a killed run end byte for b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from lcbench.engine.memory import Limits, prompt_bytes, row_bytes
 from lcbench.engine.plan import PromptSet
-from lcbench.engine.prefix import shared_beginnings
+from lcbench.engine.prefix import MOST_HELD, common_length, shared_beginnings
 from lcbench.models.shape import CacheShape
+
+_WORTH = 8  # groups follow each other for a beginning that is at least this part of a prompt
+
+Member = tuple[int, tuple[int, ...]]  # a prompt and where it is cut
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Group:
             in pieces that end there, whether or not a piece can be taken over from another prompt.
         nbytes: predicted bytes of caches and activations at the group's fullest.
         tokens: of its longest prompt.
+        begun: tokens of its first prompt that the group before has read, too.
     """
 
     index: int
@@ -38,6 +43,7 @@ class Group:
     cuts: tuple[tuple[int, ...], ...]
     nbytes: int
     tokens: int
+    begun: int = 0
 
 
 def make_groups(
@@ -46,20 +52,38 @@ def make_groups(
     """Cut a run into groups, the one that needs most memory first.
 
     Running out of memory then happens at once or never, and of several workers none is left with the longest piece at
-    the end. Prompts that share a beginning stay side by side. Prompts that cannot be run (over-length) come last.
+    the end. Groups whose prompts begin alike follow one another, the largest such sequence first. Prompts that cannot
+    be run (over-length) come last.
 
     Args:
         shape: of the model's cache. limits: what a group may hold.
         chunk: tokens a forward pass reads at once. reuse: whether prompts may share their beginnings; those of a
             model with a state never do.
     """
-    groups: list[Group] = []
+    sequences: list[list[Group]] = []
     for number, prompts in enumerate(sets):
         sizes = _Sizes(prompts, shape, limits, chunk)
         shares = reuse and prompts.shared and not prompts.reading and shape.state is None
-        groups += _of_set(number, prompts, sizes, shares)
-    groups.sort(key=lambda group: (-group.nbytes, group.set_index))  # stable: a set's own order stays for equal needs
-    return [replace(group, index=i) for i, group in enumerate(groups)]
+        sequences += _of_set(number, prompts, sizes, shares)
+    # Stable: a set's own order stays for equal needs.
+    sequences.sort(key=lambda some: (-max(group.nbytes for group in some), some[0].set_index))
+    groups = [group for some in sequences for group in some]
+    if groups:
+        groups.insert(0, groups.pop(max(range(len(groups)), key=lambda i: groups[i].nbytes)))
+    return [
+        replace(group, index=i, begun=_begun(sets[group.set_index], groups[i - 1], group) if i else 0)
+        for i, group in enumerate(groups)
+    ]
+
+
+def _begun(prompts: PromptSet, before: Group, group: Group) -> int:
+    """The longest beginning of a group's first prompt at which it is cut and that the last one before has as well."""
+    cuts = group.cuts[0]
+    if before.set_index != group.set_index or not cuts:
+        return 0
+    last, first = (prompts.read_first(prompts.prompts[i]) for i in (before.prompts[-1], group.prompts[0]))
+    common = common_length(last, first)
+    return max((cut for cut in cuts if cut <= common), default=0)
 
 
 class _Sizes:
@@ -78,46 +102,51 @@ class _Sizes:
     def _prompt(self, prompt: int) -> int:
         return prompt_bytes(self._shape, self._tokens[prompt], self._chunk)
 
-    def needs(self, members: Sequence[int], methods: Sequence[int]) -> int:
-        """Bytes at the fullest: one prompt just read, everybody's caches, all answers at their longest."""
-        return sum(self._row(i, m) for i in members for m in methods) + max(self._prompt(i) for i in members)
+    def needs(self, lot: Sequence[Member], methods: Sequence[int]) -> int:
+        """Bytes at the fullest: one prompt just read, everybody's caches, all answers at their longest, and what is
+        held of shared beginnings."""
+        members = [i for i, _ in lot]
+        shared = self._shape.full_bytes(max(cut for _, cuts in lot for cut in (0, *cuts)))
+        held = min(self.limits.room, MOST_HELD * shared)
+        return sum(self._row(i, m) for i in members for m in methods) + max(self._prompt(i) for i in members) + held
 
-    def fit(self, members: Sequence[int]) -> bool:
+    def fit(self, lot: Sequence[Member]) -> bool:
         """Whether prompts can be answered together by all methods."""
         return (
-            len(members) * self._methods <= self.limits.rows
-            and sum(self._tokens[i] for i in members) <= self.limits.tokens
-            and self.needs(members, range(self._methods)) <= self.limits.nbytes
+            len(lot) * self._methods <= self.limits.rows
+            and sum(self._tokens[i] for i, _ in lot) <= self.limits.tokens
+            and self.needs(lot, range(self._methods)) <= self.limits.nbytes
         )
 
-    def waves(self, members: Sequence[int]) -> list[tuple[int, ...]]:
+    def waves(self, lot: Sequence[Member]) -> list[tuple[int, ...]]:
         """All methods at once; those of a single prompt in lots that fit, each of one method at least."""
-        if len(members) > 1:
+        if len(lot) > 1:
             return [tuple(range(self._methods))]
         waves: list[list[int]] = [[]]
         for m in range(self._methods):
             wave = waves[-1]
-            full = len(wave) == self.limits.rows or self.needs(members, [*wave, m]) > self.limits.nbytes
+            full = len(wave) == self.limits.rows or self.needs(lot, [*wave, m]) > self.limits.nbytes
             if wave and full:
                 waves.append(wave := [])
             wave.append(m)
         return [tuple(wave) for wave in waves]
 
-    def group(self, number: int, lot: Sequence[tuple[int, tuple[int, ...]]]) -> Group:
+    def group(self, number: int, lot: Sequence[Member]) -> Group:
         members = tuple(i for i, _ in lot)
-        waves = self.waves(members)
+        waves = self.waves(lot)
         return Group(
             index=0,
             set_index=number,
             prompts=members,
             waves=tuple(waves),
             cuts=tuple(cuts for _, cuts in lot),
-            nbytes=max(self.needs(members, wave) for wave in waves),
+            nbytes=max(self.needs(lot, wave) for wave in waves),
             tokens=max(self._tokens[i] for i in members),
         )
 
 
-def _of_set(number: int, prompts: PromptSet, sizes: _Sizes, reuse: bool) -> list[Group]:
+def _of_set(number: int, prompts: PromptSet, sizes: _Sizes, reuse: bool) -> list[list[Group]]:
+    """The groups of a set, in sequences that are to follow one another."""
     runnable = [i for i, prompt in enumerate(prompts.prompts) if prompt.error is None]
     broken = tuple(i for i, prompt in enumerate(prompts.prompts) if prompt.error is not None)
     if reuse:
@@ -126,16 +155,26 @@ def _of_set(number: int, prompts: PromptSet, sizes: _Sizes, reuse: bool) -> list
         order = shared_beginnings(ids, keep_apart=last)
     else:
         order = [(i, ()) for i in sorted(runnable, key=lambda i: (-prompts.prompts[i].tokens, i))]
-    found: list[Group] = []
-    lot: list[tuple[int, tuple[int, ...]]] = []
+    found: list[list[Group]] = []
+    for lot in _lots(order, sizes):
+        group = sizes.group(number, lot)
+        if found and _WORTH * _begun(prompts, found[-1][-1], group) >= group.tokens:
+            found[-1].append(group)
+        else:
+            found.append([group])
+    if broken:
+        every = tuple(range(len(prompts.methods)))
+        found.append([Group(0, number, broken, (every,), ((),) * len(broken), 0, 0)])
+    return found
+
+
+def _lots(order: Sequence[Member], sizes: _Sizes) -> Iterator[list[Member]]:
+    """Prompts in their order, as many together as fit."""
+    lot: list[Member] = []
     for member in order:
-        if lot and not sizes.fit([i for i, _ in (*lot, member)]):
-            found.append(sizes.group(number, lot))
+        if lot and not sizes.fit([*lot, member]):
+            yield lot
             lot = []
         lot.append(member)
     if lot:
-        found.append(sizes.group(number, lot))
-    if broken:
-        every = tuple(range(len(prompts.methods)))
-        found.append(Group(0, number, broken, (every,), ((),) * len(broken), 0, 0))
-    return found
+        yield lot

@@ -45,6 +45,11 @@ class Limits:
     tokens: int
     nbytes: int
 
+    @property
+    def room(self) -> int:
+        """Bytes of ``nbytes`` that the states after shared beginnings of prompts may take."""
+        return self.nbytes // 4
+
     def to_dict(self) -> dict[str, int]:
         return asdict(self)
 

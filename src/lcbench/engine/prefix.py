@@ -22,6 +22,7 @@ from lcbench.kv.observe import Observation, PrefillObserver
 from lcbench.models.rule import AttentionRule
 
 LEAST = 64  # tokens that must be shared for a further piece to pay for its pass
+MOST_HELD = 4  # states after shared beginnings that are held
 
 
 def shared_beginnings(
@@ -42,7 +43,7 @@ def shared_beginnings(
     """
     numbers = sorted(prompts, key=lambda i: (list(prompts[i]), i))
     ids = [prompts[i] for i in numbers]
-    common = [_common(a, b) for a, b in pairwise(ids)]
+    common = [common_length(a, b) for a, b in pairwise(ids)]
     found: list[tuple[int, tuple[int, ...]]] = []
     pending: list[tuple[int, int, tuple[int, ...]]] = [(0, len(ids), ())] if ids else []
     while pending:
@@ -62,8 +63,8 @@ def shared_beginnings(
     return found
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the common beginning, by halving: comparing slices runs in C."""
+def common_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the common beginning of two prompts' ids, by halving: comparing slices runs in C."""
     low, high = 0, min(len(a), len(b))
     while low < high:
         middle = (low + high + 1) // 2
@@ -96,7 +97,7 @@ class Beginnings:
         nbytes: most bytes held. entries: most of them held.
     """
 
-    def __init__(self, nbytes: int, entries: int = 4) -> None:
+    def __init__(self, nbytes: int, entries: int = MOST_HELD) -> None:
         self._nbytes, self._entries = nbytes, entries
         self._held: OrderedDict[str, Beginning] = OrderedDict()
         self.taken = 0  # tokens that did not have to be read

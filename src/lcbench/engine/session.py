@@ -370,7 +370,7 @@ class Running(OpenRun):
         spec = self.session.spec
         if not self.todo:
             return Outcome(reused=samples_of(self.sets, self.groups))
-        options, room = Options.of(spec), self.limits.nbytes // 4
+        options, room = Options.of(spec), self.limits.room
         team = self._team()
         if team is not None:
             job = Job(spec.model, self.session.home, tuple(self.sets), options, room)

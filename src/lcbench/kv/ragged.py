@@ -19,6 +19,7 @@ from lcbench.kv import attention, stack
 from lcbench.kv.buffer import Buffer
 from lcbench.kv.layer import DenseLayer, LayerKV, Tail, outside_window
 from lcbench.kv.record import LayerRecord, take
+from lcbench.models.lots import in_lots
 from lcbench.models.rule import AttentionRule
 
 
@@ -73,24 +74,23 @@ class RaggedLayer(LayerKV):
     def attend_rows(
         cls, stores: Sequence[LayerKV], query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule
     ) -> Tensor:
-        layers = [store for store in stores if isinstance(store, RaggedLayer)]
-        heads = layers[0].heads
-        if query.shape[2] > 1 or not rule.plain or not all(layer.may_stack(heads, rule) for layer in layers):
+        if query.shape[2] > 1 or not rule.plain:
             return super().attend_rows(stores, query, key, value, rule)
-        copies = heads // key.shape[1]
-        if copies > 1:
-            key, value = key.repeat_interleave(copies, dim=1), value.repeat_interleave(copies, dim=1)
-        rows = [head for layer in layers for head in layer._stacked]
-        asked = query.reshape(len(rows), query.shape[1] // heads, 1, -1)
-        out = stack.attend(rows, asked, key.reshape(len(rows), 1, 1, -1), value.reshape(len(rows), 1, 1, -1), rule)
-        for layer in layers:
-            layer.seen += 1
-        return out.reshape(*query.shape[:3], -1)
+        layers = [store for store in stores if isinstance(store, RaggedLayer)]
 
-    def may_stack(self, heads: int, rule: AttentionRule) -> bool:
+        def attend(heads: int, rows: Sequence[int], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            some = [layers[row] for row in rows]
+            if not heads:
+                return super(RaggedLayer, cls).attend_rows(some, query, key, value, rule)
+            return _attend_stacked(some, query, key, value, rule)
+
+        # Whether a row stacks does not depend on its neighbours: the two ways differ in the last bits.
+        return in_lots([layer.heads if layer.may_stack(rule) else 0 for layer in layers], query, key, value, attend)
+
+    def may_stack(self, rule: AttentionRule) -> bool:
         """Whether one new token can be appended beside layers of as many heads and every entry be seen."""
         inside = rule.window is None or self.seen < rule.window
-        return self.policy is None and self._pending is None and self.heads == heads and inside
+        return self.policy is None and self._pending is None and inside
 
     def _leave_stack(self) -> None:
         """Own keys and values again."""
@@ -239,6 +239,22 @@ class RaggedLayer(LayerKV):
         if self.tail is not None:
             new.tail = self.tail.fork()
         return new
+
+
+def _attend_stacked(
+    layers: Sequence[RaggedLayer], query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule
+) -> Tensor:
+    """`RaggedLayer.attend_rows` for layers of equally many heads that may stack: each head is a row of a stack."""
+    heads = layers[0].heads
+    copies = heads // key.shape[1]
+    if copies > 1:
+        key, value = key.repeat_interleave(copies, dim=1), value.repeat_interleave(copies, dim=1)
+    rows = [head for layer in layers for head in layer._stacked]
+    asked = query.reshape(len(rows), query.shape[1] // heads, 1, -1)
+    out = stack.attend(rows, asked, key.reshape(len(rows), 1, 1, -1), value.reshape(len(rows), 1, 1, -1), rule)
+    for layer in layers:
+        layer.seen += 1
+    return out.reshape(*query.shape[:3], -1)
 
 
 class _Head:

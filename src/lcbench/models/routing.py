@@ -12,7 +12,6 @@ import contextvars
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from lcbench.errors import ModelError
+from lcbench.models.lots import in_lots
 from lcbench.models.rule import AttentionRule
 from lcbench.models.stores import CacheStore, LayerStore, Observer
 
@@ -175,23 +175,11 @@ def _attend_rows(
     stores: Sequence[LayerStore], query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule
 ) -> Tensor:
     """Output ``[B, H, q, d]``; rows whose stores are of one class are handed to that class together."""
-    classes: dict[type[LayerStore], list[int]] = {}
-    for row, store in enumerate(stores):
-        classes.setdefault(type(store), []).append(row)
-    if len(classes) == 1:
-        return type(stores[0]).attend_rows(stores, query, key, value, rule)
-    out = torch.empty(*query.shape[:3], value.shape[-1], dtype=query.dtype, device=query.device)
-    for kind, rows in classes.items():
-        index = _index(tuple(rows), query.device)
-        out[index] = kind.attend_rows([stores[row] for row in rows], query[index], key[index], value[index], rule)
-    return out
 
+    def attend_lot(kind: type[LayerStore], rows: Sequence[int], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return kind.attend_rows([stores[row] for row in rows], query, key, value, rule)
 
-@lru_cache(maxsize=256)
-def _index(rows: tuple[int, ...], device: torch.device) -> Tensor:
-    """Row numbers on the device; the same ones come layer after layer, and a list would be sent there each time."""
-    with torch.inference_mode(False):  # for every later pass, one that records gradients, too
-        return torch.tensor(rows, device=device)
+    return in_lots([type(store) for store in stores], query, key, value, attend_lot)
 
 
 AttentionInterface.register(ATTENTION_NAME, attend)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from lcbench.kv import kernels
 from lcbench.kv.kernels.pages import TOKENS, PageLayout, Row
+from lcbench.models.lots import in_lots
 from lcbench.models.rule import AttentionRule
 
 if TYPE_CHECKING:  # needs Triton
@@ -62,37 +64,35 @@ class Place:
         return row
 
 
-def serves(stores: Sequence[Housed], query: Tensor, rule: AttentionRule) -> bool:
-    """Whether the kernels can do this step: one new token a row of 16-bit numbers (any in the interpreter), plain
+def served(stores: Sequence[Housed], query: Tensor, rule: AttentionRule) -> list[bool]:
+    """Of each row whether the kernels can do its step: one new token of 16-bit numbers (any in the interpreter), plain
     attention, a residual of 128 tokens, 2 or 4 bits, groups and heads of fitting sizes."""
-    if not kernels.wanted(query.device) or query.shape[2] != 1 or not rule.plain:
-        return False
-    if query.device.type == "cuda" and query.dtype == torch.float32:  # the kernels round operands to 16 bits
-        return False
-    if rule.window is not None and max(store.seen for store in stores) >= rule.window:
-        return False
-    kinds = {(store.bits, store.group, store.residual, store.kv_heads) for store in stores}
-    return all(
-        residual == TOKENS and query.shape[1] <= COLUMNS * kv_heads and PageLayout(bits, group, query.shape[3]).serves()
-        for bits, group, residual, kv_heads in kinds
-    )
+    _, heads, new, d = query.shape
+    rounded = query.device.type == "cuda" and query.dtype == torch.float32  # the kernels round operands to 16 bits
+    if not kernels.wanted(query.device) or new != 1 or not rule.plain or rounded:
+        return [False] * len(stores)
+    kinds = [(store.bits, store.group, store.residual, store.kv_heads) for store in stores]
+    fit = {
+        (bits, group, residual, kv_heads): residual == TOKENS
+        and heads <= COLUMNS * kv_heads
+        and PageLayout(bits, group, d).serves()
+        for bits, group, residual, kv_heads in set(kinds)
+    }
+    inside = rule.window or sys.maxsize
+    return [fit[kind] and store.seen < inside for kind, store in zip(kinds, stores, strict=True)]
 
 
 def attend(stores: Sequence[Housed], query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
     """One new token of each row, as `LayerKV.attend_rows`; stores that are in no common arena move into one."""
-    kinds: dict[tuple[int, int], list[int]] = {}
-    for i, store in enumerate(stores):
-        kinds.setdefault((store.bits, store.group), []).append(i)
-    if len(kinds) == 1:
-        out = _attend(stores, query[:, :, 0], key[:, :, 0], value[:, :, 0], rule.scaling)
-    else:
-        out = torch.empty_like(query[:, :, 0])
-        for rows in kinds.values():
-            some = [stores[i] for i in rows]
-            out[rows] = _attend(some, query[rows, :, 0], key[rows, :, 0], value[rows, :, 0], rule.scaling)
+
+    def attend_lot(kind: tuple[int, int], rows: Sequence[int], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        some = [stores[row] for row in rows]
+        return _attend(some, query[:, :, 0], key[:, :, 0], value[:, :, 0], rule.scaling)[:, :, None]
+
+    out = in_lots([(store.bits, store.group) for store in stores], query, key, value, attend_lot)
     for store in stores:
         store.seen += 1
-    return out[:, :, None]
+    return out
 
 
 def _attend(stores: Sequence[Housed], query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:

@@ -23,6 +23,7 @@ from lcbench.kv.packing import BITS, WORD, Packed, group_that_fits, quantize
 from lcbench.kv.record import LayerRecord
 from lcbench.methods.base import CacheTransform, Traits
 from lcbench.methods.registry import method
+from lcbench.models.lots import in_lots
 from lcbench.models.rule import AttentionRule
 
 
@@ -192,18 +193,16 @@ class KiviLayer(LayerKV):
         cls, stores: Sequence[LayerKV], query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule
     ) -> Tensor:
         """On a GPU the step of all rows is computed together, by kernels that read the codes: see `kv.kernels`."""
-        housed = cast(Sequence[KiviLayer], stores)
-        if rows.serves(housed, query, rule):
-            return rows.attend(housed, query, key, value, rule)
         if query.shape[2] > 1:
             return super().attend_rows(stores, query, key, value, rule)
-        outputs = []
-        for row, store in enumerate(housed):
-            store._at_home()
-            store.seen += 1
-            outputs.append(store._attend_newest(query[row], key[row], value[row], store.seen, rule))
-        _settle(housed)
-        return torch.stack(outputs)
+        housed = cast(Sequence[KiviLayer], stores)
+
+        def attend(served: bool, some: Sequence[int], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            lot = [housed[row] for row in some]
+            return (rows.attend if served else _attend_at_home)(lot, query, key, value, rule)
+
+        # Whether the kernels take a row does not depend on its neighbours: they round in another way.
+        return in_lots(rows.served(housed, query, rule), query, key, value, attend)
 
     def append(self, key: Tensor, value: Tensor) -> None:
         assert self._pending is None, "attend must follow append"
@@ -266,6 +265,19 @@ class KiviLayer(LayerKV):
         new._kept, new._dropped = self._kept, self._dropped
         new._own(self.row())
         return new
+
+
+def _attend_at_home(
+    stores: Sequence[KiviLayer], query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule
+) -> Tensor:
+    """One new token of each row without kernels: row by row, what has aged quantized for all of them at once."""
+    outputs = []
+    for row, store in enumerate(stores):
+        store._at_home()
+        store.seen += 1
+        outputs.append(store._attend_newest(query[row], key[row], value[row], store.seen, rule))
+    _settle(stores)
+    return torch.stack(outputs)
 
 
 def _settle(stores: Sequence[KiviLayer]) -> None:
