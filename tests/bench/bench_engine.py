@@ -1,6 +1,6 @@
 """What sharing a prompt saves: the engine's figures on the demo model, each a ratio of two times of this very run.
 
-    make bench                                  # all figures: about ten minutes on two quiet cores
+    make bench                                  # all figures: about half an hour on two quiet cores
     python tests/bench/bench_engine.py --quick  # one row, small grids: a few minutes
     python tests/bench/bench_engine.py --part sweep,generate
 
@@ -156,6 +156,10 @@ class Bench:
         return found
 
 
+def counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def sweep(bench: Bench) -> list[str]:
     """Figure 1: twelve methods in one run, against `full` alone and against twelve runs."""
     together = bench.prompts(TWELVE)
@@ -166,15 +170,16 @@ def sweep(bench: Bench) -> list[str]:
         "full": lambda: bench.answers(alone["full"]),
         "sweep": lambda: made.extend(bench.answers(together)),
     }
-    both = bench.times(pair)
-    others = bench.times({name: lambda name=name: bench.answers(alone[name]) for name in TWELVE if name != "full"}, 1)
-    full, every = both["full"], both["sweep"]
-    single, several = sum(others.values(), full), "the twelve one after another, each in a run of its own"
+    others = {name: lambda name=name: bench.answers(alone[name]) for name in TWELVE if name != "full"}
+    times = bench.times(pair | others)
+    full, every = times["full"], times["sweep"]
+    single = sum((times[name] for name in others), full)
+    several = "the twelve one after another, each in a run of its own"
     tokens = sum(result.record.new_tokens for result in made) // bench.size.repeats
     rows = len(together[0].prompts)
     return [
         "## One run of twelve methods\n",
-        f"{rows} rows of qasper at {TOKENS:,} tokens, {tokens} answer tokens in all: {', '.join(TWELVE)}.\n",
+        f"{counted(rows, 'row')} of qasper at {TOKENS:,} tokens, {tokens} answer tokens in all: {', '.join(TWELVE)}.\n",
         "| | seconds | processor | ratio of seconds | of processor |",
         "|---|---:|---:|---:|---:|",
         f"| the sweep: twelve methods together | {every} | | |",
@@ -222,8 +227,8 @@ def generate(bench: Bench) -> list[str]:
     library = times["generate"]
     return [
         "## The full cache against `generate` of transformers\n",
-        f"The same {len(reference)} prompts of {TOKENS:,} tokens, {ANSWER} new tokens each; {same} of {len(reference)} "
-        "answers are the same text.\n",
+        f"The same {counted(len(reference), 'prompt')} of {TOKENS:,} tokens, {ANSWER} new tokens each; {same} of "
+        f"{len(reference)} answers are the same text.\n",
         "| | seconds | processor | ratio of seconds | of processor |",
         "|---|---:|---:|---:|---:|",
         f"| `generate`, prompt by prompt | {library} | 1 | 1 |",
@@ -235,29 +240,43 @@ def generate(bench: Bench) -> list[str]:
 def scaling(bench: Bench, plot: Path | None) -> list[str]:
     """Figure 3: time against the number of methods and against the prompt's length."""
     names = [*TWELVE, *MORE]
-    by_methods = []
+    by_methods, new = [], {}
+
+    def answers(name: str, sets: Sequence[PromptSet]) -> None:
+        new[name] = sum(result.record.new_tokens for result in bench.answers(sets))
+
     for count in bench.size.methods:
         sets = bench.prompts(names[:count], rows=1)
-        found = bench.times({f"{count} methods": lambda sets=sets: bench.answers(sets)}, 1)
+        found = bench.times({f"{count} methods": lambda sets=sets, count=count: answers(str(count), sets)}, 1)
         by_methods += [(count, time) for time in found.values()]
     by_length = []
     for tokens in bench.size.lengths:
         work = {}
         for kind, chosen in (("full", ["full"]), ("twelve", TWELVE)):
             sets = bench.prompts(chosen, rows=1, tokens=tokens, longest=True)
-            work[f"{kind} at {tokens:,}"] = lambda sets=sets: bench.answers(sets)
+            work[f"{kind} at {tokens:,}"] = lambda sets=sets, kind=kind, tokens=tokens: answers(
+                f"{kind} {tokens}", sets
+            )
         full, twelve = bench.times(work, 1).values()
-        by_length.append((sets[0].prompts[0].tokens, full, twelve))
+        by_length.append((sets[0].prompts[0].tokens, full, twelve, new[f"full {tokens}"], new[f"twelve {tokens}"]))
     first = by_methods[0][1]
-    lines = ["## Scaling\n", f"One row of qasper at {TOKENS:,} tokens:\n"]
-    lines += ["| methods | seconds | processor | over one: seconds | processor |", "|---:|---:|---:|---:|---:|"]
-    lines += [f"| {count} | {time} | {time.over(first)} |" for count, time in by_methods]
-    lines += ["", "One row, cut to different lengths:\n"]
-    lines += ["| tokens | `full`: seconds | processor | twelve: seconds | processor | twelve over one | processor |"]
-    lines += ["|---:|---:|---:|---:|---:|---:|---:|"]
-    lines += [f"| {n:,} | {full} | {twelve} | {twelve.over(full)} |" for n, full, twelve in by_length]
+    lines = [
+        "## Scaling\n",
+        f"The first row of qasper at {TOKENS:,} tokens. Answers end where the model ends them, each method's "
+        "elsewhere, and a batch is decoded until its last one has ended.\n",
+    ]
+    lines += ["| methods | answer tokens | seconds | processor | over one: seconds | processor |"]
+    lines += ["|---:|---:|---:|---:|---:|---:|"]
+    lines += [f"| {count} | {new[str(count)]} | {time} | {time.over(first)} |" for count, time in by_methods]
+    lines += ["", "The longest row, cut to different lengths:\n"]
+    lines += [
+        "| tokens | `full`: answer tokens | seconds | processor | twelve: answer tokens | seconds | processor "
+        "| twelve over one | processor |",
+        "|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    lines += [f"| {n:,} | {a} | {full} | {b} | {twelve} | {twelve.over(full)} |" for n, full, twelve, a, b in by_length]
     if plot is not None:
-        plain = [(n, full.wall, twelve.wall) for n, full, twelve in by_length]
+        plain = [(n, full.wall, twelve.wall) for n, full, twelve, _, _ in by_length]
         _plot(plot, [(count, time.wall) for count, time in by_methods], plain)
         lines += ["", f"![time against methods and against prompt length]({plot.name})"]
     return [*lines, ""]
@@ -400,8 +419,8 @@ def main() -> None:
         found = scaling(bench, plot if options.write else None) if figure is scaling else figure(bench)
         found += [
             f"*Measured on {date.today()} in {(time.perf_counter() - start) / 60:.1f} minutes; {words}; "
-            f"torch {torch.__version__}; load average {before:.1f} at the start, {os.getloadavg()[0]:.1f} at the "
-            "end.*\n"
+            f"torch {torch.__version__}; --rows {bench.size.rows}; load average {before:.1f} at the start, "
+            f"{os.getloadavg()[0]:.1f} at the end.*\n"
         ]
         print("\n".join(found), flush=True)
         if options.write:

@@ -7,8 +7,8 @@ The stores take turns step by step, so that a busy machine disturbs all of them 
 
 from __future__ import annotations
 
+import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
 
@@ -46,9 +46,12 @@ def step(layers: list[LayerKV]) -> float:
 
 
 def main() -> None:
-    tokens = int(sys.argv[1]) if len(sys.argv) > 1 else 4096
-    if len(sys.argv) > 2:
-        torch.set_num_threads(int(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tokens", type=int, nargs="?", default=4096)
+    parser.add_argument("threads", type=int, nargs="?", default=torch.get_num_threads())
+    options = parser.parse_args()
+    tokens = options.tokens
+    torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     with torch.inference_mode():
         every = caches(tokens)

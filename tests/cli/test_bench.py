@@ -140,6 +140,7 @@ def test_an_architecture_larger_than_memory_is_refused_before_it_is_made(cli: Cl
     done = cli("bench", "--random-weights", tmp_path / "config.json", "--lengths", "8")
     assert done.code == 2
     assert "GiB are free on cpu" in done.err
+    assert not Path("runs").exists()
     assert available_bytes() > 0
 
 

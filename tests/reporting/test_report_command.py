@@ -126,3 +126,52 @@ def test_reports_need_no_torch(run: Path, words: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.endswith("[]\n"), done.stdout + done.stderr
+
+
+def measured(path: Path, *settings: dict[str, Any]) -> Path:
+    """A folder of `lcbench bench` alone."""
+    plain = {"kind": "cell", "method": "full", "model": "demo", "prompt_tokens": 384, "batch": 1, "new_tokens": 8}
+    plain |= {"status": "ok", "decode_tokens_per_second": 9.0, "samples_per_second": 2.0, "kv_bytes": 10**6}
+    with RunDirectory.create_or_continue(path, {"model": {"name": "demo"}, "methods": [], "tasks": []}, {}) as opened:
+        for number, setting in enumerate(settings):
+            opened.append_efficiency({**plain, "key": str(number), **setting})
+    return path
+
+
+def test_measurements_that_differ_in_a_setting_say_which() -> None:
+    limit = {"kind": "max_batch", "max_batch": 12, "memory_bytes": 2**30}
+    path = measured(
+        Path("b"), {}, {"new_tokens": 32}, {"prefill_chunk": 64}, {"machine": {"words": "two threads"}}, limit,
+    )  # fmt: skip
+    rows = json.loads(call(str(path), "-f", "json").stdout)["efficiency"]
+    settings = [row["setting"] for row in rows]
+    assert len(set(settings)) == 4
+    assert "8 new" in settings[0]
+    assert "32 new" in settings[1]
+    assert "chunks of 64" in settings[2]
+    assert "two threads" in settings[3]
+    assert [row["fits"] for row in rows] == [12, None, None, None]  # asked with 8 new tokens, read whole, there
+    assert "32 new" in call(str(path), "-f", "md").stdout
+    same = measured(Path("c"), {"measured": "2026-01-01"}, {"measured": "2026-01-02"}, {"batch": 2})
+    assert [row["setting"] for row in json.loads(call(str(same), "-f", "json").stdout)["efficiency"]] == [
+        "2026-01-01", "2026-01-02", "",
+    ]  # fmt: skip
+    alone = measured(Path("d"), {}, {"batch": 2})
+    assert "setting" not in call(str(alone), "-f", "md").stdout
+
+
+def test_what_a_table_of_measurements_leaves_out_is_said() -> None:
+    path = measured(Path("b"), {"prompt_tokens": 10**6, "model": "m" * 30}, {"model": "n" * 30})
+    narrow = call(str(path)).stdout
+    assert "for want of room not shown" in narrow
+    for name in ("csv", "parquet"):
+        assert "scores alone" in call(str(path), "-f", name, "--out", f"t.{name}").stderr
+
+
+def test_a_folder_of_measurements_is_nothing_to_compare(run: Path) -> None:
+    path = measured(Path("b"), {})
+    for words in ([path, run], [run, path], [path], [f"{path}::full", f"{run}::full"]):
+        result = CliRunner().invoke(app, ["compare", *map(str, words)])
+        assert isinstance(result.exception, LcbenchError)
+        assert "no predictions" in result.exception.message
+        assert "lcbench report b" in result.exception.next_step

@@ -86,6 +86,8 @@ class Bench:
             self.info = describe(spec.model, home, say=say, turned_by=turned_by)[0]
         check_chunk(self.info, spec.prefill_chunk)
         _check_lengths(self.info, spec, say)
+        if spec.random:
+            _check_memory(self.info)
         for one in methods:
             require(one, self.info.shape(), self.info.name)
         self.methods: list[Method] = [one.bind(self.info, home) for one in methods]
@@ -199,17 +201,9 @@ class Bench:
 
     def _ready(self) -> LoadedModel:
         if self._loaded is None:
-            device, needed = self.info.device, self.info.weight_bytes
-            free = available_bytes(device)
-            if self.spec.random and needed > free:
-                raise ModelError(
-                    f"The weights of {self.info.name} in {self.info.dtype} take {needed / 2**30:.1f} GiB, and "
-                    f"{free / 2**30:.1f} GiB are free on {device}.",
-                    "Use --dtype bfloat16, a smaller architecture or another machine.",
-                )
             self._say(f"Loading {self.info.name} …")
             self._loaded = load_random(self.spec.model) if self.spec.random else load(self.spec.model, self._home)
-            self._bandwidth = copy_bandwidth(device)
+            self._bandwidth = copy_bandwidth(self.info.device)
         return self._loaded
 
     def _cell(self, method: Method, work: Workload) -> Row:
@@ -243,6 +237,17 @@ def _check_lengths(info: ModelInfo, spec: BenchSpec, say: Say) -> None:
         f"{info.name} was trained for {info.window:,} tokens; at {max(spec.lengths):,} its speed and memory are "
         "measured, and what it says there means nothing."
     )
+
+
+def _check_memory(info: ModelInfo) -> None:
+    """Refuse random weights that cannot be made here."""
+    free = available_bytes(info.device)
+    if info.weight_bytes > free:
+        raise ModelError(
+            f"The weights of {info.name} in {info.dtype} take {info.weight_bytes / 2**30:.1f} GiB, and "
+            f"{free / 2**30:.1f} GiB are free on {info.device}.",
+            "Use --dtype bfloat16, a smaller architecture or another machine.",
+        )
 
 
 def cell_row(cell: Cell, method: Method, loaded: LoadedModel, bandwidth: float) -> Row:

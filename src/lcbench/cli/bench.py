@@ -135,7 +135,8 @@ def _go(wanted: BenchSpec, out: Path | None, console: Console, *, again: bool, a
                 if as_json:
                     typer.echo(json.dumps(row))
         except KeyboardInterrupt:
-            console.print(f"Stopped. {len(rows)} measurements are in {path}; the same command measures the rest.")
+            there = f"{len(rows)} measurement{' is' if len(rows) == 1 else 's are'} in {path}"
+            console.print(f"Stopped. {there}; the same command measures the rest.")
             raise typer.Exit(130) from None
     if as_json:
         _tell_no_room(rows, console)
@@ -149,11 +150,11 @@ def _go(wanted: BenchSpec, out: Path | None, console: Console, *, again: bool, a
 
 
 def _show(rows: list[dict[str, Any]], path: Path) -> None:
-    from lcbench.reporting.efficiency import rows_of
+    from lcbench.reporting.efficiency import distinguished, rows_of
     from lcbench.reporting.efficiency_table import render
 
     table = Console(highlight=False)
-    table.print(render(rows_of(rows, str(path)), table))
+    table.print(render(distinguished(rows_of(rows, str(path))), table))
 
 
 def _tell_no_room(rows: list[dict[str, Any]], console: Console) -> None:

@@ -85,6 +85,8 @@ def report(
     if chosen == "table":
         _table(made, out, fold=not every_task)
         return
+    if chosen in ("csv", "parquet") and made.efficiency:
+        typer.echo(f"{chosen} has scores alone; what `lcbench bench` measured is in the other formats.", err=True)
     _deliver(_rendered(chosen, made, opened, samples, drawn, missing, wanted), out)
 
 

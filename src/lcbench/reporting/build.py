@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lcbench.reporting.apart import folder_names, settings_of, told_apart
-from lcbench.reporting.efficiency import efficiency_of
+from lcbench.reporting.efficiency import distinguished, efficiency_of
 from lcbench.reporting.longscore.merge import Part, merge
 from lcbench.reporting.longscore.view import LongView
 from lcbench.reporting.notes import merged_notes, notes_of, overall_notes
@@ -74,7 +74,7 @@ def build(runs: Sequence[RunDirectory], *, with_published: bool = False) -> Repo
         cells,
         tuple(dict.fromkeys(notes)),
         tuple(str(run.path) for run in distinct),
-        efficiency=tuple(row for rows in measured.values() for row in rows),
+        efficiency=tuple(distinguished([row for rows in measured.values() for row in rows])),
     )
     longscore = merge(_long_parts(parts, columns, report, ids), with_published=with_published)
     if longscore is None and with_published:

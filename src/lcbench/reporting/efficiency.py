@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from lcbench.errors import CorruptFile
@@ -17,8 +17,11 @@ class EfficiencyRow:
     """One method at one prompt length and batch size, measured alone.
 
     Attributes:
-        model, weights, dtype: what computed; weights are "checkpoint" or "random". machine: in words.
+        model, weights, dtype, device, attn, load_in: what computed and how; weights are "checkpoint" or "random".
+        machine: in words. measured: when, UTC.
         method: id. prompt_tokens: of every prompt. batch: sequences decoded together. new_tokens: of each.
+        prefill_chunk: tokens a forward pass while a prompt is read; None for all.
+        setting: what sets it apart from other rows of this method, length and batch (`distinguished`), else "".
         time_to_first_token: seconds. decode_tokens_per_second: of all sequences, prefill not included.
         samples_per_second: prompt and answer. weight_bytes, activation_bytes, kv_peak_bytes: apart, at the moment when
             they were most; they add up to ``peak_bytes``.
@@ -35,10 +38,16 @@ class EfficiencyRow:
     model: str = ""
     weights: str = "checkpoint"
     dtype: str = ""
+    device: str = ""
+    attn: str = ""
+    load_in: str | None = None
     machine: str = ""
+    measured: str = ""
     prompt_tokens: int = 0
     batch: int = 1
     new_tokens: int = 0
+    prefill_chunk: int | None = None
+    setting: str = ""
     time_to_first_token: float | None = None
     decode_tokens_per_second: float | None = None
     samples_per_second: float | None = None
@@ -100,6 +109,38 @@ def rows_of(lines: Sequence[Mapping[str, Any]], run: str = "") -> list[Efficienc
     return [_row(line, fits.get(_group(line)), run) for line in [*cells, *alone]]
 
 
+def distinguished(rows: Sequence[EfficiencyRow]) -> list[EfficiencyRow]:
+    """The same rows; those that a table would name alike say in ``setting`` what differs between them."""
+    alike: dict[tuple[Any, ...], list[EfficiencyRow]] = {}
+    for row in rows:
+        alike.setdefault((row.model, row.method, row.prompt_tokens, row.batch), []).append(row)
+    differing = {
+        name
+        for some in alike.values()
+        for name in _settings(rows[0])
+        if len({_settings(row)[name] for row in some}) > 1
+    }
+    told = [replace(row, setting=", ".join(_settings(row)[name] for name in sorted(differing))) for row in rows]
+    labels = [(row.model, row.method, row.prompt_tokens, row.batch, row.setting) for row in told]
+    return [
+        replace(row, setting=", ".join(filter(None, (row.setting, row.measured)))) if labels.count(label) > 1 else row
+        for row, label in zip(told, labels, strict=True)
+    ]
+
+
+def _settings(row: EfficiencyRow) -> dict[str, str]:
+    return {
+        "dtype": row.dtype,
+        "weights": f"{row.weights} weights" + (f" in {row.load_in}" if row.load_in else ""),
+        "device": row.device,
+        "attn": row.attn,
+        "new_tokens": f"{row.new_tokens} new",
+        "prefill_chunk": "read whole" if row.prefill_chunk is None else f"chunks of {row.prefill_chunk:,}",
+        "machine": row.machine,
+        "fits_memory": "" if row.fits_memory is None else f"fits {bytes_text(row.fits_memory)}",
+    }
+
+
 def efficiency_notes(rows: Iterable[EfficiencyRow]) -> list[str]:
     """What a reader of the table must be told."""
     rows = list(rows)
@@ -141,11 +182,18 @@ def _setting(row: EfficiencyRow) -> str:
 
 
 def _group(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(row.get(key) for key in ("model", "weights", "dtype", "device", "method", "prompt_tokens"))
+    """What a largest batch and the cells it belongs to have in common."""
+    keys = ("model", "weights", "identity", "dtype", "device", "attn", "load_in", "method", "prompt_tokens")
+    machine = row.get("machine")
+    words = machine.get("words") if isinstance(machine, Mapping) else None
+    return (*(row.get(key) for key in (*keys, "new_tokens", "prefill_chunk")), words)
 
 
 def _row(row: Mapping[str, Any], fits: Mapping[str, Any] | None, run: str) -> EfficiencyRow:
-    names = ("method", "model", "weights", "dtype", "prompt_tokens", "batch", "new_tokens", "memory")
+    names = (
+        "method", "model", "weights", "dtype", "device", "attn", "load_in", "prompt_tokens", "batch", "new_tokens",
+        "prefill_chunk", "memory", "measured",
+    )  # fmt: skip
     numbers = (
         "time_to_first_token", "decode_tokens_per_second", "samples_per_second", "weight_bytes", "activation_bytes",
         "kv_peak_bytes", "kv_bytes", "kv_bytes_full", "peak_bytes",

@@ -20,6 +20,7 @@ _COLUMNS: dict[str, Callable[[EfficiencyRow], str]] = {
     "model": lambda row: clean(row.model),
     "prompt": lambda row: f"{row.prompt_tokens:,}",
     "batch": lambda row: f"{row.batch:,}",
+    "setting": lambda row: clean(row.setting),
     "first token": lambda row: _seconds(row.time_to_first_token),
     "tokens/s": lambda row: _number(row.decode_tokens_per_second),
     "of limit": lambda row: _DASH if row.of_limit is None else f"{100 * row.of_limit:.0f} %",
@@ -31,7 +32,7 @@ _COLUMNS: dict[str, Callable[[EfficiencyRow], str]] = {
     "peak": lambda row: bytes_text(row.peak_bytes),
     "fits": lambda row: _DASH if row.fits is None else f"{row.fits:,}",
 }
-WHICH = ("method", "model", "prompt", "batch")
+WHICH = ("method", "model", "prompt", "batch", "setting")
 _SPEED = ("first token", "tokens/s", "of limit", "samples/s")
 _DROPPED_FIRST = ("weights", "activations", "samples/s", "peak", "of limit", "batch")
 
@@ -40,17 +41,20 @@ def render(rows: Sequence[EfficiencyRow], console: Console) -> RenderableType:
     """The measurements and their notes: in one table where the console is wide enough, else speed first, then memory,
     with as many columns as there is room for."""
     names = columns_of(rows)
-    if _fits(rows, names, console):
-        tables = [_table(rows, names)]
-    else:
+    shown = [names]
+    if not _fits(rows, names, console):
         speed = [name for name in names if name in (*WHICH, *_SPEED)]
         memory = [name for name in names if name not in _SPEED]
-        tables = [_table(rows, _fitting(rows, part, console)) for part in (speed, memory)]
+        shown = [_fitting(rows, part, console) for part in (speed, memory)]
+    tables = [_table(rows, part) for part in shown]
+    dropped = [name for name in names if not any(name in part for part in shown)]
     parts: list[RenderableType] = []
     for table in tables:
         parts += [""] * bool(parts) + [table]
-    notes = (Text(clean(note, longest=1000), style="dim") for note in efficiency_notes(rows))
-    return Group(*parts, *(Padding(note, (0, 0, 0, 1)) for note in notes))
+    notes = efficiency_notes(rows)
+    if dropped:
+        notes.append(f"for want of room not shown: {', '.join(dropped)}")
+    return Group(*parts, *(Padding(Text(clean(note, longest=1000), style="dim"), (0, 0, 0, 1)) for note in notes))
 
 
 def _fitting(rows: Sequence[EfficiencyRow], names: list[str], console: Console) -> list[str]:
@@ -72,6 +76,8 @@ def columns_of(rows: Sequence[EfficiencyRow]) -> list[str]:
     skipped = set()
     if len({row.model for row in rows}) < 2:
         skipped.add("model")
+    if not any(row.setting for row in rows):
+        skipped.add("setting")
     if all(row.fits is None for row in rows):
         skipped.add("fits")
     return [name for name in _COLUMNS if name not in skipped]
@@ -85,7 +91,7 @@ def cells_of(row: EfficiencyRow, columns: Sequence[str]) -> list[str]:
 def _table(rows: Sequence[EfficiencyRow], columns: Sequence[str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     for name in columns:
-        left = name in ("method", "model")
+        left = name in ("method", "model", "setting")
         table.add_column(name, justify="left" if left else "right", no_wrap=not left, overflow="fold")
     previous = None
     for row in rows:

@@ -41,7 +41,7 @@ def pairs_of(words: Sequence[str], baseline: str | None, latest: Callable[[], Pa
     folders, others = split_words(words)
     whole = [word for word in others if SEPARATOR in word]
     if len(folders) == 2 and not others and baseline is None:
-        return _two_runs(*(RunDirectory.open(folder) for folder in folders))
+        return _two_runs(*(_opened(folder) for folder in folders))
     if whole and len(whole) == len(others) and not folders and len(others) + (baseline is not None) == 2:
         sides = [_side(word) for word in ([baseline] if baseline else []) + others]
         return [_different(sides[0], sides[1])]
@@ -50,7 +50,7 @@ def pairs_of(words: Sequence[str], baseline: str | None, latest: Callable[[], Pa
             "These words do not name two things to compare.",
             f"Give two methods of one run, two runs, or RUN{SEPARATOR}METHOD twice.",
         )
-    run = RunDirectory.open(folders[0] if folders else latest())
+    run = _opened(folders[0] if folders else latest())
     return _of_one_run(run, others, baseline)
 
 
@@ -102,8 +102,18 @@ def _in_both(a: RunDirectory, method: str, b: RunDirectory) -> tuple[str, str] |
 
 def _side(word: str) -> Side:
     folder, _, method = word.partition(SEPARATOR)
-    run = RunDirectory.open(folder)
+    run = _opened(folder)
     return Side(run, _method(run, method))
+
+
+def _opened(folder: Path | str) -> RunDirectory:
+    run = RunDirectory.open(folder)
+    if not run.methods:
+        raise BadValue(
+            f"{run.path} has no predictions: it holds what `lcbench bench` measured.",
+            f"Name runs of `lcbench run`; `lcbench report {run.path}` shows the measurements.",
+        )
+    return run
 
 
 def _method(run: RunDirectory, name: str) -> str:
