@@ -248,12 +248,14 @@ def test_the_log_tells_running_out_of_memory_and_the_time_left(monkeypatch: pyte
     log.on_event(Event("prefill", "a", "", 1, 1))
     now[0] = 10.0
     log.on_event(Event("oom", "a", "", 0, 0, error="halved"))
+    log.on_event(Event("died", "a", "", 0, 0, error="killed by SIGKILL; 2 samples are tried again"))
     log.on_event(Event("decode", "a", "2 answers", 1, 1))
     now[0] = 30.0
     log.on_event(Event("group", "", "", 1, 2))
     told = [json.loads(line) for line in lines]
-    assert [one["event"] for one in told] == ["prefill", "oom", "decode", "group"]
+    assert [one["event"] for one in told] == ["prefill", "oom", "died", "decode", "group"]
     assert (told[1]["task"], told[1]["then"]) == ("a", "halved")
+    assert told.pop(2)["then"].startswith("killed by SIGKILL")
     assert not {"seconds_left", "seconds_left_guess"} & set(told[0])
     assert told[2]["seconds_left_guess"] == round(10 + 2 * GUESSED)  # no answer was timed yet
     assert "seconds_left" not in told[2]

@@ -22,6 +22,7 @@ from lcbench.engine import workers
 from lcbench.engine.dispatch import Job, execute_by, unpacked
 from lcbench.engine.groups import make_groups
 from lcbench.engine.options import Options
+from lcbench.engine.outcome import Event, Listener
 from lcbench.engine.prepare import prepare
 from lcbench.engine.run import Outcome, execute
 from lcbench.engine.workers import Processes, devices_of
@@ -78,7 +79,9 @@ def tokens(row: int) -> int:
     return len(f"row {row} " * (6 + row)) + 1
 
 
-def go(folder: Path, path: Path, methods: list[Method], count: int) -> tuple[Outcome, RunDirectory]:
+def go(
+    folder: Path, path: Path, methods: list[Method], count: int, listener: Listener | None = None
+) -> tuple[Outcome, RunDirectory]:
     """Run ``methods`` on `Many` into ``path``; with a count of 1 in this process."""
     spec = RunSpec(model=ModelSpec(name=str(folder)))
     info, tokenizer = describe(spec.model, path.parent)
@@ -89,7 +92,7 @@ def go(folder: Path, path: Path, methods: list[Method], count: int) -> tuple[Out
         if count == 1:
             return execute(load(spec.model, path.parent), sets, groups, run, options=Options()), run
         job = Job(spec.model, path.parent, sets, Options(), 2**30)
-        return execute_by(Processes(("cpu",) * count), job, info, groups, run), run
+        return execute_by(Processes(("cpu",) * count), job, info, groups, run, listener=listener), run
 
 
 def predictions(path: Path) -> dict[str, bytes]:
@@ -103,7 +106,11 @@ def test_killed_workers_cost_time_or_their_group_and_never_the_run(folder: Path,
     deadly: list[Method] = [Half(), Deadly(str(tmp_path), once, 1), Deadly(str(tmp_path), always, 99)]
     harmless: list[Method] = [Half(), Deadly(str(tmp_path), once, 0), Deadly(str(tmp_path), always, 0)]
     go(folder, tmp_path / "one", harmless, 1)
-    outcome, run = go(folder, tmp_path / "two", deadly, 2)
+    told: list[Event] = []
+    outcome, run = go(folder, tmp_path / "two", deadly, 2, listener=told.append)
+    died = [event.error or "" for event in told if event.kind == "died"]
+    assert sorted(text.rpartition(" are ")[2] for text in died) == ["recorded as errors", "tried again", "tried again"]
+    assert all(text.startswith("killed by SIGKILL; ") for text in died)
     assert len(list(tmp_path.glob(f"deadly-{once}-*"))) == 1
     assert len(list(tmp_path.glob(f"deadly-{always}-*"))) == 2
     bad = [r for m in run.methods for r in run.records(m, "many") if not r.ok]

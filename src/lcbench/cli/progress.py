@@ -49,6 +49,9 @@ def watcher(log: str, quiet: bool) -> Watcher:
     return Bars(console) if console.is_terminal else Lines(console)
 
 
+_MISHAPS = {"oom": "a batch ran out of memory", "died": "a worker died"}
+
+
 class Watcher:
     """Tells nothing; the others override what they tell. Used for one run after another.
 
@@ -155,8 +158,8 @@ class Lines(_Counting):
         if event.task and event.task not in self._seen and event.total:
             self._seen.add(event.task)
             self.say(f"{event.task}: {event.total} prompts")
-        if event.kind == "oom":
-            self.say(f"{event.task}: a batch ran out of memory ({event.error})")
+        if event.kind in _MISHAPS:
+            self.say(f"{event.task}: {_MISHAPS[event.kind]} ({event.error})")
         going_on = event.kind != "sample" and 0 < self.finished < self.samples
         if going_on and time.monotonic() - self._told >= _LINE_EVERY:
             self._progress()
@@ -247,8 +250,8 @@ class Bars(_Counting):
                 self._bars.update(job, what="")
             if event.error:
                 self.say(f"failed: {event.task} {event.index}/{event.total} {event.method}: {event.error}")
-        elif event.kind == "oom":
-            self.say(f"{event.task}: a batch ran out of memory ({event.error})")
+        elif event.kind in _MISHAPS:
+            self.say(f"{event.task}: {_MISHAPS[event.kind]} ({event.error})")
         else:
             what = "reading" if event.kind == "prefill" else "decoding"
             of = event.method and f" {event.method}"
@@ -374,7 +377,7 @@ class JsonLog(_Counting):
                 error=event.error,
             )
         else:
-            then = event.error if event.kind == "oom" else None
+            then = event.error if event.kind in _MISHAPS else None
             self._emit(event.kind, **place, samples_done=self.finished, **self._left(), then=then)
 
     def _so_far(self, event: Event) -> float | None:

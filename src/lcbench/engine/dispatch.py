@@ -194,7 +194,10 @@ class Dispatch:
         self._lost[index] = self._lost.get(index, 0) + 1
         again = self._lost[index] < self._tries
         event = {"event": "worker_died", "how": how, "samples": len(left.wanted)}
-        self._writer.log([event | {"then": "tried again" if again else "recorded as errors"}])
+        then = "tried again" if again else "recorded as errors"
+        self._writer.log([event | {"then": then}])
+        task = self._job.sets[left.group.set_index].task.id
+        self._listener(Event("died", task, "", 0, 0, error=f"{how}; {len(left.wanted)} samples are {then}"))
         if again:
             self.queue.appendleft(left)
             return True

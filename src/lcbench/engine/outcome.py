@@ -21,15 +21,16 @@ class Event:
 
     Attributes:
         kind: "prefill" or "decode" is about to start; "sample" has been written; a "group" has been finished; "oom": a
-            batch ran out of memory.
+            batch ran out of memory; "died": a worker did, in the middle of a group.
         task, method: ids; method is "" for a shared prefill or a stacked batch, both for a group.
         index, total: which prompt of the task, from 1; for a group, how many are finished, of those that were to do.
         cost: share of the work this event finished, in prompt tokens (see `cost_of`).
-        error: why the sample failed, or what was done about the batch; else None.
+        error: why the sample failed, how the worker ended and what was done about its samples, or what about the
+            batch; else None.
         record: of a sample, as it was written.
     """
 
-    kind: Literal["prefill", "decode", "sample", "group", "oom"]
+    kind: Literal["prefill", "decode", "sample", "group", "oom", "died"]
     task: str
     method: str
     index: int
