@@ -97,8 +97,7 @@ def estimate(
     for group in groups:
         prompts = sets[group.set_index]
         lengths = [prompts.prompts[i].tokens for i in group.prompts if prompts.prompts[i].error is None]
-        shared = [cuts[-1] if cuts else 0 for cuts in group.cuts]
-        read = [n - (cut if i else group.begun) for i, (n, cut) in enumerate(zip(lengths, shared, strict=False))]
+        read = [n - taken for n, taken in zip(lengths, group.taken, strict=False)]
         for length, new in zip(lengths, read, strict=True):
             seconds += (linear * new + 2.0 * attending * width * length * new) / rates.flops
         steps, rows = prompts.max_new_tokens, len(prompts.methods)

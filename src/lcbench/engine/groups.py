@@ -33,7 +33,8 @@ class Group:
             in pieces that end there, whether or not a piece can be taken over from another prompt.
         nbytes: predicted bytes of caches and activations at the group's fullest.
         tokens: of its longest prompt.
-        begun: tokens of its first prompt that the group before has read, too.
+        taken: for each prompt how many of its first tokens need not be read, since the one before it in the run has
+            read them, too.
     """
 
     index: int
@@ -43,7 +44,7 @@ class Group:
     cuts: tuple[tuple[int, ...], ...]
     nbytes: int
     tokens: int
-    begun: int = 0
+    taken: tuple[int, ...] = ()
 
 
 def make_groups(
@@ -70,19 +71,23 @@ def make_groups(
     groups = [group for some in sequences for group in some]
     if groups:
         groups.insert(0, groups.pop(max(range(len(groups)), key=lambda i: groups[i].nbytes)))
-    return [
-        replace(group, index=i, begun=_begun(sets[group.set_index], groups[i - 1], group) if i else 0)
-        for i, group in enumerate(groups)
-    ]
+    found = []
+    for i, group in enumerate(groups):
+        follows = i > 0 and groups[i - 1].set_index == group.set_index
+        before = [groups[i - 1].prompts[-1] if follows else None, *group.prompts]
+        taken = [
+            0 if last is None else _taken(sets[group.set_index], last, prompt, cuts)
+            for last, prompt, cuts in zip(before, group.prompts, group.cuts, strict=False)
+        ]
+        found.append(replace(group, index=i, taken=tuple(taken)))
+    return found
 
 
-def _begun(prompts: PromptSet, before: Group, group: Group) -> int:
-    """The longest beginning of a group's first prompt at which it is cut and that the last one before has as well."""
-    cuts = group.cuts[0]
-    if before.set_index != group.set_index or not cuts:
+def _taken(prompts: PromptSet, before: int, prompt: int, cuts: Sequence[int]) -> int:
+    """The longest beginning at which a prompt is cut and that another one has as well."""
+    if not cuts:
         return 0
-    last, first = (prompts.read_first(prompts.prompts[i]) for i in (before.prompts[-1], group.prompts[0]))
-    common = common_length(last, first)
+    common = common_length(*(prompts.read_first(prompts.prompts[i]) for i in (before, prompt)))
     return max((cut for cut in cuts if cut <= common), default=0)
 
 
@@ -158,7 +163,8 @@ def _of_set(number: int, prompts: PromptSet, sizes: _Sizes, reuse: bool) -> list
     found: list[list[Group]] = []
     for lot in _lots(order, sizes):
         group = sizes.group(number, lot)
-        if found and _WORTH * _begun(prompts, found[-1][-1], group) >= group.tokens:
+        begun = _taken(prompts, found[-1][-1].prompts[-1], group.prompts[0], group.cuts[0]) if found else 0
+        if found and _WORTH * begun >= group.tokens:
             found[-1].append(group)
         else:
             found.append([group])
