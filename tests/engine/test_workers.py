@@ -165,8 +165,13 @@ def started(arguments: Sequence[str], records: int, out: Path) -> tuple[subproce
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < until
         time.sleep(0.05)
+    return process, workers_of(process)
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[int]:
+    """Its worker processes, whatever they are about."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return process, [int(pid) for pid in children if "spawn_main" in _command_line(int(pid))]
+    return [int(pid) for pid in children if "spawn_main" in _command_line(int(pid))]
 
 
 def _command_line(pid: int) -> str:
@@ -212,6 +217,44 @@ def test_signals_to_the_command(folder: Path, tmp_path: Path, cli: Callable[...,
 
     assert cli(*command(folder, tmp_path / "two")[3:], "--quiet").code == 0  # one worker finishes what two began
     assert predictions(tmp_path / "two") == expected
+
+
+@needs_proc
+@pytest.mark.timeout(300)
+def test_an_interrupt_while_workers_import(folder: Path, tmp_path: Path) -> None:
+    words = command(folder, tmp_path / "run", "--workers", "2")
+    parent = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    until = time.monotonic() + 200
+    while not workers_of(parent):
+        assert parent.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    os.killpg(parent.pid, signal.SIGINT)
+    said = parent.communicate(timeout=60)[0]
+    assert parent.returncode == 130, said
+    assert "Traceback" not in said
+
+
+@pytest.mark.timeout(300)
+def test_a_worker_that_dies_before_it_has_read_its_job(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path
+) -> None:
+    real, killed = workers._Crew.start, []
+
+    def start(crew: Any, devices: Sequence[str]) -> None:
+        crew._job += b"." * 10**7  # behind the end of the job: more than a pipe holds
+        real(crew, devices)
+        if not killed:
+            killed.append(crew._workers[0].process)
+            killed[0].kill()
+
+    monkeypatch.setattr(workers._Crew, "start", start)
+    outcome, run = go(folder, tmp_path / "run", [Half()], 2)
+    assert killed[0].exitcode == -signal.SIGKILL
+    assert (outcome.written, outcome.failed) == (ROWS, 0)
+    assert all(record.ok for record in run.records("half", "many"))
 
 
 # -- small things ------------------------------------------------------------------------------------------------------

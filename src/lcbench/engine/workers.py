@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, ClassVar
 
 import torch
@@ -83,18 +84,25 @@ class Processes:
 
 @dataclass(eq=False)
 class _Worker(Desk):
-    """A process, with what the parent knows of it."""
+    """A process, with what the parent knows of it. ``handing`` sends it its job."""
 
     process: Any = None
     pipe: Connection = field(kw_only=True)
     device: str = "cpu"
+    handing: threading.Thread | None = None
+
+    def close(self) -> None:
+        """After the process has ended."""
+        if self.handing is not None:
+            self.handing.join()  # nobody reads: it fails at once, and must not find another file of that number
+        self.pipe.close()
 
 
 class _Crew:
     """All workers of a run; leaving the context ends them, however it is left."""
 
     def __init__(self, job: Job, dispatch: Dispatch) -> None:
-        self._job, self._dispatch = job, dispatch
+        self._job, self._dispatch = bytes(ForkingPickler.dumps(job)), dispatch
         self._workers: list[_Worker] = []
         self._lost_loading = 0
         self._stop = _CONTEXT.RawValue("b", 0)  # a plain byte: no lock that a killed worker could keep
@@ -105,24 +113,28 @@ class _Crew:
     def __exit__(self, *exc: object) -> None:
         self._stop.value = 1
         for worker in self._workers:
-            with contextlib.suppress(OSError):
-                worker.pipe.send(None)
-            worker.pipe.close()
+            if worker.ready:  # one that still loads has nothing to lose
+                with contextlib.suppress(OSError):
+                    worker.pipe.send(None)
         for worker in self._workers:
-            worker.process.join(0.0 if exc[0] is not None else _END_SECONDS)
+            worker.process.join(_END_SECONDS if worker.ready and exc[0] is None else 0.0)
             if worker.process.is_alive():
                 worker.process.kill()
                 worker.process.join()
+            worker.close()
 
     def start(self, devices: Sequence[str]) -> None:
         """One process a device."""
         for device in devices:
             ours, theirs = _CONTEXT.Pipe()
-            arguments = (self._job, device, theirs, self._stop)
+            arguments = (device, theirs, self._stop)  # small: who starts a process waits until it has read them
             process = _CONTEXT.Process(target=_work, args=arguments, name=f"lcbench worker on {device}", daemon=True)
-            process.start()
+            with _interrupts_held():
+                process.start()
             theirs.close()  # else the end of the worker would never show
-            self._workers.append(_Worker(process=process, pipe=ours, device=device))
+            handing = threading.Thread(target=_hand_over, args=(ours, self._job), name="lcbench job", daemon=True)
+            handing.start()
+            self._workers.append(_Worker(process=process, pipe=ours, device=device, handing=handing))
 
     def work(self, should_stop: Callable[[], bool]) -> bool:
         """Until every group is answered, or a stop was asked for; says whether everything was answered."""
@@ -154,8 +166,8 @@ class _Crew:
     def _bury(self, worker: _Worker) -> bool:
         """A worker ended without being told to: its group goes to a fresh one, once. False when it stays undone."""
         self._workers.remove(worker)
-        worker.pipe.close()
         worker.process.join()
+        worker.close()
         how = worker.problem or _how_it_ended(worker.process.exitcode)
         if worker.item is None:
             self._lost_loading += not worker.ready
@@ -173,6 +185,25 @@ class _Crew:
         return True
 
 
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Processes that are started meanwhile never see Ctrl-C, not even while they import; it reaches this one later."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _hand_over(pipe: Connection, job: bytes) -> None:
+    """Send a worker its job. It is read once the worker has imported what it needs, or never, if it dies before."""
+    with contextlib.suppress(OSError):  # its end shows where its messages are read
+        pipe.send_bytes(job)
+
+
 def _how_it_ended(code: int | None) -> str:
     if code is not None and code < 0:
         with contextlib.suppress(ValueError):
@@ -183,15 +214,16 @@ def _how_it_ended(code: int | None) -> str:
 # -- the worker ------------------------------------------------------------------------------------------------------
 
 
-def _work(job: Job, device: str, pipe: Connection, stop: Any) -> None:
+def _work(device: str, pipe: Connection, stop: Any) -> None:
     """The life of a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent decides
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()
-    if job.threads is not None:
-        torch.set_num_threads(job.threads)
     try:
+        job: Job = pipe.recv()
+        if job.threads is not None:
+            torch.set_num_threads(job.threads)
         _answer(job, device, pipe, stop)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent is gone
