@@ -11,7 +11,7 @@ import pytest
 import torch
 from made_up import Words
 
-from lcbench.engine.groups import Group, make_groups
+from lcbench.engine.groups import Group, make_groups, room_of
 from lcbench.engine.memory import Limits, is_out_of_memory, prompt_bytes, row_bytes
 from lcbench.engine.plan import PreparedPrompt, PromptSet
 from lcbench.engine.prefix import shared_beginnings
@@ -167,3 +167,28 @@ def test_many_nested_prompts_are_no_recursion() -> None:
 def test_equal_prompts_share_all_but_their_end(tmp_path: Path) -> None:
     cuts = dict(shared_beginnings({0: [5] * 200, 1: [5] * 200}))
     assert cuts == {0: (199,), 1: (199,)}
+
+
+def test_what_is_held_of_beginnings_counts_and_a_large_one_may_take_half() -> None:
+    methods = [resolve("full")]
+    prompts = [array("q", ids((1, 2000), (i, 40))) for i in range(2, 6)]
+    sets = [
+        PromptSet(
+            Words(),
+            tuple(methods),
+            True,
+            tuple(PreparedPrompt(Row(f"r{i}", {}, ()), p, len(p)) for i, p in enumerate(prompts)),
+            16,
+            "",
+            ("", ""),
+        )
+    ]
+    state = SHAPE.full_bytes(2000)
+    for nbytes, held, taken in ((2**40, 4 * state, 2000), (3 * state, state, 2000), (int(1.9 * state), 0, 0)):
+        limits = Limits(1, 10_000, nbytes)
+        groups = make_groups(sets, SHAPE, limits)
+        assert [group.taken for group in groups] == [(0,), *[(taken,)] * 3]
+        need = row_bytes(methods[0], SHAPE, 2040, 16) + prompt_bytes(SHAPE, 2040)
+        assert groups[0].nbytes == need + held
+        assert room_of(groups, SHAPE, limits) >= held
+        assert (room_of(groups, SHAPE, limits) >= state) == (taken > 0)

@@ -160,16 +160,19 @@ def work_of(ray: StandIn, monkeypatch: pytest.MonkeyPatch) -> tuple[bool, list[s
         return True
 
     def lose(desk: Any, how: str, *, stopping: bool) -> bool:
-        dispatch.queue.append(desk.item)
+        held.append(desk.item)
+        dispatch.waiting = len(held)
         desk.item = None
         lost.append(how)
         return True
 
     def hand_out(desk: Any) -> Any:
-        desk.item = dispatch.queue.pop()
+        desk.item = held.pop()
+        dispatch.waiting = len(held)
         return desk.item
 
-    dispatch = SimpleNamespace(queue=["group"], hear=hear, lost=lose, hand_out=hand_out)
+    held: list[Any] = ["group"]
+    dispatch = SimpleNamespace(waiting=1, hear=hear, lost=lose, hand_out=hand_out)
     monkeypatch.setattr(on_ray, "_PAUSE_SECONDS", 0.0)
     monkeypatch.setattr(on_ray, "_POLL_SECONDS", 0.0)
     actors = _Actors.__new__(_Actors)

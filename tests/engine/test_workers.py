@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,13 @@ from made_up import LIMITS, Half, Words
 
 from lcbench.config.spec import ModelSpec, RunSpec
 from lcbench.engine import workers
-from lcbench.engine.dispatch import Job, execute_by, unpacked
-from lcbench.engine.groups import make_groups
+from lcbench.engine.ahead import Ahead
+from lcbench.engine.dispatch import Desk, Dispatch, Job, execute_by, unpacked
+from lcbench.engine.groups import Group, make_groups
 from lcbench.engine.options import Options
 from lcbench.engine.outcome import Event, Listener
 from lcbench.engine.prepare import prepare
-from lcbench.engine.run import Outcome, execute
+from lcbench.engine.run import Outcome, Owing, execute
 from lcbench.engine.workers import Processes, devices_of
 from lcbench.errors import BadValue, LcbenchError, ModelError, UnknownName
 from lcbench.kv.cache import KVCache
@@ -142,6 +144,7 @@ TASK = "passkey@lengths=20/60,depths=5,repeats=10,digits=3,max_new_tokens=24"
 
 def command(folder: Path, out: Path, *more: str) -> list[str]:
     words = ["run", "--model", str(folder), "--method", "full,streamingllm@budget=16", "--task", TASK]
+    words += ["--group-memory", "160MiB"]  # groups of a few prompts, so that something is left when a signal comes
     return [sys.executable, "-m", "lcbench", *words, "--out", str(out), *more]
 
 
@@ -255,6 +258,37 @@ def test_a_worker_that_dies_before_it_has_read_its_job(
     assert killed[0].exitcode == -signal.SIGKILL
     assert (outcome.written, outcome.failed) == (ROWS, 0)
     assert all(record.ok for record in run.records("half", "many"))
+
+
+def test_a_worker_keeps_its_next_group_unless_another_is_free() -> None:
+    class Parts(Dispatch):
+        """Groups one to five, without a run."""
+
+        def __init__(self) -> None:
+            groups = [Group(i, 0, (i,), ((0,),), ((),), 1, 1) for i in range(5)]
+            self._queue, self._kept = deque(Owing(group, frozenset([(0, 0)])) for group in groups), {}
+
+    dispatch, a, b, c = Parts(), Desk(), Desk(), Desk()
+
+    def given(desk: Desk) -> tuple[int, int | None]:
+        item = dispatch.hand_out(desk)
+        return item.group.index, None if item.following is None else item.following.index
+
+    assert given(a) == (0, 1)
+    assert given(b) == (2, 3)
+    assert dispatch.waiting == 3
+    assert given(a) == (1, 4)
+    assert given(c) == (3, None)  # b was to have it
+    assert given(b) == (4, None)
+    assert dispatch.waiting == 0
+
+
+def test_ahead_forgets_what_others_took() -> None:
+    ahead = Ahead(torch.device("cpu"))
+    for name in "abc":
+        ahead.ask(name, [1])
+    ahead.keep("b")
+    assert set(ahead._coming) == {"b"}
 
 
 # -- small things ------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Container, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -25,6 +25,11 @@ class Ahead:
         """Begin making a tensor. Asking twice makes it once."""
         if name not in self._coming:
             self._coming[name] = self._pool.submit(self._made, ids)
+
+    def keep(self, names: Container[Hashable]) -> None:
+        """Forget what is not among ``names``: it will not be asked for after all."""
+        for name in [name for name in self._coming if name not in names]:
+            self._coming.pop(name).cancel()
 
     def take(self, name: Hashable, ids: Sequence[int]) -> Tensor:
         """The tensor, made now if nobody asked for it."""

@@ -65,9 +65,9 @@ class Answerer:
         self._plain: tuple[int, Generated] | None = None  # the full cache's answer, while rows are decoded alone
         self._too_big = 0  # rows times tokens of the smallest batch that ran out of memory
 
-    def prepare(self, group: Group) -> None:
-        """Make the tensors of a group that will be run soon; see `Reader.prepare`."""
-        self.reader.prepare(self.sets[group.set_index], group.prompts)
+    def prepare(self, *groups: Group | None) -> None:
+        """Make the tensors of groups that will be run soon, and forget those of others; see `Reader.prepare`."""
+        self.reader.prepare([(self.sets[group.set_index], group.prompts) for group in groups if group is not None])
 
     def run(self, group: Group, wanted: Collection[tuple[int, int]] | None = None) -> Iterator[Result]:
         """Answer a group, in the order of its records: prompt by prompt, method by method.

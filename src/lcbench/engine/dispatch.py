@@ -76,6 +76,7 @@ class Loaded:
 
     def answer(self, item: Owing) -> None:
         """Tell everything that becomes of a group, ``done`` last."""
+        self._answerer.prepare(item.group, item.following)
         for result in self._answerer.run(item.group, item.wanted):
             self.tell(("result", result))
         if self._answerer.events:
@@ -135,11 +136,25 @@ class Dispatch:
         self._listener: Listener = listener or (lambda event: None)
         self._failures = Answerer(LoadedModel(None, None, info), job.sets, job.options)
         self._lost: dict[int, int] = {}
-        self.queue = deque(todo)
+        self._queue = deque(todo)
+        self._kept: dict[Desk, Owing] = {}
+
+    @property
+    def waiting(self) -> int:
+        """Groups that nobody works on."""
+        return len(self._queue) + len(self._kept)
 
     def hand_out(self, desk: Desk) -> Owing:
-        """Give the next group to a worker."""
-        desk.item, desk.received = self.queue.popleft(), set()
+        """Give a worker its next group, and keep the one after it for the same worker, which prepares its prompts. Once
+        there are no others, what is kept for a busy worker goes to a free one."""
+        if desk in self._kept:
+            item = self._kept.pop(desk)
+        else:
+            item = self._queue.popleft() if self._queue else self._kept.pop(next(iter(self._kept)))
+        if self._queue:
+            self._kept[desk] = self._queue.popleft()
+        following = self._kept[desk].group if desk in self._kept else None
+        desk.item, desk.received = replace(item, following=following), set()
         return desk.item
 
     def hear(self, desk: Desk, kind: str, content: Any) -> bool:
@@ -193,13 +208,14 @@ class Dispatch:
             return True
         self._lost[index] = self._lost.get(index, 0) + 1
         again = self._lost[index] < self._tries
-        event = {"event": "worker_died", "how": how, "samples": len(left.wanted)}
         then = "tried again" if again else "recorded as errors"
-        self._writer.log([event | {"then": then}])
-        task = self._job.sets[left.group.set_index].task.id
-        self._listener(Event("died", task, "", 0, 0, error=f"{how}; {len(left.wanted)} samples are {then}"))
+        prompts = self._job.sets[left.group.set_index]
+        ids = [prompts.prompts[p].row.id for p in left.group.prompts if any(p == q for q, _ in left.wanted)]
+        event = {"event": "worker_died", "how": how, "task": prompts.task.id, "samples": ids, "then": then}
+        self._writer.log([event])
+        self._listener(Event("died", prompts.task.id, "", 0, 0, error=f"{how}; {len(left.wanted)} samples are {then}"))
         if again:
-            self.queue.appendleft(left)
+            self._queue.appendleft(left)
             return True
         times = {2: "twice"}.get(self._tries, f"{self._tries} times")
         for p, m in sorted(left.wanted, key=lambda pair: (left.group.prompts.index(pair[0]), pair[1])):

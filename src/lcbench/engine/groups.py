@@ -75,12 +75,19 @@ def make_groups(
     for i, group in enumerate(groups):
         follows = i > 0 and groups[i - 1].set_index == group.set_index
         before = [groups[i - 1].prompts[-1] if follows else None, *group.prompts]
+        holds = [tuple(c for c in cuts if (n := shape.full_bytes(c)) <= limits.room_for(n)) for cuts in group.cuts]
         taken = [
             0 if last is None else _taken(sets[group.set_index], last, prompt, cuts)
-            for last, prompt, cuts in zip(before, group.prompts, group.cuts, strict=False)
+            for last, prompt, cuts in zip(before, group.prompts, holds, strict=False)
         ]
         found.append(replace(group, index=i, taken=tuple(taken)))
     return found
+
+
+def room_of(groups: Sequence[Group], shape: CacheShape, limits: Limits) -> int:
+    """Bytes that the states after shared beginnings may take in a run of these groups."""
+    states = (shape.full_bytes(cut) for group in groups for cuts in group.cuts for cut in cuts)
+    return max((limits.room_for(state) for state in states), default=limits.room_for(0))
 
 
 def _taken(prompts: PromptSet, before: int, prompt: int, cuts: Sequence[int]) -> int:
@@ -111,8 +118,9 @@ class _Sizes:
         """Bytes at the fullest: one prompt just read, everybody's caches, all answers at their longest, and what is
         held of shared beginnings."""
         members = [i for i, _ in lot]
-        shared = self._shape.full_bytes(max(cut for _, cuts in lot for cut in (0, *cuts)))
-        held = min(self.limits.room, MOST_HELD * shared)
+        states = [self._shape.full_bytes(cut) for cut in {cut for _, cuts in lot for cut in cuts}]
+        shared = max((state for state in states if state <= self.limits.room_for(state)), default=0)
+        held = min(self.limits.room_for(shared), MOST_HELD * shared)
         return sum(self._row(i, m) for i in members for m in methods) + max(self._prompt(i) for i in members) + held
 
     def fit(self, lot: Sequence[Member]) -> bool:

@@ -45,10 +45,10 @@ class Limits:
     tokens: int
     nbytes: int
 
-    @property
-    def room(self) -> int:
-        """Bytes of ``nbytes`` that the states after shared beginnings of prompts may take."""
-        return self.nbytes // 4
+    def room_for(self, state: int) -> int:
+        """Bytes of ``nbytes`` that the states after shared beginnings of prompts may take, the largest of which is
+        ``state`` bytes: a quarter, and up to a half where a single one takes so much."""
+        return max(self.nbytes // 4, state if state <= self.nbytes // 2 else 0)
 
     def to_dict(self) -> dict[str, int]:
         return asdict(self)

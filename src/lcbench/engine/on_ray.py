@@ -101,8 +101,8 @@ class _Actors:
                 for actor in self._actors:
                     actor.handle.stop.remote()
             busy = [actor for actor in self._actors if actor.item is not None]
-            if not busy and (self._stopping or not self._dispatch.queue):
-                return self._whole and not self._dispatch.queue
+            if not busy and (self._stopping or not self._dispatch.waiting):
+                return self._whole and not self._dispatch.waiting
             if not self._stopping:
                 self._hand_out()
             streams = {actor.stream: actor for actor in self._actors if actor.stream is not None}
@@ -117,7 +117,7 @@ class _Actors:
         for actor in self._actors:
             if actor.again is not None and time.monotonic() >= actor.again:
                 self._wake(actor)
-            if actor.ready and actor.item is None and self._dispatch.queue:
+            if actor.ready and actor.item is None and self._dispatch.waiting:
                 item = self._dispatch.hand_out(actor)
                 actor.stream = actor.handle.answer.options(num_returns="streaming").remote(item)
 

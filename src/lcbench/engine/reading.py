@@ -109,11 +109,17 @@ class Reader:
         self._ahead = Ahead(loaded.shape().device)
         self._held: tuple[int, PrefillRecord, dict[str, float]] | None = None  # prompt, record, seconds
 
-    def prepare(self, prompts: PromptSet, chosen: Sequence[int]) -> None:
+    def prepare(self, chosen: Sequence[tuple[PromptSet, Sequence[int]]]) -> None:
         """Make the tensors of prompts that will be read soon, in a thread: they are ready when it comes to them."""
-        for p in chosen:
-            if prompts.prompts[p].error is None:
-                self._ahead.ask((id(prompts), p), prompts.read_first(prompts.prompts[p]))
+        wanted = {
+            (id(prompts), p): prompts.read_first(prompts.prompts[p])
+            for prompts, numbers in chosen
+            for p in numbers
+            if prompts.prompts[p].error is None
+        }
+        self._ahead.keep(wanted)
+        for name, ids in wanted.items():
+            self._ahead.ask(name, ids)
 
     def let_go(self) -> None:
         """Forget what was held of a prompt."""

@@ -38,10 +38,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Owing:
-    """A group with the (prompt, method) indices of its set that have no good record yet."""
+    """A group with the (prompt, method) indices of its set that have no good record yet.
+
+    Attributes:
+        following: the group that whoever answers this one will most likely be given next.
+    """
 
     group: Group
     wanted: frozenset[tuple[int, int]]
+    following: Group | None = None
 
 
 def owing(sets: Sequence[PromptSet], groups: Sequence[Group], run: RunDirectory) -> list[Owing]:
@@ -158,9 +163,7 @@ def execute(
         if should_stop is not None and should_stop():
             outcome.interrupted = True
             return outcome
-        answerer.prepare(item.group)
-        if following is not None:
-            answerer.prepare(following.group)
+        answerer.prepare(item.group, None if following is None else following.group)
         made = 0
         for result in answerer.run(item.group, item.wanted):
             writer.put(item.group.index, result)

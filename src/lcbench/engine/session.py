@@ -25,7 +25,7 @@ from lcbench.data.store import together
 from lcbench.engine.dispatch import Job, Team, execute_by
 from lcbench.engine.estimate import Estimate, estimate, measure_rates
 from lcbench.engine.generate import check_chunk
-from lcbench.engine.groups import Group, make_groups
+from lcbench.engine.groups import Group, make_groups, room_of
 from lcbench.engine.memory import Limits, measure_limits
 from lcbench.engine.on_ray import Actors
 from lcbench.engine.options import Options
@@ -370,7 +370,7 @@ class Running(OpenRun):
         spec = self.session.spec
         if not self.todo:
             return Outcome(reused=samples_of(self.sets, self.groups))
-        options, room = Options.of(spec), self.limits.room
+        options, room = Options.of(spec), room_of(self.groups, self.session.info.shape(), self.limits)
         team = self._team()
         if team is not None:
             job = Job(spec.model, self.session.home, tuple(self.sets), options, room)

@@ -44,7 +44,8 @@ def devices_of(workers: str, wanted: str, device: str) -> list[str]:
     Raises:
         BadValue: no number from 1, or more workers than GPUs or cores.
     """
-    count = 0 if workers == "auto" else int(workers) if workers.isascii() and workers.isdigit() else -1
+    digits = workers.isascii() and workers.isdigit() and len(workers) < 10
+    count = 0 if workers == "auto" else int(workers) if digits else -1
     if count < 0 or workers == "0":
         raise BadValue(f"--workers {workers} is neither auto nor a whole number from 1.", "Write --workers 2.")
     if device.startswith("cuda"):
@@ -143,8 +144,8 @@ class _Crew:
             if not self._stop.value and should_stop():
                 self._stop.value = 1
             busy = [worker for worker in self._workers if worker.item is not None]
-            if not busy and (self._stop.value or not self._dispatch.queue):
-                return whole and not self._dispatch.queue
+            if not busy and (self._stop.value or not self._dispatch.waiting):
+                return whole and not self._dispatch.waiting
             if not self._stop.value:
                 self._hand_out()
             for pipe in wait([worker.pipe for worker in self._workers], timeout=_POLL_SECONDS):
@@ -158,7 +159,7 @@ class _Crew:
 
     def _hand_out(self) -> None:
         for worker in self._workers:
-            if worker.ready and worker.item is None and self._dispatch.queue:
+            if worker.ready and worker.item is None and self._dispatch.waiting:
                 item = self._dispatch.hand_out(worker)
                 with contextlib.suppress(OSError):  # it has just died: its end shows on the pipe
                     worker.pipe.send(item)
@@ -180,7 +181,7 @@ class _Crew:
             return self._dispatch.lost(worker, how, stopping=True)
         else:
             self._dispatch.lost(worker, how, stopping=False)
-        if self._dispatch.queue and not self._stop.value:
+        if self._dispatch.waiting and not self._stop.value:
             self.start([worker.device])
         return True
 
