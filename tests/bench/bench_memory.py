@@ -4,7 +4,7 @@
 
 The sweep: weights and the prediction that its group was cut to (`engine.groups`), an upper bound by intent, because a
 group that outgrows it runs out of memory. The batch: the byte model of `lcbench bench --max-batch` (`bench.capacity`),
-fed with one and two sequences, against larger batches. Measured is what torch's allocator held at most.
+fed with one, two and three sequences, against larger batches. Measured is what torch's allocator held at most.
 """
 
 from __future__ import annotations

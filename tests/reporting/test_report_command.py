@@ -175,3 +175,13 @@ def test_a_folder_of_measurements_is_nothing_to_compare(run: Path) -> None:
         assert isinstance(result.exception, LcbenchError)
         assert "no predictions" in result.exception.message
         assert "lcbench report b" in result.exception.next_step
+
+
+def test_measurements_alone_have_a_figure() -> None:
+    pytest.importorskip("matplotlib")
+    speed = {"step_bytes": 5e8, "limit_tokens_per_second": 16.0, "weight_bytes": 4e8}
+    result = call(str(measured(Path("b"), speed, {**speed, "method": "kivi"})), "--figures", "figures")
+    assert result.exit_code == 0
+    assert sorted(p.name for p in Path("figures").iterdir()) == [f"efficiency.{s}" for s in ("pdf", "png", "svg")]
+    assert "no Pareto figure: no predictions" in result.stderr
+    assert "no efficiency figure" not in result.stderr

@@ -150,6 +150,8 @@ def efficiency_notes(rows: Iterable[EfficiencyRow]) -> list[str]:
         notes.append(
             "of limit: decoding speed over that of moving weights and caches once a step at the measured copy bandwidth"
         )
+    if any(row.memory == "simulated" for row in rows):
+        notes.append("*: simulated; the bytes are those that the method would hold if what it hides were gone")
     if any(row.fits is not None for row in rows):
         sizes = dict.fromkeys((row.fits_memory, row.tried) for row in rows if row.fits is not None)
         for size, tried in sizes:

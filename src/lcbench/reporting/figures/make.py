@@ -11,7 +11,7 @@ from lcbench.reporting.figures.drawn import Drawn
 from lcbench.reporting.figures.of_lengths import lengths_of
 from lcbench.reporting.figures.of_scores import against_full_of, pareto_of, passkeys_of, radars_of
 from lcbench.reporting.figures.of_speeds import speeds_of
-from lcbench.reporting.figures.part import REASONS, ModelPart, parts_of
+from lcbench.reporting.figures.part import REASONS, ModelPart, measured_of, parts_of
 from lcbench.reporting.samples import Samples
 from lcbench.reporting.table import Report
 from lcbench.store.rundir import RunDirectory
@@ -35,9 +35,10 @@ def figures_of(report: Report, samples: Samples, runs: Sequence[RunDirectory]) -
     style.require_matplotlib()
     drawn: list[Drawn] = []
     missing: list[str] = []
-    parts = parts_of(report, samples, runs)
+    answered = parts_of(report, samples, runs)
     for name, make in _KINDS.items():
         without = []
+        parts = [*answered, *measured_of(report, samples, answered)] if make is speeds_of else answered
         for part in parts:
             own = list(make(part, runs))
             without += [] if own else [part]

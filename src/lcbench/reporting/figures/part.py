@@ -100,6 +100,26 @@ def parts_of(report: Report, samples: Samples, runs: Sequence[RunDirectory]) -> 
     return found
 
 
+def measured_of(report: Report, samples: Samples, parts: Sequence[ModelPart]) -> list[ModelPart]:
+    """A part for each model that was only measured: folders of `lcbench bench` have no predictions."""
+    names = list(dict.fromkeys(row.model for row in report.efficiency if row.model not in {p.name for p in parts}))
+    titles = told_apart(names, 40)
+    files = file_names(names)
+    return [
+        ModelPart(
+            report,
+            samples,
+            (),
+            f" – {titles[name]}",
+            files[name] if len(names) + len(parts) > 1 else "",
+            name,
+            frozenset(row.run for row in report.efficiency if row.model == name),
+            {},
+        )
+        for name in names
+    ]
+
+
 def _label(column: Column) -> str:
     # All methods of a setting have its runs, which the title says.
     return f"{column.method} ({column.run})" if column.run and column.run != column.setting else column.method
