@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +12,13 @@ import pytest
 import torch
 from made_up import Half, Words, go
 
+from lcbench.config.spec import ModelSpec, RunSpec
 from lcbench.engine import outcome
+from lcbench.engine.answer import Answerer
+from lcbench.engine.groups import make_groups
 from lcbench.engine.memory import Limits, measure_limits
+from lcbench.engine.options import Options
+from lcbench.engine.prepare import prepare
 from lcbench.measure.memory import available_bytes
 from lcbench.methods.full import Full
 from lcbench.methods.registry import resolve
@@ -151,3 +157,40 @@ def test_a_run_keeps_the_limits_it_began_with(tmp_path: Path) -> None:
     assert run.batching({"rows": 30, "tokens": 40, "nbytes": 50}) == first == {"rows": 3, "tokens": 4, "nbytes": 5}
     (run.path / "batching.json").write_text("{broken")
     assert run.batching({"rows": 30, "tokens": 40, "nbytes": 50})["rows"] == 30
+
+
+LEAVING = (
+    "full", "snapkv@budget=0.3,window=8", "adakv@budget=0.3,window=8", "adakv@granularity=query,budget=0.3,window=8",
+    "corm@window=8,recent=8", "streamingllm@budget=24", "h2o@budget=24", "tova@budget=24", "cam@budget=24",
+    "kivi@bits=2,residual_length=32", "flexgen", "quest@budget=16,dense_layers=0", "keydiff@budget=0.5",
+    "lighttransfer", "shadowkv", "squeezed-attention", "infllm", "em-llm",
+    "selfextend@group=2,neighbours=16",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_what_a_batch_held_is_given_back_when_it_ends(tmp_path: Path, exact: bool) -> None:
+    """Without the collector of circles, which comes when it likes."""
+    loaded = loaded_tiny()
+    spec = RunSpec(model=ModelSpec(name="tiny"), exact=exact)
+    methods = [resolve(name).bind(loaded.info, tmp_path) for name in LEAVING]
+    sets = prepare(spec, loaded.info, loaded.tokenizer, methods, [(Words(), Words().load(tmp_path))], tmp_path)
+    groups = make_groups(sets, loaded.shape(), Limits(rows=64, tokens=10_000, nbytes=2**40))
+    answerer = Answerer(loaded, sets, Options(exact=exact))
+
+    def held() -> int:
+        tensors = [one for one in gc.get_objects() if isinstance(one, torch.Tensor) and not one.is_meta]
+        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+    for group in groups:
+        for _ in range(2):  # the first makes what stays: constants, rotary tables
+            gc.collect()
+            before = held()
+            gc.disable()
+            try:
+                made = [result.record for result in answerer.run(group)]
+                after = held()
+            finally:
+                gc.enable()
+        assert all(record.ok for record in made), {record.error for record in made}
+        assert after - before < 10_000, [method.id for method in sets[group.set_index].methods]

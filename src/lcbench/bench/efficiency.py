@@ -271,6 +271,8 @@ def run_pass(
         # Rows that decoded together share tensors. Asking each for its own would take them apart, in new memory.
         kv["decode"] = meter.left["decode"] - meter.start - sum(row.untyped_storage().nbytes() for row in rows)
         phases = {name: Phase(most - weights, kv[name]) for name, most in meter.parts.items()}
+    for cache in caches[len(held) :]:
+        cache.let_go()
     unread = 0 if seeing is None else seeing.unread
     return Pass(tuple(firsts), reading.seconds, decoding.seconds, kv_bytes, kv_read, phases, unread)
 

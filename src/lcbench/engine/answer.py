@@ -18,7 +18,7 @@ from lcbench.engine.answer_text import scorer_stop, text_of
 from lcbench.engine.groups import Group
 from lcbench.engine.memory import is_out_of_memory, release
 from lcbench.engine.options import Options
-from lcbench.engine.outcome import Event, Listener, Result, cost_of, sentence
+from lcbench.engine.outcome import Event, Listener, Result, bare, cost_of, sentence
 from lcbench.engine.plan import PromptSet
 from lcbench.engine.reading import Answer, Batch, Reader, sample_seed
 from lcbench.engine.stacked import Generated, Interrupted, Rules, decode_rows
@@ -60,7 +60,7 @@ class Answerer:
         self.events: list[dict[str, Any]] = []
         self._listener: Listener = listener or (lambda event: None)
         self._should_stop = should_stop or (lambda: False)
-        self.reader = Reader(loaded, options, tell=self._reads, ran_out=self._after_failure, room=room)
+        self.reader = Reader(loaded, options, tell=self._reads, ran_out=self._ran_out, room=room)
         self._rules: dict[str, Rules] = {}
         self._plain: tuple[int, Generated] | None = None  # the full cache's answer, while rows are decoded alone
         self._too_big = 0  # rows times tokens of the smallest batch that ran out of memory
@@ -122,8 +122,9 @@ class Answerer:
     def _answers(self, prompts: PromptSet, group: Group, todo: deque[Batch]) -> Iterator[Answer]:
         """Batch after batch; one that fails as a whole is halved and tried again."""
         cuts = dict(zip(group.prompts, group.cuts, strict=True))
+        again: set[Batch] = set()
         while todo:
-            batch = todo.popleft()
+            batch, failure = todo.popleft(), None
             if self._size(prompts, batch) >= self._too_big > 0 and batch.halves():
                 todo.extendleft(reversed(batch.halves()))
                 continue
@@ -136,23 +137,33 @@ class Answerer:
             except Exception as error:
                 if isinstance(error, LcbenchError) and not isinstance(error, SampleError):
                     raise
-                self._after_failure(prompts, batch, error)
-                if batch.halves():
-                    todo.extendleft(reversed(batch.halves()))
-                    continue
-                answers = [Answer(batch.prompts[0], batch.methods[0], sentence(error))]
-            yield from answers
+                failure = bare(error)
+            if failure is None:
+                yield from answers
+                continue
+            poor = is_out_of_memory(failure)
+            if batch.halves():
+                rest, then = batch.halves(), "halved"
+            elif poor and batch not in again:
+                rest, then = [batch], "tried again"
+                again.add(batch)
+            else:
+                rest, then = [], "recorded as an error"
+            self.reader.let_go()
+            if poor:
+                self._ran_out(prompts, batch, then)
+            todo.extendleft(reversed(rest))
+            if not rest:
+                yield Answer(batch.prompts[0], batch.methods[0], sentence(failure))
 
     def _size(self, prompts: PromptSet, batch: Batch) -> int:
         return batch.rows * max(prompts.prompts[p].tokens for p in batch.prompts)
 
-    def _after_failure(self, prompts: PromptSet, batch: Batch, error: Exception) -> None:
-        self.reader.let_go()
-        if not is_out_of_memory(error):
-            return
+    def _ran_out(self, prompts: PromptSet, batch: Batch, then: str) -> None:
+        """Give memory back after it ran out, and note what becomes of the batch."""
         self.reader.beginnings.clear()
         release(self.loaded.shape().device)
-        if batch.rows > 1:
+        if then == "halved":
             size = self._size(prompts, batch)
             self._too_big = min(self._too_big or size, size)
         self.events.append(
@@ -161,7 +172,7 @@ class Answerer:
                 "task": prompts.task.id,
                 "samples": [prompts.prompts[p].row.id for p in batch.prompts],
                 "methods": [prompts.methods[m].id for m in batch.methods],
-                "then": "halved" if batch.rows > 1 else "recorded as an error",
+                "then": then,
             }
         )
 
@@ -178,6 +189,8 @@ class Answerer:
                 answers += self.reader.read(prompts, p, batch, cuts[p])
             self._decode(prompts, answers)
         for answer in answers:
+            if answer.cache is not None:
+                answer.cache.let_go()
             answer.cache = answer.logits = None
             answer.seconds |= {"halved": batch.halved, **learned}
         return answers

@@ -79,6 +79,15 @@ def sentence(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(text.split())}"[:500]
 
 
+def bare(error: Exception) -> Exception:
+    """The error without its traceback and those of its causes: their frames hold what was made before it."""
+    link: BaseException | None = error
+    while link is not None and link.__traceback__ is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
+
+
 def ends_the_run(error: Exception) -> bool:
     """Errors about the run, not about one sample: they are not recorded, they stop it."""
     return isinstance(error, Interrupted) or (isinstance(error, LcbenchError) and not isinstance(error, SampleError))

@@ -13,7 +13,7 @@ from lcbench.engine.ahead import Ahead
 from lcbench.engine.generate import chosen_tokens, empty_cache, prefill, read_on
 from lcbench.engine.memory import is_out_of_memory
 from lcbench.engine.options import Options
-from lcbench.engine.outcome import ends_the_run, sentence
+from lcbench.engine.outcome import bare, ends_the_run, sentence
 from lcbench.engine.plan import PreparedPrompt, PromptSet
 from lcbench.engine.prefix import Beginnings
 from lcbench.engine.stacked import Generated
@@ -87,7 +87,8 @@ class Reader:
 
     Args:
         tell: told the set, the prompt and the method ("" for a shared prefill) before one is read.
-        ran_out: told of a batch that ran out of memory where that concerns its own rows alone.
+        ran_out: told of a batch whose only prompt could not be read for want of memory, and what becomes of it; to give
+            memory back.
         room: bytes that shared beginnings may take.
 
     Attributes:
@@ -100,7 +101,7 @@ class Reader:
         options: Options,
         *,
         tell: Callable[[PromptSet, int, str], None],
-        ran_out: Callable[[PromptSet, Batch, Exception], None],
+        ran_out: Callable[[PromptSet, Batch, str], None],
         room: int,
     ) -> None:
         self.loaded, self.options, self.hold = loaded, options, False
@@ -137,15 +138,19 @@ class Reader:
         prompt = prompts.prompts[p]
         if prompt.error is not None:
             return [Answer(p, m, prompt.error) for m in batch.methods]
-        try:
-            record, seconds = self._prefill(prompts, p, batch, cuts)
-        except Exception as error:
-            alone = len(batch.prompts) == 1
-            if ends_the_run(error) or (is_out_of_memory(error) and not alone):
-                raise
-            if is_out_of_memory(error):
-                self._ran_out(prompts, replace(batch, methods=batch.methods[:1]), error)
-            return [Answer(p, m, sentence(error)) for m in batch.methods]
+        for attempt in ("first", "last"):
+            try:
+                record, seconds = self._prefill(prompts, p, batch, cuts)
+                break
+            except Exception as error:
+                poor, alone = is_out_of_memory(error), len(batch.prompts) == 1
+                if ends_the_run(error) or (poor and not alone):
+                    raise
+                failure = bare(error)
+            if poor:  # fewer methods would not help
+                self._ran_out(prompts, batch, "tried again" if attempt == "first" else "recorded as an error")
+            if not poor or attempt == "last":
+                return [Answer(p, m, sentence(failure)) for m in batch.methods]
         answers = [self._compress(prompts, p, m, record, seconds, batch) for m in batch.methods]
         good = [a for a in answers if a.cache is not None]
         plain = [a for a in good if a.plain]
@@ -197,10 +202,8 @@ class Reader:
             with Stopwatch(self.loaded.info.device) as compressing:
                 cache = method.compress(record)
         except Exception as error:
-            if ends_the_run(error) or (is_out_of_memory(error) and batch.rows > 1):
+            if ends_the_run(error) or is_out_of_memory(error):
                 raise
-            if is_out_of_memory(error):
-                self._ran_out(prompts, batch, error)
             answer.problem = sentence(error)
             return answer
         answer.plain = prompts.shared and is_untouched(cache, record, prompt.tokens + prompts.max_new_tokens)

@@ -71,4 +71,5 @@ def answer_one(
             held = method.logical_nbytes(shape, record.length)
         kept = cache.entries
         generated = decode_rows(loaded, [cache], record.logits[None], rules)[0]
+        cache.let_go()
     return Answered(generated, kept, held, shape.full_bytes(len(ids)))

@@ -50,6 +50,11 @@ class KVCache:
         """An independent copy (frozen tensors shared)."""
         return KVCache([layer.fork() for layer in self.layers])
 
+    def let_go(self) -> None:
+        """Give the memory back at once; the cache is not used any more (see `LayerKV.let_go`)."""
+        for layer in self.layers:
+            layer.let_go()
+
 
 def storage_nbytes(caches: Iterable[KVCache]) -> int:
     """Bytes of the memory behind every tensor of several caches, each storage once: what forks share counts once."""

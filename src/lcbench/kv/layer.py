@@ -66,6 +66,11 @@ class LayerKV(ABC):
             outputs.append(store.attend(query[row], rule))
         return outputs[0][None] if len(outputs) == 1 else torch.stack(outputs)
 
+    def let_go(self) -> None:
+        """Forget everything; the store is not used any more. Rows that were decoded together and the tensors they share
+        refer to each other, and would stay in memory until Python happens to look for such circles."""
+        vars(self).clear()
+
     @abstractmethod
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor the method needs between steps: keys, values, codes, scales, indices, statistics.

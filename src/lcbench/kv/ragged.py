@@ -108,6 +108,11 @@ class RaggedLayer(LayerKV):
         if all(head.stack is not None for head in self._stacked):
             self.key, self.value, self.tail = self.key[:0].clone(), self.value[:0].clone(), None
 
+    def let_go(self) -> None:
+        for head in self._stacked:
+            vars(head).clear()
+        super().let_go()
+
     @property
     def heads(self) -> int:
         """KV heads stored; the model's H where a method keeps one copy a query head."""

@@ -10,6 +10,7 @@ What asks a layer for its tensors makes it leave its stack (`DenseStack.give_bac
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -215,7 +216,7 @@ class Plan:
     """
 
     def __init__(self, rows: Sequence[Stackable], rule: AttentionRule, device: torch.device) -> None:
-        self.rows = list(rows)
+        self._rows = [weakref.ref(row) for row in rows]  # one of them holds the plan
         self.alone = [i for i, row in enumerate(rows) if not row.may_stack(rule)]
         for i in self.alone:
             leave(rows[i])
@@ -237,14 +238,14 @@ class Plan:
     def serves(self, rows: Sequence[Stackable]) -> bool:
         """Whether these are the rows it was made for, none of which has left since."""
         return (
-            len(rows) == len(self.rows)
-            and all(a is b for a, b in zip(rows, self.rows, strict=True))
+            len(rows) == len(self._rows)
+            and all(row is known() for row, known in zip(rows, self._rows, strict=True))
             and all(len(stack.rows) == size for (stack, _), size in zip(self.stacks, self.sizes, strict=True))
             and (self._limit is None or all(row.seen < self._limit for row in rows))
         )
 
-    def step(self, query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
-        """As `attend`."""
+    def step(self, rows: Sequence[Stackable], query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> Tensor:
+        """As `attend`, for the rows that the plan `serves`."""
         if len(self.stacks) == 1 and self.stacks[0][1] is None:
             return self.stacks[0][0].step(query, key, value, rule)
         out = torch.empty(*query.shape[:3], value.shape[-1], dtype=query.dtype, device=query.device)
@@ -252,7 +253,7 @@ class Plan:
             assert order is not None, "a stack in the rows' order is the only one"
             out[order] = stack.step(query[order], key[order], value[order], rule)
         for i in self.alone:
-            out[i] = self.rows[i].attend_alone(query[i], key[i], value[i], rule)
+            out[i] = rows[i].attend_alone(query[i], key[i], value[i], rule)
         return out
 
 
@@ -268,7 +269,7 @@ def attend(rows: Sequence[Stackable], query: Tensor, key: Tensor, value: Tensor,
     plan = rows[0].plan
     if plan is None or not plan.serves(rows):
         plan = rows[0].plan = Plan(rows, rule, query.device)
-    return plan.step(query, key, value, rule)
+    return plan.step(rows, query, key, value, rule)
 
 
 def leave(row: Stackable) -> None:
