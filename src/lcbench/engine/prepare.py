@@ -168,13 +168,14 @@ class _Texts:
     """What all sets of a task have in common: its prompts as text, and what has become of them.
 
     Attributes:
-        made: prompts by row, text and whether they may be cut, then by window.
+        made: prompts by row, text and whether they may be cut, then by window; with each whether greater windows have
+            the same.
     """
 
     def __init__(self, task: Task, home: Path, *, bare: bool) -> None:
         self.task, self._home, self._bare = task, home, bare
         self.answer_tokens = task.answer_tokens(home)
-        self.made: dict[tuple[str, str, bool], dict[int | None, PreparedPrompt | None]] = {}
+        self.made: dict[tuple[str, str, bool], dict[int | None, tuple[PreparedPrompt | None, bool]]] = {}
         self._of: dict[str, tuple[Row, Prompt]] = {}
         self._digests: dict[tuple[int, ...], str] = {}
 
@@ -257,14 +258,15 @@ class _PromptMaker:
         if self.window not in known:
             question = self._question_of(prompt.question_start)
             known[self.window] = self._fits_less(known) or self._prepared(row, prompt.text, question, cuts)
-        return known[self.window]
+        return known[self.window][0]
 
-    def _fits_less(self, known: Mapping[int | None, PreparedPrompt | None]) -> PreparedPrompt | None:
-        """The prompt as it is where a smaller window takes all of it."""
-        for window, made in known.items():
-            smaller = window is not None and (self.window is None or window < self.window)
-            if smaller and made is not None and made.error is None and made.truncated_from is None:
-                return made
+    def _fits_less(
+        self, known: Mapping[int | None, tuple[PreparedPrompt | None, bool]]
+    ) -> tuple[PreparedPrompt | None, bool] | None:
+        """The prompt as a smaller window has it that cuts nothing of it."""
+        for window, (made, free) in known.items():
+            if free and window is not None and (self.window is None or window < self.window):
+                return made, True
         return None
 
     def _rewritten(self, row: Row, prompt: Prompt, rewriter: PromptTransform) -> PreparedPrompt | None:
@@ -296,22 +298,30 @@ class _PromptMaker:
             )
         return start
 
-    def _prepared(self, row: Row, text: str, question: int | None, cuts: bool) -> PreparedPrompt | None:
+    def _prepared(self, row: Row, text: str, question: int | None, cuts: bool) -> tuple[PreparedPrompt | None, bool]:
+        """The prompt, and whether it would be the same with a greater window."""
         try:
             fitted = self._fit(text, question) if cuts else self._whole(text)
             self._keep_sample(text if fitted.text is None else fitted.text)
         except SampleError as error:
             self._keep_sample(text)
             if self.spec.over_length == "skip":
-                return None
-            return PreparedPrompt(row, (), len(self._finish(text)), error=error.message)
-        ids = array("q", fitted.ids)
+                return None, False
+            return PreparedPrompt(row, (), len(self._finish(text)), error=error.message), False
+        ids, free = array("q", fitted.ids), self._is_free(fitted)
         if question is None:
-            return PreparedPrompt(row, ids, len(ids), fitted.truncated_from)
+            return PreparedPrompt(row, ids, len(ids), fitted.truncated_from), free
         asked = self._question_tokens(text, question, fitted)
         if not 0 < asked < len(ids):
-            return PreparedPrompt(row, (), len(ids), fitted.truncated_from, _NO_BORDER)
-        return PreparedPrompt(row, ids, len(ids), fitted.truncated_from, question_tokens=asked)
+            return PreparedPrompt(row, (), len(ids), fitted.truncated_from, _NO_BORDER), free
+        return PreparedPrompt(row, ids, len(ids), fitted.truncated_from, question_tokens=asked), free
+
+    def _is_free(self, fitted: Fitted) -> bool:
+        """Whether the window had no part in a prompt: all of it is there, or the user's limit alone cut it."""
+        if not fitted.cut or self.window is None:
+            return not fitted.cut
+        by_user = self.spec.max_input_tokens is not None and not fitted.shrunk
+        return by_user and (fitted.max_length or self.window) < self.window - self.answer_tokens
 
     def _keep_sample(self, text: str) -> None:
         """The ends of the first prompt, as it is fed: cut (its ends are left by cutting ids) and in its chat format."""
