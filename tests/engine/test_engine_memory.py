@@ -104,6 +104,37 @@ def test_a_prompt_that_does_not_fit_is_an_error_and_the_run_goes_on(tmp_path: Pa
     assert (again.failed, again.written) == (0, outcome.failed)
 
 
+def test_a_prompt_that_does_not_fit_is_tried_twice_whatever_waits_for_it(tmp_path: Path) -> None:
+    loaded = loaded_tiny()
+    methods = [Full(), Half(), resolve("knorm@budget=0.5")]
+    longest = max(
+        len(loaded.tokenizer(Words().prompt(row, tmp_path).text)["input_ids"]) for row in Words().load(tmp_path).rows
+    )
+    with small_memory(lambda rows, tokens: tokens < longest) as failed:
+        outcome, run = go(loaded, tmp_path / "run", methods, limits=Limits(rows=1, tokens=1, nbytes=1))  # waves of one
+    assert outcome.failed == 3
+    assert failed == [(1, longest)] * 2
+    assert [event["then"] for event in run.events()] == ["tried again", "recorded as an error"]
+
+
+def test_what_fails_once_for_want_of_memory_is_tried_again(tmp_path: Path) -> None:
+    loaded, left = loaded_tiny(), [1]
+    _, plain = go(loaded, tmp_path / "plain", [Full()])
+
+    def fits(rows: int, tokens: int) -> bool:
+        if tokens > 1 or not left:
+            return True
+        left.pop()
+        return False
+
+    with small_memory(fits) as failed:
+        outcome, run = go(loaded, tmp_path / "run", [Full()], limits=Limits(rows=1, tokens=1, nbytes=2**40))
+    assert failed == [(1, 1)]
+    assert (outcome.failed, outcome.halved) == (0, 0)
+    assert [event["then"] for event in run.events()] == ["tried again"]
+    assert run.predictions_path("full", "words").read_bytes() == plain.predictions_path("full", "words").read_bytes()
+
+
 def test_a_single_answer_that_does_not_fit_is_an_error(tmp_path: Path) -> None:
     """Compressing one method alone fails: its neighbours are answered."""
 

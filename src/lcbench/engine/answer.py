@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from datetime import datetime, timezone
 from typing import Any, Literal
 
 import torch
@@ -79,6 +80,7 @@ class Answerer:
             wanted: (prompt, method) indices whose results are asked for; None for all.
         """
         prompts = self.sets[group.set_index]
+        self.reader.hopeless.clear()
         every = [(p, m) for p in group.prompts for m in range(len(prompts.methods))]
         order = deque(pair for pair in every if wanted is None or pair in wanted)
         batches = self._batches(prompts, group, set(order))
@@ -168,6 +170,7 @@ class Answerer:
             self._too_big = min(self._too_big or size, size)
         self.events.append(
             {
+                "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 "event": "out_of_memory",
                 "task": prompts.task.id,
                 "samples": [prompts.prompts[p].row.id for p in batch.prompts],

@@ -78,11 +78,15 @@ class Loaded:
         """Tell everything that becomes of a group, ``done`` last."""
         self._answerer.prepare(item.group, item.following)
         for result in self._answerer.run(item.group, item.wanted):
+            self._log()
             self.tell(("result", result))
+        self._log()
+        self.tell(("done", None))
+
+    def _log(self) -> None:
         if self._answerer.events:
             self.tell(("log", list(self._answerer.events)))
             self._answerer.events.clear()
-        self.tell(("done", None))
 
 
 def packed(error: LcbenchError) -> Message:

@@ -93,6 +93,8 @@ class Reader:
 
     Attributes:
         hold: keep what was read of a prompt until the next one comes, for further batches with it.
+        hopeless: prompts that could not be read with all memory given back, and why; further methods do not try again
+            until it is cleared.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class Reader:
         room: int,
     ) -> None:
         self.loaded, self.options, self.hold = loaded, options, False
+        self.hopeless: dict[tuple[int, int], str] = {}
         self.beginnings = Beginnings(room)
         self._tell, self._ran_out = tell, ran_out
         self._ahead = Ahead(loaded.shape().device)
@@ -138,6 +141,8 @@ class Reader:
         prompt = prompts.prompts[p]
         if prompt.error is not None:
             return [Answer(p, m, prompt.error) for m in batch.methods]
+        if prompts.shared and (id(prompts), p) in self.hopeless:
+            return [Answer(p, m, self.hopeless[id(prompts), p]) for m in batch.methods]
         for attempt in ("first", "last"):
             try:
                 record, seconds = self._prefill(prompts, p, batch, cuts)
@@ -149,6 +154,8 @@ class Reader:
                 failure = bare(error)
             if poor:  # fewer methods would not help
                 self._ran_out(prompts, batch, "tried again" if attempt == "first" else "recorded as an error")
+            if attempt == "last":
+                self.hopeless[id(prompts), p] = sentence(failure)
             if not poor or attempt == "last":
                 return [Answer(p, m, sentence(failure)) for m in batch.methods]
         answers = [self._compress(prompts, p, m, record, seconds, batch) for m in batch.methods]

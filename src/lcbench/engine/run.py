@@ -166,6 +166,7 @@ def execute(
         answerer.prepare(item.group, None if following is None else following.group)
         made = 0
         for result in answerer.run(item.group, item.wanted):
+            writer.log(answerer.events)
             writer.put(item.group.index, result)
             made += 1
         writer.log(answerer.events)
