@@ -32,7 +32,9 @@ def test_an_architecture_has_the_published_size(name: str) -> None:
     assert info.parameters / 1e9 == pytest.approx(billions, abs=0.005)
     assert [info.layers, info.heads, info.kv_heads, info.head_dim] == shape
     assert info.weight_bytes == 2 * info.parameters
-    assert (info.source, info.identity) == ("random", "")
+    assert info.source == "random"
+    assert len(info.identity) == 64  # of the config and the seed: other weights are another model
+    assert info.identity != describe_random(ModelSpec(name=name, dtype="bfloat16"), seed=1).identity
 
 
 def test_every_architecture_that_ships_is_known() -> None:

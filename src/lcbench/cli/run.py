@@ -165,7 +165,8 @@ def run(
         None,
         "--group-memory",
         metavar="8GiB",
-        help="Memory for what is answered together. Default: by what is free when the run begins.",
+        help="Memory for what is answered together. Default: by what is free when the run begins, within the limits of "
+        "a container, a batch system or ulimit.",
         rich_help_panel="Model",
     ),
     base_url: str | None = typer.Option(
