@@ -88,7 +88,7 @@ class Size:
     lengths: tuple[int, ...]
 
 
-FULL_SIZE = Size(rows=4, repeats=2, methods=(1, 4, 12, 24), lengths=(1000, 2000, 4000, 8000))
+FULL_SIZE = Size(rows=2, repeats=2, methods=(1, 4, 12, 24), lengths=(1000, 2000, 4000, 8000))
 QUICK = Size(rows=1, repeats=1, methods=(1, 4, 12), lengths=(500, 1000, 2000))
 
 
@@ -161,10 +161,18 @@ def counted(count: int, noun: str) -> str:
 
 
 def sweep(bench: Bench) -> list[str]:
-    """Figure 1: twelve methods in one run, against `full` alone and against twelve runs."""
-    together = bench.prompts(TWELVE)
-    alone = {name: bench.prompts([name]) for name in TWELVE}
+    """Figure 1: twelve methods in one run, against `full` alone and against twelve runs; with so many rows, and with
+    twice as many."""
     bench.answers(bench.prompts(["full"], rows=1, tokens=300))
+    lines = ["## One run of twelve methods\n", f"{', '.join(TWELVE)}; rows of qasper at {TOKENS:,} tokens.\n"]
+    for rows in (bench.size.rows, 2 * bench.size.rows):
+        lines += _sweep(bench, rows)
+    return lines
+
+
+def _sweep(bench: Bench, rows: int) -> list[str]:
+    together = bench.prompts(TWELVE, rows=rows)
+    alone = {name: bench.prompts([name], rows=rows) for name in TWELVE}
     made: list[Result] = []
     pair: dict[str, Callable[[], Any]] = {
         "full": lambda: bench.answers(alone["full"]),
@@ -176,10 +184,8 @@ def sweep(bench: Bench) -> list[str]:
     single = sum((times[name] for name in others), full)
     several = "the twelve one after another, each in a run of its own"
     tokens = sum(result.record.new_tokens for result in made) // bench.size.repeats
-    rows = len(together[0].prompts)
     return [
-        "## One run of twelve methods\n",
-        f"{counted(rows, 'row')} of qasper at {TOKENS:,} tokens, {tokens} answer tokens in all: {', '.join(TWELVE)}.\n",
+        f"{counted(len(together[0].prompts), 'row')}, {tokens} answer tokens in all:\n",
         "| | seconds | processor | ratio of seconds | of processor |",
         "|---|---:|---:|---:|---:|",
         f"| the sweep: twelve methods together | {every} | | |",
@@ -394,7 +400,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one row, small grids: does the script work?")
     parser.add_argument("--part", default=",".join(PARTS), help="of " + ", ".join(PARTS))
-    parser.add_argument("--rows", type=int, help="rows of qasper (4)")
+    parser.add_argument("--rows", type=int, help="rows of qasper (2)")
     parser.add_argument("--device", default="cpu", help="cpu, in float32, or cuda:0, in bfloat16")
     parser.add_argument("--write", action="store_true", help="into docs/benchmarks/engine.md, or engine-gpu.md")
     options = parser.parse_args()
