@@ -33,7 +33,7 @@ from lcbench.engine.answer import Answerer
 from lcbench.engine.answer_text import text_of
 from lcbench.engine.generate import prefill
 from lcbench.engine.groups import make_groups
-from lcbench.engine.memory import Limits, measure_limits
+from lcbench.engine.memory import Limits, measure_limits, release
 from lcbench.engine.options import Options
 from lcbench.engine.outcome import Result
 from lcbench.engine.plan import PromptSet
@@ -333,7 +333,7 @@ def memory(bench: Bench) -> list[str]:
     """Figure 5: the sweep's peak against what the byte model had predicted for its largest group."""
     sets = bench.prompts(TWELVE)
     groups = make_groups(sets, bench.loaded.shape(), bench.limits)
-    gc.collect()
+    release(bench.loaded.shape().device)  # else what earlier parts have taken and freed would be taken again unseen
     with PeakMemory(bench.loaded.info.device) as peak:
         bench.answers(sets)
     taken, predicted = peak.bytes - peak.start_bytes, groups[0].nbytes
