@@ -367,3 +367,19 @@ class _Ended:
 
     def is_alive(self) -> bool:
         return False
+
+
+def test_more_workers_than_groups_are_told(folder: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:
+    words = [
+        "run",
+        "--model",
+        folder,
+        "--method",
+        "full",
+        "--task",
+        "passkey@lengths=20,depths=2,repeats=1,max_new_tokens=2",
+    ]
+    done = cli(*words, "--out", tmp_path / "run", "--workers", "2")
+    assert done.code == 0, done.err
+    assert "2 workers were asked for; what is to do is 1 group of prompts" in done.err
+    assert "--group-memory" in done.err

@@ -394,4 +394,10 @@ class Running(OpenRun):
         devices = self.devices[: len(self.todo)]
         if self.session.cluster is not None:
             return Actors(self.session.cluster)
+        if len(devices) < len(self.devices):
+            groups = "group" if len(self.todo) == 1 else "groups"
+            self.session.say(
+                f"{len(self.devices)} workers were asked for; what is to do is {len(self.todo)} {groups} of prompts, one "
+                "a worker. A smaller --group-memory makes more of them."
+            )
         return Processes(devices) if len(devices) > 1 else None
