@@ -397,7 +397,7 @@ class Running(OpenRun):
         if len(devices) < len(self.devices):
             groups = "group" if len(self.todo) == 1 else "groups"
             self.session.say(
-                f"{len(self.devices)} workers were asked for; what is to do is {len(self.todo)} {groups} of prompts, one "
-                "a worker. A smaller --group-memory makes more of them."
+                f"{len(self.devices)} workers were asked for; what is to do is {len(self.todo)} {groups} of prompts, "
+                "one a worker. A smaller --group-memory makes more of them."
             )
         return Processes(devices) if len(devices) > 1 else None
