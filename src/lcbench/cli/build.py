@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import typer
@@ -14,14 +13,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lcbench.cli.build_bars import Bars
 from lcbench.cli.least import at_least
 from lcbench.config.home import home as lcbench_home
 from lcbench.config.spec import default_model
 from lcbench.errors import BadValue, CorruptFile, DataMissing, UnknownName, UsageError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
     from lcbench.tasks.hundred.build import Order
     from lcbench.tasks.hundred.counting import TokenCounter
     from lcbench.tasks.hundred.pools import Material
@@ -207,7 +205,7 @@ def _build(order: Order, source: _Source, overwrite: bool, console: Console, qui
     workshop.check_free(overwrite=overwrite)
     made: list[Built] = []
     failed: list[DataMissing] = []
-    with _Bars(console, quiet) as bars:
+    with Bars(console, quiet) as bars:
         for task, length in order.files():
             try:
                 made.append(workshop.make(task, length, bars.progress))
@@ -301,7 +299,7 @@ def _verify(
         raise UsageError(f"The build '{name}' was made from a folder of yours.", "Give that folder with --custom DIR.")
     if own_counter:
         source.count_with(recipes[0].counter)
-    with _Bars(console, quiet) as bars:
+    with Bars(console, quiet) as bars:
         material, counter = source.open([recipe.task for recipe in recipes], recipes[0].mode)
         for recipe in recipes:
             workshop = Workshop(_order_of([recipe], name, jobs), material, counter, lcbench_home())
@@ -382,43 +380,3 @@ def _show(made: Sequence[Built]) -> None:
             "; ".join(filter(None, (faults, off))) or "none known",
         )  # fmt: skip
     Console(highlight=False).print(table)
-
-
-class _Bars:
-    """A progress bar on a terminal; elsewhere one line a file."""
-
-    def __init__(self, console: Console, quiet: bool) -> None:
-        self._console, self._quiet = console, quiet
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
-        self._name = ""
-
-    def __enter__(self) -> _Bars:
-        if self._console.is_terminal and not self._quiet:
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-            self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                console=self._console, transient=True,
-            )  # fmt: skip
-            self._bar.start()
-        return self
-
-    def progress(self, name: str, done: int, total: int) -> None:
-        """Take the state of one file."""
-        if self._bar is not None:
-            if name != self._name:
-                if self._task is not None:
-                    self._bar.remove_task(self._task)
-                self._task = self._bar.add_task(escape(name), total=total)
-            assert self._task is not None
-            self._bar.update(self._task, completed=done, total=total)
-        elif name != self._name and not self._quiet:
-            self._console.print(escape(f"{name}: {total} contexts"))
-        self._name = name
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
